@@ -1,0 +1,50 @@
+"""The curves of a run as one picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from zoo.pictures import plot_curves
+
+
+class CurvePlotter(Callback):
+    """Plots everything in metrics.csv to curves.png in the run's folder, after each validation and at the end.
+
+    For any LightningModule, with Lightning's CSVLogger. Floors and optima (`x_floor`, `x_optimum`) are dashed lines.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._plot(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._plot(trainer)
+
+    def _plot(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                metrics = read_metrics(Path(logger.log_dir) / "metrics.csv")
+                if metrics:
+                    # The one file that is renewed on purpose: it shows the run as far as it has come.
+                    Image.fromarray(plot_curves(metrics)).save(Path(logger.log_dir) / "curves.png")
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Reads CSVLogger's file: for each metric the points (step, value), what is not finite left out."""
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    if not path.is_file():
+        return metrics
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, text in row.items():
+                if name in ("step", "epoch") or not text or not math.isfinite(value := float(text)):
+                    continue
+                metrics.setdefault(name, []).append((int(row["step"]), value))
+    return metrics

@@ -1,0 +1,155 @@
+"""Has the game ended where theory says it ends? p_G = p_data, D = 1/2, V = -log 4, measured against their floors.
+
+That D is near 1/2 and V near -log 4 is necessary, not sufficient: a discriminator that has learned nothing shows the
+same. So the samples are compared with the data directly, too: by the Wasserstein distance, and by a classifier
+two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545), in which a fresh classifier tries to tell them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.metrics import SlicedWasserstein
+from zoo.pictures import draw, new_figure, save_png
+
+
+def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
+    """Accuracy on held-out halves of a classifier trained to tell two clouds of points apart; 1/2 if it cannot.
+
+    Args:
+        x: (N, D).
+        y: (N, D).
+        seed: of the halves and of the classifier, an MLP of scikit-learn with early stopping.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    points = torch.cat([x, y]).cpu().double().numpy()
+    labels = np.repeat([0, 1], [len(x), len(y)])
+    order = np.random.default_rng(seed).permutation(len(points))
+    half = len(points) // 2
+    fit, held_out = order[:half], order[half:]
+    spread = points[fit].std(axis=0) + 1e-12
+    points = (points - points[fit].mean(axis=0)) / spread
+    classifier = MLPClassifier((64, 64), early_stopping=True, n_iter_no_change=10, max_iter=200, random_state=seed)
+    return float(classifier.fit(points[fit], labels[fit]).score(points[held_out], labels[held_out]))
+
+
+class EquilibriumReport(Callback):
+    """At the end of training, compares a GAN on known points with the equilibrium of theory.
+
+    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table, and logs `theory/...`. For a
+    LightningModule with `sample(n, generator=...)` and `discriminator(x) -> logits`, on a data module with
+    `sample_points(n, generator)`, as `Points` has.
+
+    Args:
+        n: samples, and as many points of data, in each comparison.
+        seed: of the samples and of the data.
+    """
+
+    def __init__(self, n: int = 10_000, seed: int = 0) -> None:
+        if n < 100:
+            raise UserError(f"EquilibriumReport needs n of at least 100, not {n}")
+        self.n = n
+        self.seed = seed
+        self._folder: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(getattr(trainer, "datamodule", None), "sample_points"):
+            raise UserError("EquilibriumReport needs data from a known distribution: take Points")
+        if not hasattr(pl_module, "discriminator"):
+            raise UserError(f"EquilibriumReport needs a model with a discriminator, not {type(pl_module).__name__}")
+        log_dir = trainer.log_dir
+        self._folder = Path(log_dir) if log_dir and trainer.loggers and not trainer.fast_dev_run else None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows = self.measure(pl_module, data)
+        rank_zero_info(_table(rows))
+        values = {f"theory/{name}": row["measured"] for name, row in rows.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        if self._folder is not None:
+            (self._folder / "equilibrium.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            if len(data.input_shape) == 1 and data.input_shape[0] == 1:
+                self._plot(self._folder / "equilibrium.png", pl_module, data)
+
+    def measure(self, model: Any, data: Any) -> dict[str, dict[str, float]]:
+        """For each quantity what was measured, what theory says, and the floor that a perfect generator would show."""
+        noise = torch.Generator().manual_seed(self.seed)
+        first, second = (data.sample_points(self.n, noise) for _ in range(2))
+        samples = model.sample(self.n, generator=noise).cpu()
+        logits = [_logits(model, points) for points in (first, samples)]
+        real, fake = (x - offset(model, *logits) for x in logits)
+        d_real, d_fake = real.sigmoid().mean().item(), fake.sigmoid().mean().item()
+        value = (torch.nn.functional.logsigmoid(real).mean() + torch.nn.functional.logsigmoid(-fake).mean()).item()
+        standard_error = 0.5 / math.sqrt(self.n)
+        return {
+            "value": {"measured": value, "theory": -math.log(4), "floor": 0.0},
+            "d_real": {"measured": d_real, "theory": 0.5, "floor": 0.0},
+            "d_fake": {"measured": d_fake, "theory": 0.5, "floor": 0.0},
+            "wasserstein_1": {
+                "measured": _wasserstein(first, samples),
+                "theory": 0.0,
+                "floor": _wasserstein(first, second),
+            },
+            "two_sample_accuracy": {
+                "measured": two_sample_accuracy(first, samples, self.seed),
+                "theory": 0.5,
+                "floor": two_sample_accuracy(first, second, self.seed),
+                "standard_error": standard_error,
+            },
+        }
+
+    def _plot(self, path: Path, model: Any, data: Any) -> None:
+        samples = model.sample(self.n, generator=torch.Generator().manual_seed(self.seed)).cpu()
+        points = data.sample_points(self.n, torch.Generator().manual_seed(self.seed))
+        x = torch.linspace(points.min().item(), points.max().item(), 400).unsqueeze(1)
+        figure, (left, right) = new_figure(2, size=3.6)
+        left.hist(samples.flatten().numpy(), bins=120, density=True, color="tab:red", alpha=0.5, label="samples")
+        left.plot(x, data.log_prob(x).exp(), color="black", label="p_data")
+        left.set(title="density", xlabel="x", xlim=(x.min(), x.max()))
+        left.legend(fontsize="small")
+        shift = offset(model, _logits(model, points), _logits(model, samples))
+        right.plot(x, (_logits(model, x) - shift).sigmoid(), color="tab:blue", label="D(x)")
+        right.axhline(0.5, color="black", linestyle="--", label="1/2")
+        right.set(title="discriminator", xlabel="x", ylim=(0, 1), xlim=(x.min(), x.max()))
+        right.legend(fontsize="small")
+        save_png(path, draw(figure))
+
+
+def _logits(model: Any, points: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.discriminator(points.to(model.device)).float().cpu()
+
+
+def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The free constant in the logits of the relativistic game, which sees differences only; 0 for the others."""
+    free = getattr(model, "loss_name", None) == "relativistic"
+    return torch.cat([real_logits, fake_logits]).mean() if free else torch.zeros(())
+
+
+def _wasserstein(x: Tensor, y: Tensor) -> float:
+    metric = SlicedWasserstein(x.shape[1])
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    return metric.compute().item()
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'':<22}{'measured':>10}{'theory':>10}{'floor':>10}"]
+    for name, row in rows.items():
+        floor = f"{row['floor']:>10.4f}" if row["floor"] else ""
+        lines.append(f"{name:<22}{row['measured']:>10.4f}{row['theory']:>10.4f}{floor}")
+    return "\n".join(lines)

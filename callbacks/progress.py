@@ -1,0 +1,28 @@
+"""A progress bar that says what matters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class ShortProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with the true number of epochs, short names of metrics, and no version hash.
+
+    Where a run's length is given by `max_steps` alone, Lightning's own bar shows "Epoch 3/-2".
+    """
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        trainer = self.trainer
+        epochs: float = trainer.max_epochs or -1
+        if epochs == -1 and trainer.max_steps > 0 and trainer.num_training_batches:
+            epochs = math.ceil(trainer.max_steps / trainer.num_training_batches)
+        return f"Epoch {current_epoch + 1}/{epochs}" if epochs > 0 else f"Epoch {current_epoch + 1}"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}

@@ -1,0 +1,91 @@
+"""Pictures of what a generative model can do, over the course of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from zoo.errors import UserError
+from zoo.pictures import Picture, picture_of, save_gif, save_png
+
+
+class SampleLogger(Callback):
+    """Draws samples from the same noise again and again, to disk and to Weights & Biases.
+
+    For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1] or
+    points (n, D). The pictures lie in `samples/` in the run's folder: one for each time, and at the end a film of
+    all of them. Training is not disturbed: the random numbers are the callback's own.
+
+    Args:
+        n: samples in a picture. A conditional model draws its classes in turn, one in a column.
+        every_n_steps: optimizer steps from one picture to the next; there is always one before training and one
+            after it.
+        seed: of the noise.
+        film: make the film.
+    """
+
+    def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, film: bool = True) -> None:
+        if n < 1 or every_n_steps < 1:
+            raise UserError(f"SampleLogger needs n and every_n_steps of at least 1, not {n} and {every_n_steps}")
+        self.n = n
+        self.every_n_steps = every_n_steps
+        self.seed = seed
+        self.film = film
+        self._folder: Path | None = None
+        self._last_step = -1
+        self._frames: list[Picture] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not callable(getattr(pl_module, "sample", None)):
+            raise UserError(f"SampleLogger needs a model with a method sample; {type(pl_module).__name__} has none")
+        # On every rank, since Lightning agrees on the folder by a broadcast.
+        log_dir = trainer.log_dir
+        if log_dir is None or not trainer.loggers:
+            rank_zero_warn("SampleLogger writes no pictures: the Trainer has no logger, so there is no folder for them")
+        elif not trainer.fast_dev_run:
+            self._folder = Path(log_dir) / "samples"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+        if self.film and self._folder and len(self._frames) > 1 and trainer.is_global_zero:
+            save_gif(_unused(self._folder / "film.gif"), [*self._frames, *[self._frames[-1]] * 4], seconds=0.25)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or self._folder is None or step == self._last_step:
+            return
+        self._last_step = step
+        model: Any = pl_module
+        classes = model.num_classes if getattr(model, "conditional", False) else 0
+        labels = torch.arange(self.n) % classes if classes else None
+        samples = model.sample(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
+        reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
+        data = reference(2000) if reference and samples.ndim == 2 else None
+        picture = picture_of(samples, columns=classes or None, data=data)
+        save_png(_unused(self._folder / f"step_{step:07d}.png"), picture)
+        self._frames.append(picture)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("samples", [picture], step=step)
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one beside it with a number, so that nothing is overwritten where a run is taken up again."""
+    number, candidate = 1, path
+    while candidate.exists():
+        candidate = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return candidate

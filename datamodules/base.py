@@ -1,0 +1,169 @@
+"""What every image data module shares: images held once in memory, cut into whole batches, normalized on the device.
+
+The contract with the models: a batch is `(x, y)`, after the transfer to the device `x` is float in [-1, 1] of shape
+(N, *input_shape) and `y` is int64 of shape (N,). `input_shape`, `num_classes` and `class_names` are known before
+`setup()`, so that a model can be built from them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.errors import UserError
+
+
+class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
+    """A dataset in memory that hands out a whole batch by one indexing operation.
+
+    An ordinary DataLoader with `collate_fn=as_is` calls `__getitems__` once a batch, so samplers, DDP and resuming
+    work as Lightning expects, without the cost of collating sample by sample.
+
+    Args:
+        x: samples, (N, ...), any dtype.
+        y: labels, int64 (N,).
+        repeats: how many times one epoch goes over the samples.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, repeats: int = 1) -> None:
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} samples but {len(y)} labels")
+        self.x, self.y, self.repeats = x, y, repeats
+
+    def __len__(self) -> int:
+        return len(self.x) * self.repeats
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index %= len(self.x)
+        return self.x[index], self.y[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        if self.repeats > 1:
+            index %= len(self.x)
+        return self.x[index], self.y[index]
+
+
+def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Collate function for `TensorBatches`, whose batches are ready when they leave the dataset."""
+    return batch
+
+
+def to_unit_range(x: Tensor) -> Tensor:
+    """Bytes to floats: uint8 in [0, 255] becomes float32 in [-1, 1]; floats are returned as they are."""
+    return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
+
+
+class InMemoryDataModule(LightningDataModule):
+    """Base of the data modules: train, validation and test splits held in memory.
+
+    A subclass sets `input_shape`, `num_classes` and `class_names` (known before `setup()`) and implements
+    `load_split`. The validation split is taken out of the training split by `seed`; the test split is read only
+    when it is asked for.
+
+    Args:
+        batch_size: samples in a training batch, on each device.
+        eval_batch_size: samples in a validation, test or prediction batch.
+        val_size: samples held out of the training split for validation; a number below 1 is a share of it.
+        repeats: how many times one epoch goes over the training samples; epochs of a small dataset are over in
+            milliseconds, and a longer one saves the fixed cost of each.
+        drop_last: leave out the last training batch where it is smaller than the others.
+        seed: of the split into training and validation samples.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    class_names: Sequence[str]
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        val_size: float = 0.1,
+        repeats: int = 1,
+        drop_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "repeats": repeats}.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if val_size <= 0:
+            raise UserError(f"val_size is {val_size}; give a number of samples, or a share between 0 and 1")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_size = val_size
+        self.repeats = repeats
+        self.drop_last = drop_last
+        self.seed = seed
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Reads the training (with the validation samples) or the test split: samples (N, *input_shape), labels (N,).
+
+        Images are uint8; floats are handed to the models as they are.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage in (None, "fit", "validate", "test") and "train" not in self._splits:
+            x, y = self.load_split(train=True)
+            count = round(self.val_size * len(x)) if self.val_size < 1 else int(self.val_size)
+            if not 0 < count < len(x):
+                raise UserError(
+                    f"val_size {self.val_size} takes {count} of {len(x)} training samples; "
+                    "at least one must be left on either side"
+                )
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+            for name, index in {"val": order[:count], "train": order[count:]}.items():
+                self._splits[name] = (x[index], y[index])
+        if stage in (None, "test", "predict") and "test" not in self._splits:
+            self._splits["test"] = self.load_split(train=False)
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Samples, as floats in the models' range, and labels of the split `train`, `val` or `test`."""
+        x, y = self._splits[name]
+        return to_unit_range(x), y
+
+    def reference(self, n: int) -> Tensor:
+        """The first `n` training samples, float (n, *input_shape): what a metric's floor is measured on.
+
+        The order was shuffled by `seed`, so they are a random draw, and the same one every time. Fewer are returned
+        where there are fewer.
+        """
+        return to_unit_range(self._splits["train"][0][:n])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        x, y = self._splits["train"]
+        dataset = TensorBatches(x, y, self.repeats)
+        if self.drop_last and len(dataset) < self.batch_size:
+            raise UserError(
+                f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, which leaves no "
+                f"batch; use a batch_size of at most {len(dataset)}, or drop_last false"
+            )
+        return self._loader(dataset, self.batch_size, shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(TensorBatches(*self._splits["val"]), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(TensorBatches(*self._splits["test"]), self.eval_batch_size)
+
+    predict_dataloader = test_dataloader
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        x, y = batch
+        return to_unit_range(x), y
+
+    def _loader(self, dataset: TensorBatches, batch_size: int, **options: bool) -> DataLoader[Any]:
+        # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
+        # their own, so that training goes on with the same random numbers with and without validation.
+        generator = None if options.get("shuffle") else torch.Generator()
+        pin = torch.cuda.is_available()
+        return DataLoader(dataset, batch_size, collate_fn=as_is, pin_memory=pin, generator=generator, **options)

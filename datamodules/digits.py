@@ -1,0 +1,46 @@
+"""Handwritten digits that come with scikit-learn: nothing to download."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.datamodules.base import InMemoryDataModule
+
+TEST_SIZE = 297
+
+
+class Digits(InMemoryDataModule):
+    """1,797 handwritten digits of 8x8 grey pixels, from 0 to 9, embedded in scikit-learn.
+
+    The source is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998), by 13
+    writers. A fixed draw of 297 images is the test split; of the other 1,500, `val_size` are for validation.
+
+    Args:
+        batch_size: see `InMemoryDataModule`, as for the other arguments.
+    """
+
+    input_shape = (1, 8, 8)
+    num_classes = 10
+    class_names = tuple(str(digit) for digit in range(10))
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        val_size: float = 300,
+        repeats: int = 1,
+        drop_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
+
+    def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        x = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+        y = torch.from_numpy(data.target).long()
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1998))
+        index = order[TEST_SIZE:] if train else order[:TEST_SIZE]
+        return x[index], y[index]

@@ -1,0 +1,99 @@
+"""The benchmark datasets of torchvision: read from a folder, downloaded into it where they are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zoo.datamodules.base import InMemoryDataModule
+from zoo.errors import UserError
+
+
+class TorchvisionDataModule(InMemoryDataModule):
+    """Base of the data modules on torchvision's classes; a subclass names its class and the shapes.
+
+    Args:
+        root: the folder that holds the files in torchvision's layout, or that they are downloaded to.
+        batch_size: see `InMemoryDataModule`, as for the other arguments.
+    """
+
+    dataset: ClassVar[str]
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        val_size: float = 5000,
+        repeats: int = 1,
+        drop_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
+        self.root = root
+
+    def prepare_data(self) -> None:
+        for train in (True, False):
+            try:
+                self._open(train, download=False)
+            except RuntimeError:
+                self._download(train)
+
+    def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
+        try:
+            data = self._open(train, download=False)
+        except RuntimeError as error:
+            raise UserError(f"{self.dataset} is not in {Path(self.root).resolve()}: {_first_line(error)}") from error
+        x = torch.as_tensor(data.data)
+        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+        return x.contiguous(), torch.as_tensor(data.targets).long()
+
+    def _download(self, train: bool) -> None:
+        try:
+            self._open(train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self.dataset} is not in {Path(self.root).resolve()} and could not be downloaded "
+                f"({_first_line(error)}); point root (--data.root) to a folder that has it in torchvision's layout"
+            ) from error
+
+    def _open(self, train: bool, download: bool) -> Any:
+        import torchvision.datasets
+
+        return getattr(torchvision.datasets, self.dataset)(self.root, train=train, download=download)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+class MNIST(TorchvisionDataModule):
+    """70,000 handwritten digits of 28x28 grey pixels (LeCun et al., 1998)."""
+
+    dataset = "MNIST"
+    input_shape = (1, 28, 28)
+    num_classes = 10
+    class_names = tuple(str(digit) for digit in range(10))
+
+
+class FashionMNIST(TorchvisionDataModule):
+    """70,000 pictures of clothes of 28x28 grey pixels (Xiao et al., 2017, arXiv 1708.07747)."""
+
+    dataset = "FashionMNIST"
+    input_shape = (1, 28, 28)
+    num_classes = 10
+    class_names = (
+        "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    )  # fmt: skip
+
+
+class CIFAR10(TorchvisionDataModule):
+    """60,000 photographs of 32x32 colour pixels (Krizhevsky, 2009)."""
+
+    dataset = "CIFAR10"
+    input_shape = (3, 32, 32)
+    num_classes = 10
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,0 +1,111 @@
+"""What is in the zoo, plugins included: models, data modules, callbacks, recipes and weights, with a line each.
+
+A package adds its own by declaring the entry point group `zoo.plugins`; each entry point names a module (whose public
+LightningModules, LightningDataModules and Callbacks are taken) or one such class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module, metadata, resources
+from types import ModuleType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+from zoo.errors import UserError
+
+BUILT_IN = ("zoo", "zoo.datamodules", "zoo.callbacks")
+KINDS: dict[str, type] = {"models": LightningModule, "data": LightningDataModule, "callbacks": Callback}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing in the zoo: its kind, its name, one line about it, and the class where it is one."""
+
+    kind: str
+    name: str
+    summary: str
+    target: type | None = None
+
+
+def load_plugins() -> list[Any]:
+    """Loads the entry points `zoo.plugins`; one that fails is named in a warning, and the rest are loaded."""
+    loaded = []
+    for point in metadata.entry_points(group="zoo.plugins"):
+        try:
+            loaded.append(point.load())
+        except Exception as error:  # whatever a plugin raises, the rest must go on
+            message = f"the plugin {point.name} ({point.value}) does not load: {type(error).__name__}: {error}"
+            warnings.warn(message, stacklevel=2)
+    return loaded
+
+
+def catalog() -> list[Entry]:
+    """Everything in the zoo, in the order of the kinds, each kind sorted by name."""
+    entries: list[Entry] = []
+    for source in [*map(import_module, BUILT_IN), *load_plugins()]:
+        entries += _classes(source)
+    for kind, folder, ending in (("recipes", "zoo.configs", ".yaml"), ("weights", "zoo.weights", ".safetensors")):
+        for file in resources.files(folder).iterdir():
+            if file.name.endswith(ending):
+                entries.append(Entry(kind, file.name, _describe_file(kind, file)))
+    order = [*KINDS, "recipes", "weights"]
+    return sorted(dict.fromkeys(entries), key=lambda entry: (order.index(entry.kind), entry.name))
+
+
+def find_class(path: str, entries: Iterable[Entry] | None = None) -> type:
+    """The class of this import path or short name, if it is in the zoo; nothing is imported for the asking.
+
+    Raises:
+        UserError: it is not in the zoo.
+    """
+    known = {e.name: e.target for e in (entries or catalog()) if e.target is not None}
+    for name, target in known.items():
+        if path in (name, f"{target.__module__}.{target.__qualname__}"):
+            return target
+    raise UserError(f"{path} is not in the zoo{did_you_mean(path.rsplit('.', 1)[-1], known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+
+
+def _classes(source: Any) -> list[Entry]:
+    if isinstance(source, ModuleType):
+        names = getattr(source, "__all__", None) or [name for name in vars(source) if not name.startswith("_")]
+        candidates = [getattr(source, name) for name in names]
+        # A module's imports are not its own: what it lists in __all__ is, and what is defined in its package.
+        if not hasattr(source, "__all__"):
+            package = source.__name__.split(".")[0]
+            candidates = [c for c in candidates if getattr(c, "__module__", "").split(".")[0] == package]
+    else:
+        candidates = [source]
+    entries = []
+    for candidate in candidates:
+        if inspect.isclass(candidate):
+            for kind, base in KINDS.items():
+                if issubclass(candidate, base) and not _is_base(candidate):
+                    summary = (inspect.getdoc(candidate) or "").split("\n")[0]
+                    entries.append(Entry(kind, candidate.__name__, summary, candidate))
+    return entries
+
+
+def _is_base(candidate: type) -> bool:
+    """Whether methods are left for a subclass to implement (Lightning's classes are no ABCs, so Python cannot say)."""
+    members = (inspect.getattr_static(candidate, name, None) for name in dir(candidate))
+    return any(getattr(member, "__isabstractmethod__", False) for member in members)
+
+
+def _describe_file(kind: str, file: Any) -> str:
+    if kind == "recipes":
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return lines[0].lstrip("# ") if lines[0].startswith("#") else ""
+    return f"{len(file.read_bytes()) / 1024:.0f} KiB"

@@ -1,0 +1,232 @@
+"""The command line: LightningCLI for fit, validate, test and predict, and the zoo's own sample and list.
+
+Recipes are configuration files; a bare name that is no file in the working folder is taken from `zoo/configs/`, and
+several stack. Whatever a user can put right is answered with one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from zoo.callbacks import ShortProgressBar
+from zoo.catalog import catalog, did_you_mean
+from zoo.errors import UserError
+from zoo.tracking import RunOptions, WandbOptions, run_loggers
+
+PROGRAM = "zoo"
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser that answers a mistake with one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(config, allow_val_change=True)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with any model on any data, a folder for every run, and W&B."""
+
+    def __init__(self, args: list[str], recipe: str) -> None:
+        self.recipe = recipe
+        super().__init__(
+            save_config_callback=SaveConfig,
+            parser_class=OneLineParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # Hyperparameters are plain values, so that a checkpoint loads where jsonargparse is not installed.
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_class_arguments(WandbOptions, "wandb")
+        for name in ("input_shape", "num_classes"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """The model is built from the configuration; the checkpoint's hyperparameters do not override it."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
+            raise UserError(f"--ckpt_path {path} is not a file")
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
+            training = self.subcommand == "fit"
+            kwargs["logger"] = run_loggers(config.run, config.wandb, self.recipe) if training else False
+        elif config.trainer.fast_dev_run:
+            self.save_config_callback = None
+        callbacks = config.trainer.callbacks = list(config.trainer.callbacks or [])
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(ShortProgressBar())
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        trainer = self.trainer
+        if not trainer.loggers or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.log_dir or "")
+        checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
+        path = next((p for c in checkpoints for p in (c.best_model_path, c.last_model_path) if p), "")
+        rank_zero_info(f"Run finished after {trainer.global_step} steps; everything is in {folder}")
+        if best is not None and best.best_model_score is not None:
+            rank_zero_info(f"  best {best.monitor}: {best.best_model_score.item():.4g} in {_relative(best.best_model_path)}")
+        if (folder / "samples").is_dir():
+            rank_zero_info(f"  pictures: {folder / 'samples'} and {folder / 'curves.png'}")
+        if path and callable(getattr(self.model, "sample", None)):
+            rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} --n 64 --out samples.png")
+
+
+def _silence_what_says_nothing() -> None:
+    """Messages of libraries that no user of the zoo can act on."""
+    for message in (
+        ".*does not have many workers.*",  # the data is in memory: workers would only cost
+        ".*treespec, LeafSpec.*",  # Lightning's use of torch
+        "Experiment logs directory .* exists and is not empty.*",  # the folder was made for this run
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
+def _relative(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def _one_line(message: str) -> str:
+    """A parser's message without its line breaks and nesting."""
+    return " ".join(message.split())
+
+
+def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replaces bare recipe names after --config by the files of the package.
+
+    Returns:
+        The arguments, and the first recipe's name without its ending.
+
+    Raises:
+        UserError: there is no such file and no such recipe.
+    """
+    resolved, first, expected = list(args), None, False
+    for index, argument in enumerate(resolved):
+        option, _, inline = argument.partition("=")
+        if expected or (option in ("--config", "-c") and inline):
+            name = argument if expected else inline
+            path = _recipe_path(name)
+            first = first or Path(name).stem
+            resolved[index] = path if expected else f"{option}={path}"
+            expected = False
+        else:
+            expected = argument in ("--config", "-c")
+    return resolved, first
+
+
+def _recipe_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = {file.name: file for file in resources.files("zoo.configs").iterdir() if file.name.endswith(".yaml")}
+    if name in shipped:
+        return str(shipped[name])
+    raise UserError(f"--config {name} is neither a file nor a recipe{did_you_mean(name, sorted(shipped))}")
+
+
+def run_trainer(args: list[str]) -> None:
+    """fit, validate, test and predict."""
+    args, recipe = resolve_recipes(args)
+    name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
+    ZooCLI(args, recipe=name.rsplit(".", 1)[-1].lower())
+
+
+def run_list(args: list[str]) -> None:
+    """Prints what is in the zoo."""
+    if args:
+        raise UserError(f"list takes no arguments, not {' '.join(args)}")
+    kind = None
+    for entry in catalog():
+        if entry.kind != kind:
+            kind = entry.kind
+            print(f"{kind}:")
+        print(f"  {entry.name:<28} {entry.summary}")
+
+
+def run_sample(args: list[str]) -> None:
+    """Draws from a checkpoint."""
+    from zoo.sampling import draw
+
+    parser = OneLineParser(prog=f"{PROGRAM} sample", description="Draws samples from a generative model's checkpoint.")
+    parser.add_function_arguments(draw)
+    parsed = parser.instantiate_classes(parser.parse_args(args))
+    print(f"{draw(**parsed.as_dict())}")
+
+
+COMMANDS = {**dict.fromkeys(TRAINER_COMMANDS, run_trainer), "sample": run_sample, "list": run_list}
+
+HELP = f"""usage: {PROGRAM} COMMAND [options]
+
+commands:
+  fit        train:          {PROGRAM} fit --config gan.yaml
+  validate   measure on the validation split
+  test       measure on the test split
+  predict    write predictions
+  sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
+  list       what is in the zoo
+
+{PROGRAM} COMMAND --help names the options of a command."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The program `zoo`, and `python cli.py`.
+
+    Args:
+        args: what was typed after the program's name.
+    """
+    typed = list(sys.argv[1:] if args is None else args)
+    sys.argv = [sys.argv[0]]  # LightningCLI warns where it is given arguments and sees others here
+    if not typed or typed[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    _silence_what_says_nothing()
+    try:
+        command = COMMANDS.get(typed[0])
+        if command is None:
+            raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
+        catalog()  # loads the plugins, so that their classes have short names
+        command(typed if command is run_trainer else typed[1:])
+    except (UserError, MisconfigurationException) as error:
+        print(f"{PROGRAM}: error: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,171 @@
+"""What the generative models share: the contract of `sample`, and a validation metric that falls as samples get better.
+
+A generative model is a LightningModule with `sample(n, *, labels=None, generator=None) -> (n, *input_shape)`. The
+distance between its samples and held-out data is measured on equal numbers of both: the Fréchet distance of classifier
+features for images (`val/fd`), the sliced Wasserstein distance for points (`val/w1`). Beside it stands its floor
+(`val/fd_floor`): the same distance between training and held-out data, which no generator can be expected to beat.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from zoo.errors import UserError
+from zoo.metrics import FrechetDistance, SlicedWasserstein, extractor_for, load_extractor
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; outside, every submodule is in the mode that it was in before."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in training.items():
+            m.training = mode
+
+
+def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical interpolation between latent vectors, which keeps the norm that a Gaussian's samples have.
+
+    White 2016 (arXiv 1609.04468), section 2.1.
+
+    Args:
+        start: (..., D).
+        end: (..., D).
+        weight: 0 gives `start`, 1 gives `end`; broadcast against (..., 1).
+    """
+    unit_start, unit_end = (v / v.norm(dim=-1, keepdim=True) for v in (start, end))
+    omega = (unit_start * unit_end).sum(-1, keepdim=True).clamp(-1, 1).acos().clamp_min(1e-6)
+    return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
+
+
+def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[str, Metric] | None:
+    """The distance between samples and data of this shape, with the name that it is logged under.
+
+    Args:
+        input_shape: (C, H, W) for images, (D,) for points.
+        extractor: of the features of images, by its name; "auto" for the one that suits the shape, "none" for no
+            distance at all.
+    """
+    if extractor == "none":
+        return None
+    if len(input_shape) == 1:
+        return "w1", SlicedWasserstein(input_shape[0])
+    network = extractor_for(input_shape) if extractor == "auto" else load_extractor(extractor)
+    return None if network is None else ("fd", FrechetDistance(network))
+
+
+class GenerativeModule(LightningModule):
+    """Base of the generative models: a subclass implements `sample`, and its own training.
+
+    Args:
+        input_shape: of one sample, (C, H, W) for images in [-1, 1] or (D,) for points.
+        num_classes: number of labels in the data.
+        conditional: whether samples are drawn by label.
+        extractor: see `distance_for`.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int = 0, conditional: bool = False, extractor: str = "auto"
+    ) -> None:
+        super().__init__()
+        if conditional and num_classes < 1:
+            raise UserError("conditional is true, but the data has no classes: num_classes is 0")
+        self.input_shape = tuple(input_shape)
+        self.num_classes = num_classes
+        self.conditional = conditional
+        distance = distance_for(self.input_shape, extractor)
+        self.distance_name = distance[0] if distance else None
+        self.distance = distance[1] if distance else None
+        self.floor = distance[1].clone() if distance else None
+        self._floors: dict[str, float] = {}
+        self._reference: Tensor | None = None
+
+    @abstractmethod
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draws `n` samples, (n, *input_shape), images in [-1, 1]; mode and global random numbers stay as they were."""
+
+    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Labels (n,), drawn uniformly, for a conditional model; None for any other."""
+        if not self.conditional:
+            return None
+        device = generator.device if generator else self.device
+        return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._compare(batch, batch_idx, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._compare(batch, batch_idx, "test")
+
+    def _compare(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str) -> None:
+        """Adds a batch, and as many samples, to the distance and, the first time, to its floor."""
+        if self.distance is None:
+            return
+        x, y = batch
+        # The same noise in every validation: what changes between two of them is the model. Its generator is its own,
+        # so that training sees the same random numbers with and without validation.
+        seed = batch_idx * self.trainer.world_size + self.global_rank
+        generator = torch.Generator().manual_seed(seed)
+        fake = self.sample(len(x), labels=y if self.conditional else None, generator=generator)
+        self.distance.update(x, real=True)
+        self.distance.update(fake, real=False)
+        name = f"{split}/{self.distance_name}"
+        self.log(name, self.distance, on_epoch=True, prog_bar=True)
+        self._compare_with_training_data(x, batch_idx, name)
+
+    def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
+        floor = cast(Metric, self.floor)
+        if name in self._floors:
+            self.log(f"{name}_floor", self._floors[name], on_epoch=True, batch_size=len(x), rank_zero_only=False)
+            return
+        reference = getattr(getattr(self.trainer, "datamodule", None), "reference", None)
+        if self.trainer.sanity_checking or reference is None:
+            return
+        if batch_idx == 0:
+            floor.reset()
+            loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
+            self._reference = reference(len(cast(Any, loaders).dataset))[self.global_rank :: self.trainer.world_size]
+        remaining = cast(Tensor, self._reference)
+        floor.update(x, real=True)
+        floor.update(remaining[: len(x)].to(x), real=False)
+        self._reference = remaining[len(x) :]
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_floor("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_floor("test")
+
+    def _log_floor(self, split: str) -> None:
+        name = f"{split}/{self.distance_name}"
+        if self.floor is None or self._reference is None or name in self._floors:
+            return
+        self._reference = None
+        value = self.floor.compute().item()
+        self.floor.reset()
+        self._floors[name] = value
+        rank_zero_info(f"{name} is the {self._describe_distance()}; floor, training against held-out data: {value:.4g}")
+        self.log(f"{name}_floor", value)
+
+    def _describe_distance(self) -> str:
+        if isinstance(self.distance, FrechetDistance):
+            network = self.distance.extractor
+            weights = f"{network.name}, weights {network.sha256[:8]}"
+            return f"Fréchet distance in the {network.num_features} features of the classifier {weights}"
+        return "sliced Wasserstein-1 distance"

@@ -1,0 +1,75 @@
+"""Learning-rate schedules that know the length of the run without being told it twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from zoo.errors import UserError
+
+
+class WarmupDecay(LambdaLR):
+    """Linear warm-up, then a decay to a share of the learning rate over the rest of the run, step by step.
+
+    Args:
+        optimizer: whose learning rates are scheduled.
+        warmup_steps: batches over which the learning rate rises linearly from near zero.
+        final: share of the learning rate that is left at the end.
+        shape: of the decay.
+        total_steps: length of the run in batches; where it is not given, the zoo's models fill it in from the Trainer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int = 0,
+        final: float = 0.1,
+        shape: Literal["linear", "cosine"] = "linear",
+        total_steps: int | None = None,
+    ) -> None:
+        self.warmup_steps = warmup_steps
+        self.final = final
+        self.shape = shape
+        self.total_steps = total_steps
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Learning rate at `step`, as a share of the optimizer's own."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.total_steps is None:
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 + (self.final - 1) * progress
+
+
+def build_scheduler(
+    factory: Callable[[Optimizer], LRScheduler] | None, optimizer: Optimizer, total_steps: int | float
+) -> LRScheduler | None:
+    """Makes the scheduler and tells it the length of the run where it wants to know.
+
+    Args:
+        factory: makes a scheduler for an optimizer; None for a constant learning rate.
+        optimizer: the optimizer.
+        total_steps: the length of the run in steps of the scheduler, infinity where nobody knows.
+
+    Raises:
+        UserError: the schedule needs a length and the run has none.
+    """
+    if factory is None:
+        return None
+    scheduler = factory(optimizer)
+    if isinstance(scheduler, WarmupDecay) and scheduler.total_steps is None:
+        if math.isinf(total_steps):
+            raise UserError(
+                "the learning-rate schedule WarmupDecay needs the length of the run: set trainer.max_steps, "
+                "trainer.max_epochs, or its own total_steps"
+            )
+        scheduler.total_steps = int(total_steps)
+    return scheduler

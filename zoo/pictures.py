@@ -1,0 +1,164 @@
+"""Samples as pictures: grids of images, plots of points, films. Everything that writes a file refuses to replace one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zoo.errors import UserError
+
+Picture = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def to_uint8(x: Tensor) -> Picture:
+    """Images (N, C, H, W) in [-1, 1] to bytes (N, H, W, C)."""
+    return x.detach().cpu().float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int = 2) -> Picture:
+    """Images side by side, enlarged by a whole factor so that tiny ones can be seen.
+
+    Args:
+        x: (N, C, H, W) in [-1, 1], C is 1 or 3.
+        columns: images in a row; as many as rows where it is not given.
+        cell: least height of an image in the picture, in pixels.
+        gap: white pixels between images.
+
+    Returns:
+        (height, width, 3).
+    """
+    images = to_uint8(x)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    factor = max(1, math.ceil(cell / images.shape[1]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    rows = math.ceil(len(images) / columns)
+    height, width = images.shape[1] + gap, images.shape[2] + gap
+    picture = np.full((rows * height + gap, columns * width + gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * height + gap, index % columns * width + gap
+        picture[top : top + height - gap, left : left + width - gap] = image
+    return picture
+
+
+def plot_points(points: Tensor, data: Tensor | None = None, size: float = 5.0) -> Picture:
+    """A histogram of points on a line, a scatter plot of the first two coordinates of others.
+
+    Args:
+        points: samples, (N, D).
+        data: what they should look like, (M, D), drawn behind them.
+        size: of the square picture, in inches at 100 dots each.
+
+    Returns:
+        (height, width, 3).
+    """
+    figure, axes = new_figure(1, size)
+    clouds = [(data, "0.75", "data")] if data is not None else []
+    clouds.append((points, "tab:red", "samples"))
+    if points.shape[1] == 1:
+        low, high = _limits(data if data is not None else points)
+        for cloud, color, label in clouds:
+            values = cloud.detach().cpu().flatten().clamp(low, high).numpy()
+            bins = np.linspace(low, high, 100)
+            axes[0].hist(values, bins=bins, density=True, color=color, label=label, alpha=0.7)
+    else:
+        for cloud, color, label in clouds:
+            xy = cloud.detach().cpu().numpy()
+            axes[0].scatter(xy[:, 0], xy[:, 1], s=4, color=color, label=label, linewidths=0, alpha=0.6)
+        low, high = _limits(data if data is not None else points)
+        axes[0].set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes[0].legend(loc="upper right")
+    return draw(figure)
+
+
+def _limits(x: Tensor) -> tuple[float, float]:
+    low, high = x.min().item(), x.max().item()
+    margin = 0.15 * (high - low) + 1e-3
+    return low - margin, high + margin
+
+
+def picture_of(samples: Tensor, columns: int | None = None, data: Tensor | None = None) -> Picture:
+    """The picture that suits the samples: a grid for images (N, C, H, W), a plot for points (N, D)."""
+    return grid(samples, columns) if samples.ndim == 4 else plot_points(samples, data)
+
+
+def new_figure(panels: int, size: float = 3.2, columns: int = 3) -> tuple[Any, list[Any]]:
+    """A matplotlib figure with that many panels, outside pyplot's global state, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(size * 1.3 * columns if panels > 1 else size, size * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
+
+
+def draw(figure: Any) -> Picture:
+    """The figure's pixels, (height, width, 3)."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def refuse_existing(path: Path) -> Path:
+    """The path, if nothing is there; its folder is made.
+
+    Raises:
+        UserError: there is something already.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already and is not overwritten; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Writes one picture (height, width, 3)."""
+    Image.fromarray(picture).save(refuse_existing(path))
+
+
+def save_gif(path: Path, frames: Sequence[Picture], seconds: float = 0.08) -> None:
+    """Writes pictures of one size as a film that repeats, each shown for `seconds`."""
+    first, *rest = [Image.fromarray(frame).quantize(64, method=Image.Quantize.FASTOCTREE) for frame in frames]
+    first.save(refuse_existing(path), save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+
+
+def save_npz(path: Path, samples: Tensor, labels: Tensor | None = None) -> None:
+    """Writes raw samples as `arr_0`, images as uint8 (N, H, W, C), points as float32 (N, D); labels as `arr_1`."""
+    array = to_uint8(samples) if samples.ndim == 4 else samples.cpu().float().numpy()
+    arrays = [array] if labels is None else [array, labels.cpu().numpy()]
+    np.savez_compressed(refuse_existing(path), *arrays)
+
+
+def plot_curves(metrics: dict[str, list[tuple[int, float]]]) -> Picture:
+    """Curves over training, a panel for each quantity, training and validation together.
+
+    `x_floor` and `x_optimum` become a dashed line in the panel of `x`.
+
+    Args:
+        metrics: for each metric's name the points (step, value).
+    """
+    panels: dict[str, list[str]] = {}
+    for name in sorted(metrics):
+        quantity = name.split("/", 1)[-1].removesuffix("_floor").removesuffix("_optimum")
+        panels.setdefault(quantity, []).append(name)
+    figure, axes = new_figure(max(1, len(panels)))
+    for ax, (quantity, names) in zip(axes, panels.items(), strict=False):
+        for name in names:
+            steps, values = zip(*metrics[name], strict=True)
+            if name.endswith(("_floor", "_optimum")):
+                ax.axhline(values[-1], linestyle="--", color="0.4", label=f"{name} {values[-1]:.3g}")
+            else:
+                ax.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
+        finite = torch.tensor([value for name in names for _, value in metrics[name]])
+        if finite.min() > 0 and finite.max() / finite.min() > 100:
+            ax.set_yscale("log")
+        ax.set(title=quantity, xlabel="step")
+        ax.legend(fontsize="small")
+    return draw(figure)

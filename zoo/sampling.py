@@ -1,0 +1,155 @@
+"""Drawing from a checkpoint, whatever generative model it holds: the command `sample`, as a function."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.catalog import find_class
+from zoo.errors import UserError
+from zoo.pictures import picture_of, refuse_existing, save_gif, save_npz, save_png
+
+ENDINGS = (".png", ".npz", ".gif")
+
+
+def load_model(ckpt_path: str, model: str | None = None) -> Any:
+    """Loads a model of the zoo from its checkpoint, in evaluation mode, on the CPU.
+
+    Nothing in the file is run: it is read with `weights_only`, and the class that it names must be in the zoo or in
+    one of its plugins.
+
+    Args:
+        ckpt_path: the file.
+        model: the class; what the checkpoint says where it is not given.
+
+    Raises:
+        UserError: there is no such file, or it holds no model of the zoo.
+    """
+    if not Path(ckpt_path).is_file():
+        raise UserError(f"--ckpt_path {ckpt_path} is not a file")
+    try:
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{ckpt_path} is not a checkpoint that can be read safely: {error}") from error
+    name = model or (checkpoint.get("model_class") if isinstance(checkpoint, dict) else None)
+    if name is None:
+        raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
+    model_class: Any = find_class(name)
+    try:
+        return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__}: {error}") from error
+
+
+def draw(
+    ckpt_path: str,
+    out: str = "samples.png",
+    n: int = 64,
+    seed: int = 0,
+    labels: list[int] | None = None,
+    per_class: bool = False,
+    interpolate: int = 0,
+    frames: int = 60,
+    model: str | None = None,
+) -> str:
+    """Draws samples from a generative model and writes them.
+
+    Args:
+        ckpt_path: the checkpoint.
+        out: the file to write; its ending chooses the form: .png a grid, .npz the raw samples (`arr_0`, uint8
+            (N, H, W, C); labels as `arr_1`), .gif a film of the samples on their trajectory.
+        n: number of samples; rows of samples with `per_class`, pairs with `interpolate`.
+        seed: of the noise.
+        labels: classes to draw, in turn, from a conditional model.
+        per_class: one class in each row, `n` samples of each.
+        interpolate: this many steps on the way between two latent vectors, one pair in each row.
+        frames: of a film.
+        model: class of the model; what the checkpoint says where it is not given.
+
+    Returns:
+        What was written, in a sentence.
+    """
+    path = Path(out)
+    if path.suffix not in ENDINGS:
+        raise UserError(f"--out {out} must end in one of {', '.join(ENDINGS)}")
+    refuse_existing(path)
+    if n < 1:
+        raise UserError(f"--n is {n}; it must be at least 1")
+    network = load_model(ckpt_path, model)
+    if not callable(getattr(network, "sample", None)):
+        raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which does not generate anything")
+    classes, columns = _choose_labels(network, n, labels, per_class)
+    generator = torch.Generator().manual_seed(seed)
+    count = n if classes is None else len(classes)
+    if interpolate:
+        return _draw_interpolation(network, path, n, interpolate, classes, generator)
+    if path.suffix == ".gif":
+        return _draw_film(network, path, count, frames, classes, columns, generator)
+    if classes is None and network.conditional:
+        classes = network.draw_labels(count, generator)
+    samples = network.sample(count, labels=classes, generator=generator)
+    if path.suffix == ".npz":
+        save_npz(path, samples, classes)
+    else:
+        save_png(path, picture_of(samples, columns))
+    return f"{count} samples of {type(network).__name__} in {path}"
+
+
+def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bool) -> tuple[Tensor | None, int | None]:
+    """The labels to draw, None for the model's own choice, and the number of columns that shows them best."""
+    if (labels is not None or per_class) and not getattr(network, "conditional", False):
+        raise UserError("the model was trained without labels, so it cannot draw by class: leave out --labels and --per_class")
+    if labels is not None:
+        unknown = [label for label in labels if not 0 <= label < network.num_classes]
+        if unknown or not labels:
+            raise UserError(f"--labels {unknown} are not among the classes 0 to {network.num_classes - 1}")
+    if per_class:
+        chosen = torch.tensor(labels if labels is not None else list(range(network.num_classes)))
+        return chosen.repeat_interleave(n), n
+    if labels is None:
+        return None, None
+    return torch.tensor(labels).repeat(-(-n // len(labels)))[:n], None
+
+
+def _draw_interpolation(
+    network: Any, path: Path, rows: int, steps: int, labels: Tensor | None, generator: torch.Generator
+) -> str:
+    if not hasattr(network, "interpolate"):
+        raise UserError(f"{type(network).__name__} has no latent vectors to interpolate between")
+    if steps < 2:
+        raise UserError(f"--interpolate is {steps}; a way needs at least 2 steps")
+    if labels is not None and len(labels) != rows:
+        raise UserError("--per_class and --interpolate do not go together: every row is one pair already")
+    ways = network.interpolate(rows, steps, labels=labels, generator=generator)
+    if path.suffix == ".gif":
+        save_gif(path, [picture_of(frame) for frame in ways.transpose(0, 1)])
+    elif path.suffix == ".npz":
+        save_npz(path, ways.flatten(0, 1), None if labels is None else labels.repeat_interleave(steps))
+    else:
+        save_png(path, picture_of(ways.flatten(0, 1), columns=steps))
+    return f"{rows} ways of {steps} steps through the latent space of {type(network).__name__} in {path}"
+
+
+def _draw_film(
+    network: Any,
+    path: Path,
+    n: int,
+    frames: int,
+    labels: Tensor | None,
+    columns: int | None,
+    generator: torch.Generator,
+) -> str:
+    if not hasattr(network, "trajectory"):
+        raise UserError(f"{type(network).__name__} has no trajectory to make a film of; let --out end in .png or .npz")
+    if frames < 2:
+        raise UserError(f"--frames is {frames}; a film needs at least 2")
+    parameters = inspect.signature(network.trajectory).parameters
+    extra = {"frames": frames} if "frames" in parameters else {}
+    film = network.trajectory(n, labels=labels, generator=generator, **extra)
+    save_gif(path, [picture_of(frame, columns) for frame in film])
+    return f"a film of {n} samples of {type(network).__name__} in {path}"

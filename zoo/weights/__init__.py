@@ -1,0 +1,1 @@
+"""Small pretrained weights."""
