@@ -141,7 +141,13 @@ def measure_points(seeds: int) -> None:
             seconds = train(model, data, steps)
             points = model.sample(2500, generator=torch.Generator().manual_seed(seed))
             modes, share = mode_coverage(points, data.centers, data.std)
-            result = {"data": distribution, "seed": seed, "modes": modes, "of": data.num_classes, "within_3_sigma": share}
+            result = {
+                "data": distribution,
+                "seed": seed,
+                "modes": modes,
+                "of": data.num_classes,
+                "within_3_sigma": share,
+            }
             print(json.dumps(result | {"seconds": round(seconds, 1)}), flush=True)
 
 

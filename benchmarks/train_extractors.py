@@ -9,9 +9,9 @@ Trained on the training split alone, seed 0, no checkpoint chosen; the test spli
 build, kind of CPU and number of threads (1 by default) give the same file. CIFAR-10 is read as a folder of JPEG files,
 train/<class>/*.jpg and test/<class>/*.jpg: JPEG has taken some detail, so its accuracy does not compare with published
 ones. For every extractor are printed: the test accuracy; the effective number of feature dimensions; the floor, which
-is the Fréchet distance of training images against test images at equal n and which no generator can be expected to
-fall below; and the distance of test images with Gaussian noise (standard deviation in units of the range [-1, 1]), as
-a sense of scale.
+is the Fréchet distance of training images against test images at equal n, and which a generator that has learned the
+distribution, not the images, cannot be expected to fall below; and the distance of test images with Gaussian noise
+(standard deviation in units of the range [-1, 1]), as a sense of scale.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ WEIGHTS = Path(zoo.__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one extractor is built and trained; `shift` is the augmentation's largest translation, in pixels."""
+    """How one extractor is built and trained.
+
+    `shift` is the augmentation's largest translation, in pixels. `decorrelation` weighs the mean squared correlation of
+    two features in the loss (Cogswell et al., 2016, arXiv 1511.06068). Without it the features of a well-trained
+    classifier collapse into the nine directions that tell ten classes apart, and see little of what differs within a
+    class.
+    """
 
     in_channels: int
     size: int
@@ -118,12 +124,12 @@ def train(recipe: Recipe, x: Tensor, y: Tensor) -> FeatureExtractor:
     torch.manual_seed(0)
     net = FeatureExtractor(recipe.in_channels, recipe.size, recipe.stages).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * (len(x) // recipe.batch_size)
-    scheduler = OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    steps_per_epoch = len(x) // recipe.batch_size
+    scheduler = OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch)
     start = time.perf_counter()
     for epoch in range(recipe.epochs):
         total = torch.zeros(())
-        for count, (images, labels) in enumerate(batches(x, y, recipe), start=1):
+        for images, labels in batches(x, y, recipe):
             pooled = net.body(images.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(net.head(pooled), labels) + recipe.decorrelation * redundancy(pooled)
             optimizer.zero_grad()
@@ -132,7 +138,8 @@ def train(recipe: Recipe, x: Tensor, y: Tensor) -> FeatureExtractor:
             scheduler.step()
             total += loss.detach()
         seconds = time.perf_counter() - start
-        print(f"  epoch {epoch + 1:2d}/{recipe.epochs}  loss {total / count:.4f}  {seconds:.0f} s", flush=True)
+        loss = total / steps_per_epoch
+        print(f"  epoch {epoch + 1:2d}/{recipe.epochs}  loss {loss:.4f}  {seconds:.0f} s", flush=True)
     net.eval().requires_grad_(False)
     net.scale.fill_(features(net, x).var(dim=0).mean().rsqrt())
     return net.to(memory_format=torch.contiguous_format)
@@ -140,6 +147,7 @@ def train(recipe: Recipe, x: Tensor, y: Tensor) -> FeatureExtractor:
 
 def redundancy(x: Tensor) -> Tensor:
     """Mean squared correlation of two different features of `x` (N, d), a scalar."""
+    # The small number is for features that are constant over the batch.
     standardized = (x - x.mean(dim=0)) / (x.std(dim=0, correction=0) + 1e-3)
     correlation = standardized.T @ standardized / len(x)
     d = x.shape[1]

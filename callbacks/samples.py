@@ -42,11 +42,15 @@ class SampleLogger(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "sample", None)):
             raise UserError(f"SampleLogger needs a model with a method sample; {type(pl_module).__name__} has none")
+        if stage != "fit":
+            return
         # On every rank, since Lightning agrees on the folder by a broadcast.
         log_dir = trainer.log_dir
+        if trainer.fast_dev_run:
+            return
         if log_dir is None or not trainer.loggers:
             rank_zero_warn("SampleLogger writes no pictures: the Trainer has no logger, so there is no folder for them")
-        elif not trainer.fast_dev_run:
+        else:
             self._folder = Path(log_dir) / "samples"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

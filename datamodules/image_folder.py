@@ -262,7 +262,7 @@ def _subfolders(folder: Path) -> list[str]:
 def _pictures(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in _endings()]
+    return [folder / name for name in sorted(names) if Path(name).suffix.lower() in _endings()]
 
 
 def _some(items: Iterable[str], limit: int = 3) -> str:

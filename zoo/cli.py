@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -26,7 +27,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from zoo.callbacks import ShortProgressBar
 from zoo.catalog import catalog, did_you_mean
 from zoo.errors import UserError
-from zoo.tracking import RunOptions, WandbOptions, run_loggers
+from zoo.messages import explain, one_line
+from zoo.tracking import RunFolders, RunOptions, WandbOptions, run_loggers
 
 PROGRAM = "zoo"
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -36,14 +38,19 @@ class OneLineParser(LightningArgumentParser):
     """A parser that answers a mistake with one line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message))
+        if not self.exit_on_error:  # a parser inside another one's trial of types, which goes on with its message
+            super().error(message, ex)
+        raise UserError(explain(message))
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
+        config = yaml.safe_load((Path(trainer.loggers[0].log_dir or "") / self.config_filename).read_text())
+        # Values that the data gave the model by a link are not in the file: the next run links them again.
+        arguments = config["model"].setdefault("init_args", {})
+        arguments.update({name: value for name, value in pl_module.hparams.items() if arguments.get(name) is None})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(config, allow_val_change=True)
@@ -52,8 +59,9 @@ class SaveConfig(SaveConfigCallback):
 class ZooCLI(LightningCLI):
     """LightningCLI with any model on any data, a folder for every run, and W&B."""
 
-    def __init__(self, args: list[str], recipe: str) -> None:
+    def __init__(self, args: list[str], recipe: str, folders: RunFolders) -> None:
         self.recipe = recipe
+        self.folders = folders
         super().__init__(
             save_config_callback=SaveConfig,
             parser_class=OneLineParser,
@@ -79,6 +87,9 @@ class ZooCLI(LightningCLI):
             raise UserError(f"--ckpt_path {path} is not a file")
 
     def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.data is None and "input_shape" in config.model.init_args and not config.model.init_args.input_shape:
+            raise UserError("no data is given: take a recipe that has some, such as --config gan.yaml, or --data NAME")
         if self.subcommand != "fit":
             self.save_config_callback = None
 
@@ -86,12 +97,15 @@ class ZooCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             training = self.subcommand == "fit"
-            kwargs["logger"] = run_loggers(config.run, config.wandb, self.recipe) if training else False
+            kwargs["logger"] = run_loggers(config.run, config.wandb, self.recipe, self.folders) if training else False
         elif config.trainer.fast_dev_run:
             self.save_config_callback = None
+            kwargs["logger"] = False
         callbacks = config.trainer.callbacks = list(config.trainer.callbacks or [])
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ShortProgressBar())
+        # The loggers get the whole configuration, nested; the model's part of it need not lie flat beside it.
+        self.model._log_hyperparams = False
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
@@ -104,7 +118,9 @@ class ZooCLI(LightningCLI):
         path = next((p for c in checkpoints for p in (c.best_model_path, c.last_model_path) if p), "")
         rank_zero_info(f"Run finished after {trainer.global_step} steps; everything is in {folder}")
         if best is not None and best.best_model_score is not None:
-            rank_zero_info(f"  best {best.monitor}: {best.best_model_score.item():.4g} in {_relative(best.best_model_path)}")
+            rank_zero_info(
+                f"  best {best.monitor}: {best.best_model_score.item():.4g} in {_relative(best.best_model_path)}"
+            )
         if (folder / "samples").is_dir():
             rank_zero_info(f"  pictures: {folder / 'samples'} and {folder / 'curves.png'}")
         if path and callable(getattr(self.model, "sample", None)):
@@ -116,6 +132,8 @@ def _silence_what_says_nothing() -> None:
     for message in (
         ".*does not have many workers.*",  # the data is in memory: workers would only cost
         ".*treespec, LeafSpec.*",  # Lightning's use of torch
+        "Using ModelCheckpoint with manual optimization.*",  # a checkpoint after a step is what anybody expects
+        "The dirpath has changed from.*",  # a run's folder may be moved
         "Experiment logs directory .* exists and is not empty.*",  # the folder was made for this run
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -126,11 +144,6 @@ def _silence_what_says_nothing() -> None:
 def _relative(path: str) -> str:
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
-
-
-def _one_line(message: str) -> str:
-    """A parser's message without its line breaks and nesting."""
-    return " ".join(message.split())
 
 
 def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -165,11 +178,32 @@ def _recipe_path(name: str) -> str:
     raise UserError(f"--config {name} is neither a file nor a recipe{did_you_mean(name, sorted(shipped))}")
 
 
+def _with_config_of_run(args: list[str]) -> list[str]:
+    """For a checkpoint that is given without a configuration, the one that lies in its run's folder."""
+    if args[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in args):
+        return args
+    for option, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, inline = option.partition("=")
+        config = Path(inline or following).parent.parent / "config.yaml"
+        if name == "--ckpt_path" and config.is_file():
+            return [args[0], "--config", str(config), *args[1:]]
+    return args
+
+
 def run_trainer(args: list[str]) -> None:
     """fit, validate, test and predict."""
-    args, recipe = resolve_recipes(args)
+    args, recipe = resolve_recipes(_with_config_of_run(args))
     name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
-    ZooCLI(args, recipe=name.rsplit(".", 1)[-1].lower())
+    folders = RunFolders()
+    try:
+        ZooCLI(args, name.rsplit(".", 1)[-1].lower(), folders)
+    except (MisconfigurationException, ValueError):
+        folders.discard()
+        raise
+    except RuntimeError as error:
+        if "which is not available" in str(error):  # EarlyStopping's monitor
+            raise UserError(str(error)) from error
+        raise
 
 
 def run_list(args: list[str]) -> None:
@@ -190,8 +224,7 @@ def run_sample(args: list[str]) -> None:
 
     parser = OneLineParser(prog=f"{PROGRAM} sample", description="Draws samples from a generative model's checkpoint.")
     parser.add_function_arguments(draw)
-    parsed = parser.instantiate_classes(parser.parse_args(args))
-    print(f"{draw(**parsed.as_dict())}")
+    print(draw(**parser.parse_args(args).as_dict()))
 
 
 COMMANDS = {**dict.fromkeys(TRAINER_COMMANDS, run_trainer), "sample": run_sample, "list": run_list}
@@ -228,5 +261,20 @@ def main(args: Sequence[str] | None = None) -> None:
         catalog()  # loads the plugins, so that their classes have short names
         command(typed if command is run_trainer else typed[1:])
     except (UserError, MisconfigurationException) as error:
-        print(f"{PROGRAM}: error: {_one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except (ValueError, ImportError) as error:
+        # What the constructor of a model, a data module or a trainer says of its arguments reaches us through
+        # jsonargparse, or from Lightning's Trainer; what is raised later is no answer to what was typed.
+        if not _raised_while_building(error):
+            raise
+        _fail(explain(str(error)))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _raised_while_building(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name in ("instantiate_classes", "instantiate_trainer") for frame in frames)

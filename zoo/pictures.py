@@ -1,4 +1,4 @@
-"""Samples as pictures: grids of images, plots of points, films. Everything that writes a file refuses to replace one."""
+"""Samples as pictures: grids of images, plots of points, films. Whatever writes a file refuses to replace one."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ def load_model(ckpt_path: str, model: str | None = None) -> Any:
         raise UserError(f"--ckpt_path {ckpt_path} is not a file")
     try:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{ckpt_path} is not a checkpoint that can be read safely: {error}") from error
+    except Exception as error:  # the bytes can be anything, and so can what the unpickler stumbles over
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UserError(f"{ckpt_path} is not a checkpoint that can be read safely ({reason})") from error
     name = model or (checkpoint.get("model_class") if isinstance(checkpoint, dict) else None)
     if name is None:
         raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
@@ -43,7 +43,8 @@ def load_model(ckpt_path: str, model: str | None = None) -> Any:
     try:
         return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
     except (RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__}: {error}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason})") from error
 
 
 def draw(
@@ -103,7 +104,9 @@ def draw(
 def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bool) -> tuple[Tensor | None, int | None]:
     """The labels to draw, None for the model's own choice, and the number of columns that shows them best."""
     if (labels is not None or per_class) and not getattr(network, "conditional", False):
-        raise UserError("the model was trained without labels, so it cannot draw by class: leave out --labels and --per_class")
+        raise UserError(
+            "the model was trained without labels, so it cannot draw by class: leave out --labels and --per_class"
+        )
     if labels is not None:
         unknown = [label for label in labels if not 0 <= label < network.num_classes]
         if unknown or not labels:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import netrc
 import os
+import shutil
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -44,21 +46,49 @@ class WandbOptions:
     log_model: bool | Literal["all"] = False
 
 
-def new_run_folder(root: str | Path, name: str) -> Path:
-    """Makes `<root>/<name>/version_<k>` with the first free k; two runs that start at once get two folders."""
-    parent = Path(root) / name
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for number in count():
-            folder = parent / f"version_{number}"
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    except OSError as error:
-        raise UserError(f"the run's folder cannot be made in {parent}: {error.strerror}; choose another --run.root") from error
-    raise AssertionError("count() does not end")
+class RunFolders:
+    """Makes the folders of runs, and takes back those of runs that did not start."""
+
+    def __init__(self) -> None:
+        self._made: list[Path] = []
+
+    def new(self, root: str | Path, name: str) -> Path:
+        """Makes `<root>/<name>/version_<k>` with the first free k; two runs that start at once get two folders.
+
+        Raises:
+            UserError: it cannot be made there.
+        """
+        parent = Path(root) / name
+        missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = 0
+            while True:
+                folder = parent / f"version_{number}"
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    number += 1
+                    continue
+                self._made += [folder, *missing]
+                return folder
+        except OSError as error:
+            raise UserError(
+                f"the run's folder cannot be made in {parent}: {error.strerror}; choose another --run.root"
+            ) from error
+
+    def discard(self) -> None:
+        """Removes the folders that `new` made in which no training has left a trace, for a run that did not start."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=1)
+        for folder in self._made:
+            started = (folder / "metrics.csv").exists() or (folder / "checkpoints").exists()
+            if folder.name.startswith("version_") and not started:
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # there are other runs in it
+                folder.rmdir()
+        self._made = []
 
 
 def has_wandb_credentials() -> bool:
@@ -85,12 +115,12 @@ def wandb_mode(options: WandbOptions) -> str:
     return "online" if has_wandb_credentials() else "offline"
 
 
-def run_loggers(run: RunOptions, wandb: WandbOptions, recipe: str) -> list[Logger]:
+def run_loggers(run: RunOptions, wandb: WandbOptions, recipe: str, folders: RunFolders) -> list[Logger]:
     """The loggers of a new run: metrics.csv in a folder of its own, and Weights & Biases in the same folder."""
     name = run.name or recipe
     # Only the first rank writes; the others learn its folder from Lightning, by a broadcast.
     first = rank_zero_only.rank == 0
-    folder = new_run_folder(run.root, name) if first else Path(run.root) / name / "version_of_rank_0"
+    folder = folders.new(run.root, name) if first else Path(run.root) / name / "version_of_rank_0"
     loggers: list[Logger] = [CSVLogger(run.root, name=name, version=folder.name)]
     mode = wandb_mode(wandb)
     if mode != "disabled":

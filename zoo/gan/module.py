@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from zoo.errors import UserError
 from zoo.gan.losses import GAMES, gradient_penalty, gradient_square, value
 from zoo.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator, halvings
 from zoo.generative import GenerativeModule, evaluating, slerp
-from zoo.optim import WarmupDecay, build_scheduler
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler
 
 PROBABILISTIC = ("minimax", "non_saturating")
 
@@ -223,12 +223,17 @@ class GAN(GenerativeModule):
         steps = batches / self.accumulate
         return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
 
-    def setup(self, stage: str) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        # Nothing to configure: of the hooks this one comes before Lightning's check of the same, whose message does
+        # not say what to do instead.
         if self.trainer.accumulate_grad_batches != 1 or self.trainer.gradient_clip_val is not None:
             raise UserError(
                 "the GAN's two optimizers need its own options: use model.accumulate and model.clip_norm instead of "
                 "trainer.accumulate_grad_batches and trainer.gradient_clip_val"
             )
+        return []
+
+    def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         if stage == "fit" and isinstance(strategy, DDPStrategy):
             # Each backward pass reaches the parameters of one network only, which DDP takes for an error unless it
@@ -291,9 +296,7 @@ class GAN(GenerativeModule):
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
         return real_logits, fake_logits
 
-    def _penalized_logits(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _penalized_logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of data and of samples, and the penalty on the discriminator's gradient, without its weight."""
         if self.penalty == "gradient_penalty":
             penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)

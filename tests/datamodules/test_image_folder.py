@@ -1,0 +1,441 @@
+"""Folders of pictures: each layout, each kind of file, each thing that is wrong with either."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo.datamodules import ImageFolder
+from zoo.datamodules.image_folder import decode_into, decode_picture
+from zoo.errors import UserError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def paint(path: Path, colour=RED, size=(8, 8)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def paint_many(folder: Path, count: int, colour=RED) -> None:
+    for i in range(count):
+        paint(folder / f"{i:03}.png", colour)
+
+
+def decode(path: Path, size: int = 8, channels: int = 3) -> np.ndarray:
+    """Pixels, int (size, size, channels), by the way that the data module takes."""
+    out = torch.empty(1, channels, size, size, dtype=torch.uint8)
+    assert decode_into(out, [path]) == {}
+    return out[0].permute(1, 2, 0).int().numpy()
+
+
+# --- layouts
+
+
+def test_sub_folders_are_classes_in_sorted_order(tmp_path):
+    for name, colour in {"zebra": RED, "ant": GREEN, "10": BLUE, "9": WHITE}.items():
+        paint_many(tmp_path / name, 5, colour)
+    data = ImageFolder(str(tmp_path), image_size=4)
+    assert data.class_names == ("10", "9", "ant", "zebra")
+    assert data.num_classes == 4
+    assert data.input_shape == (3, 4, 4)
+    data.setup()
+    colours = torch.tensor([BLUE, WHITE, GREEN, RED]) / 127.5 - 1
+    for split in ("train", "val", "test"):
+        x, y = data.split(split)
+        assert torch.equal(x, colours[y][:, :, None, None].expand(-1, 3, 4, 4))
+    assert [len(data.split(name)[0]) for name in ("train", "val", "test")] == [16, 2, 2]
+
+
+def test_a_flat_folder_is_one_class_named_like_the_folder(tmp_path):
+    paint_many(tmp_path / "holiday", 10)
+    data = ImageFolder(str(tmp_path / "holiday"), test_size=3, val_size=2)
+    assert data.num_classes == 1
+    assert data.class_names == ("holiday",)
+    data.setup()
+    assert [len(data.split(name)[0]) for name in ("train", "val", "test")] == [5, 2, 3]
+    assert data.split("test")[1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
+def test_train_and_test_folders_are_the_splits(tmp_path, classes):
+    for name in classes:
+        paint_many(tmp_path / "train" / name, 6, RED)
+        paint_many(tmp_path / "test" / name, 2, GREEN)
+    paint_many(tmp_path / "val" / "neither", 1)  # left alone
+    data = ImageFolder(str(tmp_path))
+    assert data.class_names == (classes if classes[0] else (tmp_path.name,))
+    data.setup()
+    assert len(data.load_split(train=True)[0]) == 6 * len(classes)
+    assert (data.load_split(train=True)[0][:, 0] == 255).all()
+    test = data.split("test")
+    assert len(test[0]) == 2 * len(classes)
+    assert (test[0][:, 1] == 1).all()
+
+
+def test_a_held_out_test_split_is_disjoint_and_the_same_for_every_seed(tmp_path):
+    for i in range(20):
+        paint(tmp_path / f"{i:02}.png", (i, 0, 0))
+    splits = []
+    for seed in (0, 1):
+        data = ImageFolder(str(tmp_path), test_size=0.25, val_size=5, seed=seed)
+        data.setup()
+        splits.append(
+            {
+                name: {int((i + 1) * 127.5 + 0.5) for i in data.split(name)[0][:, 0, 0, 0]}
+                for name in ("train", "val", "test")
+            }
+        )
+    for split in splits:
+        assert [len(part) for part in split.values()] == [10, 5, 5]
+        assert set.union(*split.values()) == set(range(20))
+    assert splits[0]["test"] == splits[1]["test"]
+    assert splits[0]["val"] != splits[1]["val"]
+
+
+def test_names_with_spaces_and_of_other_scripts_work(tmp_path):
+    names = ["big cat", "кошка", "猫 (2)"]
+    for name in names:
+        paint_many(tmp_path / "my pictures" / name, 3)
+    paint(tmp_path / "my pictures" / names[0] / "été 1.PNG")
+    data = ImageFolder(str(tmp_path / "my pictures"), test_size=1, val_size=1)
+    assert data.class_names == tuple(sorted(names))
+    assert len(data.load_split(train=True)[0]) == 9
+
+
+def test_hidden_files_other_files_and_deeper_folders_are_ignored(tmp_path):
+    paint_many(tmp_path / "cat", 4)
+    paint(tmp_path / "cat" / ".thumb.png")
+    paint(tmp_path / "cat" / "deeper" / "a.png")
+    paint(tmp_path / ".cache" / "a.png")
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "cat" / "model.h5").write_text("no picture")
+    (tmp_path / "list.csv").write_text("no picture")
+    data = ImageFolder(str(tmp_path), test_size=1, val_size=1)
+    assert data.class_names == ("cat",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(data.load_split(train=True)[0]) + len(data.load_split(train=False)[0]) == 4
+
+
+def test_many_files_are_decoded_in_the_order_of_their_names(tmp_path):
+    for i in range(200):
+        paint(tmp_path / f"{i:03}.png", (i, 0, 0), size=(2, 2) if i % 3 else (300, 200))
+    x, _ = ImageFolder(str(tmp_path), image_size=2, test_size=1).load_split(train=True)
+    shades = x[:, 0, 0, 0].int()
+    assert len(x) == 199
+    assert (shades.diff() > 0).all()
+
+
+# --- kinds of files
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "png", "bmp", "webp", "tif", "tga", "ppm", "gif"])
+def test_formats_are_read_by_what_they_hold(tmp_path, ending):
+    pixels = decode(paint(tmp_path / f"a.{ending}", (200, 100, 50)))
+    assert np.abs(pixels - (200, 100, 50)).max() <= 6  # the lossy ones come close
+
+
+def test_a_wrong_ending_does_no_harm(tmp_path):
+    image = paint(tmp_path / "a.png", BLUE)
+    assert (decode(image.rename(tmp_path / "a.jpg")) == BLUE).all()
+
+
+@pytest.mark.parametrize("size", [(30, 10), (10, 30)])
+def test_the_centred_square_is_kept(tmp_path, size):
+    image = Image.new("RGB", size, RED)
+    image.paste(GREEN, (10, 0, 20, 10) if size[0] == 30 else (0, 10, 10, 20))
+    image.save(tmp_path / "a.png")
+    for side, edge in ((5, 1), (10, 0), (40, 8)):  # the filter reaches over the edge, as in resizing before cropping
+        pixels = decode(tmp_path / "a.png", side)
+        assert (pixels[edge : side - edge, edge : side - edge] == GREEN).all()
+        assert (pixels[..., 1] > 127).all()
+
+
+def test_reducing_is_antialiased(tmp_path):
+    stripes = np.zeros((64, 64), dtype=np.uint8)
+    stripes[:, ::2] = 255  # thinner than a pixel of the result: an even grey, not black or white
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    assert np.abs(decode(tmp_path / "a.png", 8) - 127.5).max() < 16
+
+
+@pytest.mark.parametrize("block", [4, 40])
+def test_a_large_jpeg_shows_the_same_picture_as_its_png(tmp_path, block):
+    """JPEG is decoded at a part of its size, but never at less than the result has detail for."""
+    shades = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)  # one to a pixel of the result
+    image = Image.fromarray(shades.repeat(block, axis=0).repeat(block, axis=1))
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(decode(tmp_path / "a.png", 16) - decode(tmp_path / "a.jpg", 16)).max() <= 8
+
+
+def test_a_picture_of_the_right_size_is_kept_bit_for_bit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png"), pixels)
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+    first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert (decode(tmp_path / "a.gif") == RED).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_16_bit_grey_keeps_its_shades(tmp_path, ending):
+    Image.fromarray(np.full((8, 8), 100 * 257, dtype=np.uint16)).save(tmp_path / f"a.{ending}")
+    assert (decode(tmp_path / f"a.{ending}") == 100).all()
+    assert (decode(tmp_path / f"a.{ending}", channels=1) == 100).all()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_cmyk_becomes_rgb(tmp_path, ending):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / f"a.{ending}")
+    assert np.abs(decode(tmp_path / f"a.{ending}") - RED).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparency_is_laid_on_white(tmp_path, mode):
+    """The left half is see-through over black, the right half is opaque black."""
+    image, options = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), {}
+    image.paste((0, 0, 0, 255), (4, 0, 8, 8))
+    if mode == "P":
+        pixels = np.zeros((8, 8), dtype=np.uint8)
+        pixels[:, 4:] = 1
+        image = Image.fromarray(pixels)
+        image.putpalette([9, 9, 9, 0, 0, 0])
+        options = {"transparency": 0}
+    elif mode in ("RGB", "L"):  # one colour stands for "nothing here"
+        image = Image.new(mode, (8, 8), "red" if mode == "RGB" else 7)
+        image.paste(0, (4, 0, 8, 8))
+        options = {"transparency": RED if mode == "RGB" else 7}
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png", **options)
+    for channels in (1, 3):
+        pixels = decode(tmp_path / "a.png", channels=channels)
+        assert (pixels[:, :4] == 255).all()
+        assert (pixels[:, 4:] == 0).all()
+
+
+def test_half_transparency_is_mixed_with_white(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / "a.png")
+    assert np.abs(decode(tmp_path / "a.png") - (255, 127, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr", "I;16"])
+def test_further_modes_become_colour_or_grey(tmp_path, mode):
+    image = (
+        Image.fromarray(np.full((8, 8), 65535, np.uint16))
+        if mode == "I;16"
+        else Image.new("RGB", (8, 8), WHITE).convert(mode)
+    )
+    image.save(tmp_path / "a.tif")
+    assert (decode(tmp_path / "a.tif", channels=1) == 255).all()
+    assert (decode(tmp_path / "a.tif") == 255).all()
+
+
+def test_grey_has_the_weights_of_luma(tmp_path):
+    pixels = decode(paint(tmp_path / "a.png", GREEN), channels=1)
+    assert pixels.shape == (8, 8, 1)
+    assert (pixels == 150).all()
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (7, 7)), (6, (0, 7)), (8, (7, 0))])
+def test_exif_rotation_is_applied(tmp_path, orientation, corner):
+    image = Image.new("RGB", (64, 64))
+    image.paste(WHITE, (0, 0, 16, 16))  # top left as stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    pixels = decode(tmp_path / "a.jpg")
+    shown = {c: pixels[c].mean() > 127 for c in [(0, 0), (0, 7), (7, 0), (7, 7)]}
+    assert [c for c, white in shown.items() if white] == [corner]
+
+
+# --- what cannot be read
+
+
+def jpeg_bytes(size=(64, 64)) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+def spoil(path: Path) -> Path:
+    """Writes a file that cannot be read, of the kind that its name says."""
+    if path.stem == "truncated":
+        path.write_bytes(jpeg_bytes()[:2000])
+    elif path.stem == "cut":
+        paint(path, size=(64, 64))
+        path.write_bytes(path.read_bytes()[:-30])
+    elif path.stem == "empty":
+        path.write_bytes(b"")
+    elif path.stem == "text":
+        path.write_text("<html>404</html>")
+    elif path.stem == "postscript":
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    elif path.stem == "floats":
+        Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(path)
+    elif path.stem == "wide":
+        Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(path)
+    elif path.stem == "dangling":
+        path.symlink_to(path.parent / "nowhere")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("truncated.jpg", "truncated"),
+        ("cut.png", ""),
+        ("empty.png", "not a picture"),
+        ("text.jpg", "not a picture"),
+        ("postscript.jpg", "not a picture"),
+        ("floats.tif", "floats"),
+        ("wide.tif", "more than 16 bits"),
+    ],
+)
+def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, name, reason):
+    paint_many(tmp_path / "pictures", 5)
+    spoil(tmp_path / "pictures" / name)
+    paint_many(tmp_path / "test", 1)
+    (tmp_path / "pictures").rename(tmp_path / "train")
+    data = ImageFolder(str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        x, y = data.load_split(train=True)
+    assert len(x) == len(y) == 5
+    assert (x[:, 0] == 255).all()
+    assert (x[:, 1:] == 0).all()
+    (warning,) = caught
+    message = str(warning.message)
+    assert "1 of 6 pictures cannot be read" in message
+    assert str(tmp_path / "train" / name) in message
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_many_broken_files_give_one_warning_with_the_first_and_the_count(tmp_path):
+    paint_many(tmp_path / "b class", 4, GREEN)
+    paint_many(tmp_path / "a class", 4, RED)
+    for i in range(90):
+        (tmp_path / "a class" / f"bad{i:02}.png").write_bytes(b"bad")
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        out = ImageFolder(str(tmp_path), test_size=1).load_split(train=True)
+    (warning,) = caught
+    assert "of 97 pictures cannot be read" in str(warning.message)
+    assert "bad00.png" in str(warning.message)
+    assert "bad02.png" in str(warning.message)
+    assert "bad04.png" not in str(warning.message)
+    assert " more" in str(warning.message)
+    assert torch.equal(
+        out[0][:, 1] == 255, (out[1] == 1)[:, None, None].expand(-1, 32, 32)
+    )  # labels stay with pictures
+
+
+@pytest.mark.parametrize("limit", [50, 20])  # 64 pixels: Pillow warns above the limit, refuses above twice the limit
+def test_decompression_bombs_are_left_out(tmp_path, monkeypatch, limit):
+    paint_many(tmp_path, 4)
+    for name in ("000.png", "001.png", "002.png"):
+        paint(tmp_path / name, size=(4, 4))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    data = ImageFolder(str(tmp_path), test_size=1)
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        x, _ = data.load_split(train=True)
+    assert len(x) == 2
+    assert f"003.png (more than {limit} pixels)" in str(caught[0].message)
+    assert len(caught) == 1
+
+
+def test_decoding_one_picture_raises_where_it_is_broken(tmp_path):
+    with pytest.raises(OSError, match="truncated"):
+        decode_picture(spoil(tmp_path / "truncated.jpg"), 8, 3)
+
+
+# --- folders that cannot be used
+
+
+def refused(path: Path, *parts: str, **options) -> None:
+    """Building and setting up the data module fails with one line that names the path and holds the parts."""
+    with pytest.raises(UserError) as caught:
+        ImageFolder(str(path), **options).setup()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(path), *parts):
+        assert part in message
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist; point root"):
+        ImageFolder(str(tmp_path / "no where"))
+    refused(tmp_path / "no where")
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    refused(paint(tmp_path / "a.png"), "is a file, not a folder")
+
+
+def test_an_empty_folder_is_named_with_the_layouts(tmp_path):
+    refused(tmp_path, "has no pictures", "<class>/")
+    (tmp_path / "notes.txt").write_text("no picture")
+    refused(tmp_path, "has no pictures", "<class>/")
+
+
+def test_a_class_without_pictures_is_named(tmp_path):
+    paint_many(tmp_path / "cat", 5)
+    (tmp_path / "dog").mkdir()
+    refused(tmp_path, str(tmp_path / "dog"), "has no pictures")
+
+
+def test_train_folder_alone_is_not_taken_for_a_class(tmp_path):
+    paint_many(tmp_path / "train" / "cat", 5)
+    refused(tmp_path, str(tmp_path / "train"), "train/<class>/ and test/<class>/")
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_without_readable_pictures_is_named(tmp_path, split):
+    for folder in ("train", "test"):
+        paint_many(tmp_path / folder / "cat", 5)
+        paint_many(tmp_path / folder / "dog", 5)
+    for path in (tmp_path / split / "dog").iterdir():
+        path.write_bytes(b"")
+    refused(tmp_path, str(tmp_path / split / "dog"), "no readable picture")
+
+
+def test_a_folder_where_nothing_is_readable_is_named(tmp_path):
+    for i in range(10):
+        (tmp_path / f"{i}.jpg").write_bytes(b"")
+    refused(tmp_path, "none of the 9 pictures", "not a picture")
+
+
+def test_classes_that_differ_between_train_and_test_are_named(tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat", "test/hund"):
+        paint_many(tmp_path / name, 2)
+    refused(tmp_path, "dog, hund", str(tmp_path / "train"), str(tmp_path / "test"))
+
+
+def test_pictures_beside_class_folders_are_refused(tmp_path):
+    paint_many(tmp_path / "cat", 2)
+    paint(tmp_path / "a.png")
+    refused(tmp_path, "both pictures and folders")
+
+
+@pytest.mark.parametrize("test_size", [10, 0.001])
+def test_test_size_that_leaves_a_split_empty_is_refused(tmp_path, test_size):
+    paint_many(tmp_path, 10)
+    refused(tmp_path, f"test_size {test_size} takes", "of the 10 pictures", test_size=test_size)
+
+
+@pytest.mark.parametrize("options", [{"image_size": 0}, {"channels": 2}, {"test_size": 0}])
+def test_wrong_arguments_are_named(tmp_path, options):
+    with pytest.raises(UserError, match=f"{next(iter(options))} is "):
+        ImageFolder(str(tmp_path), **options)

@@ -1,0 +1,387 @@
+"""The command line, as its users meet it: what a run leaves, what each command does, how a mistake is answered."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.helpers import TINY, fails, run_program
+from tests.wandb_reader import read_offline_run
+from zoo import GAN
+from zoo.cli import main
+
+GAN_RUN = ["fit", "--config", "gan.yaml", *TINY, "--data.repeats=1"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of one short run, made by the program itself, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run_program(*GAN_RUN, "--model.conditional=true", cwd=folder, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "gan" / "version_0", done.stdout + done.stderr
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_everything_in_a_folder_of_its_own(run):
+    folder, _ = run
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if "wandb" not in str(p.relative_to(folder))}
+    expected = {"config.yaml", "metrics.csv", "curves.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert expected | {"samples/step_0000000.png", "samples/step_0000006.png", "samples/film.gif"} <= names
+    for picture in ("curves.png", "samples/step_0000006.png"):
+        assert np.asarray(Image.open(folder / picture)).std() > 5, "a picture with something in it"
+
+
+def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
+    _, output = run
+    last = [line for line in output.splitlines() if line.strip()][-4:]
+    assert "runs/gan/version_0" in last[0]
+    assert "best val/fd" in last[1]
+    assert "runs/gan/version_0/samples" in last[2] and "curves.png" in last[2]
+    assert last[3].startswith("Next: python cli.py sample --ckpt_path runs/gan/version_0/checkpoints/")
+
+
+def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):
+    _, output = run
+    assert re.search(
+        r"val/fd is the Fréchet distance .* of the classifier digits, weights [0-9a-f]{8}; floor, .*: \d", output
+    )
+
+
+def test_metrics_are_in_the_csv_under_their_names(run):
+    with (run[0] / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [
+        "train/loss_d",
+        "train/loss_g",
+        "train/penalty",
+        "train/d_real",
+        "train/d_fake",
+        "train/value",
+        "train/value_optimum",
+    ]
+    names += ["train/grad_norm_d", "train/grad_norm_g", "train/images_per_second", "val/fd", "val/fd_floor"]
+    for name in names:
+        assert any(row[name] for row in rows), name
+    assert [row["step"] for row in rows if row["val/fd"]] == ["2", "5"], "validation after every third batch"
+
+
+def test_config_repeats_the_run(run, capsys):
+    config = yaml.safe_load((run[0] / "config.yaml").read_text())
+    assert config["model"]["class_path"].endswith("GAN")
+    assert config["trainer"]["max_steps"] == 6
+    main(["fit", "--config", str(run[0] / "config.yaml"), "--run.name", "again"])
+    first, again = (list(csv.DictReader((f / "metrics.csv").open())) for f in (run[0], Path("runs/again/version_0")))
+    assert [r["val/fd"] for r in first] == [r["val/fd"] for r in again]
+
+
+def test_two_runs_never_share_a_folder(capsys):
+    for _ in range(2):
+        main([*GAN_RUN, "--trainer.max_steps=2"])
+    assert sorted(p.name for p in Path("runs/gan").iterdir()) == ["version_0", "version_1"]
+
+
+def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
+    (file,) = (run[0] / "wandb").glob("offline-run-*/*.wandb")
+    config, history = read_offline_run(file)
+    assert config["model"]["init_args"]["loss"] == "relativistic"
+    assert config["data"]["init_args"]["batch_size"] == 64
+    assert config["model"]["init_args"]["input_shape"] == [1, 8, 8], "what was linked is there as well"
+    scalars = [row["val/fd"] for row in history if "val/fd" in row]
+    assert len(scalars) == 2 and all(np.isfinite(scalars))
+    assert any("train/loss_d" in row for row in history)
+    images = [row["samples"] for row in history if "samples" in row]
+    assert len(images) == 2
+    for image in images:
+        path = file.parent / "files" / image["filenames"][0]
+        assert np.asarray(Image.open(path)).std() > 5
+
+
+def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(tmp_path):
+    done = run_program(*GAN_RUN, "--trainer.max_steps=2", cwd=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 0
+    assert re.search(r"wandb sync runs/gan/version_0/wandb/offline-run-\*", done.stdout + done.stderr)
+    assert list(tmp_path.glob("runs/gan/version_0/wandb/offline-run-*/*.wandb"))
+
+
+def test_a_checkpoint_loads_in_a_fresh_process_without_jsonargparse(run, tmp_path):
+    import subprocess
+    import sys
+
+    script = f"""
+import sys
+sys.modules["jsonargparse"] = None  # whoever imports it gets an ImportError
+from zoo import GAN
+model = GAN.load_from_checkpoint({str(run[0] / "checkpoints" / "last.ckpt")!r}, weights_only=True)
+assert model.input_shape == (1, 8, 8) and model.conditional and model.num_classes == 10
+print(tuple(model.sample(3).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "(3, 1, 8, 8)", done.stderr
+
+
+# Links, from data to model
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "classes"),
+    [(["--data=Digits"], (1, 8, 8), 10), (["--data=Points", "--data.distribution=ring"], (2,), 8)],
+)
+def test_shape_and_classes_of_the_data_reach_the_model(data, shape, classes):
+    main([*GAN_RUN[:3], *data, *TINY, "--trainer.fast_dev_run=true", "--model.conditional=true"])
+    # fast_dev_run writes nothing, so the effect is read from a checkpoint of a short run.
+    callbacks = '[{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}]'
+    main(
+        [
+            *GAN_RUN[:3],
+            *data,
+            *TINY,
+            "--trainer.max_steps=1",
+            "--model.conditional=true",
+            f"--trainer.callbacks={callbacks}",
+        ]
+    )
+    (path,) = Path("runs").rglob("*.ckpt")
+    model = GAN.load_from_checkpoint(path, weights_only=True)
+    assert model.input_shape == shape
+    assert model.num_classes == classes
+    assert model.generator.latent.embedding.num_embeddings == classes
+
+
+def test_data_can_be_changed_on_the_command_line(shared_data):
+    main([*GAN_RUN[:3], "--data=FashionMNIST", f"--data.root={shared_data}", *TINY, "--trainer.fast_dev_run=true"])
+
+
+def test_recipes_stack(shared_data):
+    stacked = ["fit", "--config", "gan.yaml", "--config", "fashion_mnist.yaml", f"--data.root={shared_data}", *TINY]
+    options = ["--trainer.limit_val_batches=2", "--trainer.max_steps=3"]
+    main([*stacked, *options])
+    config = yaml.safe_load(Path("runs/gan/version_0/config.yaml").read_text())
+    assert config["data"]["class_path"].endswith("FashionMNIST")
+    assert config["model"]["init_args"]["loss"] == "relativistic"
+    model = GAN.load_from_checkpoint("runs/gan/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert model.sample(1).shape == (1, 1, 28, 28)
+
+
+# Measuring a checkpoint
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_measured_with_the_configuration_of_its_run(run, command, capsys):
+    main([command, "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt")])
+    output = capsys.readouterr().out
+    split = {"validate": "val", "test": "test"}[command]
+    assert f"{split}/fd" in output and f"{split}/fd_floor" in output
+    assert not Path("runs").exists(), "measuring makes no run"
+
+
+# sample
+
+
+def sample(run, *args):
+    main(["sample", "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), *args])
+
+
+def test_sample_draws_a_grid_and_the_same_one_for_the_same_seed(run):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        sample(run, "--n", "16", "--seed", str(seed), "--out", f"{name}.png")
+    a, b, c = (np.asarray(Image.open(f"{name}.png")) for name in "abc")
+    assert a.shape == (4 * 34 + 2, 4 * 34 + 2, 3)
+    assert (a == b).all() and (a != c).any()
+
+
+def test_sample_writes_raw_samples_with_their_labels(run):
+    sample(run, "--n", "5", "--labels", "[3,7]", "--out", "raw.npz")
+    arrays = np.load("raw.npz")
+    assert arrays["arr_0"].shape == (5, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["arr_1"].tolist() == [3, 7, 3, 7, 3]
+
+
+def test_sample_draws_one_class_in_a_row(run):
+    sample(run, "--n", "4", "--per_class", "true", "--out", "classes.npz")
+    assert np.load("classes.npz")["arr_1"].tolist() == [k for k in range(10) for _ in range(4)]
+    sample(run, "--n", "4", "--per_class", "true", "--out", "classes.png")
+    assert Image.open("classes.png").size == (4 * 34 + 2, 10 * 34 + 2)
+
+
+def test_sample_interpolates_and_makes_films(run):
+    sample(run, "--n", "3", "--interpolate", "6", "--out", "ways.png")
+    assert Image.open("ways.png").size == (6 * 34 + 2, 3 * 34 + 2)
+    sample(run, "--n", "4", "--frames", "9", "--out", "film.gif")
+    assert Image.open("film.gif").n_frames == 9
+
+
+def test_sample_overwrites_nothing(run, capsys):
+    Path("mine.png").write_text("precious")
+    args = ["sample", "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), "--out", "mine.png"]
+    assert fails(capsys, *args) == "mine.png is there already and is not overwritten; choose another name"
+    assert Path("mine.png").read_text() == "precious"
+
+
+# list and help
+
+
+def test_list_names_everything_with_a_line_each(capsys):
+    main(["list"])
+    output = capsys.readouterr().out
+    for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan.yaml", "digits.safetensors"):
+        assert re.search(rf"^  {re.escape(name)} +\S+", output, re.MULTILINE), name
+    assert [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "models:", "data:", "callbacks:", "recipes:", "weights:",
+    ]  # fmt: skip
+    assert "InMemoryDataModule" not in output, "bases are no data modules"
+
+
+def test_help_names_every_command(capsys):
+    main([])
+    output = capsys.readouterr().out
+    assert all(f"  {command} " in output for command in ("fit", "validate", "test", "predict", "sample", "list"))
+
+
+# Mistakes: one line, exit code 2, nothing written
+
+FIT = ["fit", "--config", "gan.yaml"]
+MISTAKES = {
+    "a command that does not exist": (["fitt"], r"no command fitt; did you mean fit\?"),
+    "a recipe that does not exist": (["fit", "--config", "gna.yaml"], r"gna\.yaml is neither a file nor a recipe; did you mean gan\.yaml\?"),
+    "a folder for a recipe": (["fit", "--config", "."], "is neither a file nor a recipe"),
+    "no model": (["fit"], "no model is given: take a recipe"),
+    "no data": (["fit", "--model", "GAN"], "no data is given"),
+    "an unknown model": ([*FIT, "--model", "GAM"], r"--model GAM is neither .*; did you mean GAN\?"),
+    "an unknown model in a module": ([*FIT, "--model", "zoo.gan.GAMM"], r"--model zoo\.gan\.GAMM .* did you mean GAN\?"),
+    "an unknown data module": ([*FIT, "--data", "Digitz"], r"--data Digitz is neither .*; did you mean Digits\?"),
+    "an unknown package": ([*FIT, "--data", "nopkg.Foo"], r"--data nopkg\.Foo is neither .*; there are CIFAR10, Digits"),
+    "an unknown callback": ([*FIT, "--trainer.callbacks+=SampleLoger"], r"SampleLoger .* did you mean SampleLogger\?"),
+    "an unknown optimizer": ([*FIT, "--model.optimizer_g", "Adan"], r"--model\.optimizer_g Adan .*; did you mean Adam\?"),
+    "an unknown option of the model": ([*FIT, "--model.los", "hinge"], r"--model\.los is not an option; did you mean loss\?"),
+    "an unknown option of the data": ([*FIT, "--data.batchsize", "3"], r"--data\.batchsize .* did you mean batch_size\?"),
+    "an unknown option of the trainer": ([*FIT, "--trainer.max_stepz", "3"], r"--trainer\.max_stepz is not an option"),
+    "an unknown option": ([*FIT, "--foo", "3"], "--foo is not an option"),
+    "a wrong choice": ([*FIT, "--model.loss", "hing"], "--model.loss hing is not possible; choose one of minimax, non_sat"),
+    "a word for a number": ([*FIT, "--trainer.max_steps", "abc"], r"--trainer\.max_steps abc .* must be of type int"),
+    "a word for a learning rate": ([*FIT, "--model.optimizer_g.lr", "x"], r"--model\.optimizer_g\.lr x .* type float"),
+    "a number out of range": ([*FIT, "--model.latent_dim", "0"], "latent_dim is 0; it must be at least 1"),
+    "a folder without the data": ([*FIT, "--data=FashionMNIST", "--data.root=nowhere"], "FashionMNIST is not in .*nowhere .*root"),
+    "a batch above the training set": ([*FIT, "--data.batch_size=5000", "--data.repeats=1"], "batch_size 5000 is larger .* 1200"),
+    "no training data left": ([*FIT, "--data.val_size", "5000"], "val_size .* takes 5000 of 1500"),
+    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], "TPU|tpu"),
+    "a strategy that does not exist": ([*FIT, "--trainer.strategy", "foo"], "strategy='foo'"),
+    "the trainer's accumulation": ([*FIT, "--trainer.accumulate_grad_batches=2"], r"use model\.accumulate"),
+    "a monitor that is not logged": ([*FIT, *TINY, "--trainer.callbacks.monitor=val/foo"], "val/foo.* not available.*val/fd"),
+    "a checkpoint to resume from that is not there": ([*FIT, "--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt is not a file"),
+    "a checkpoint to validate that is not there": (["validate", *FIT[1:], "--ckpt_path", "no.ckpt"], "no.ckpt is not a file"),
+    "a checkpoint to sample from that is not there": (["sample", "--ckpt_path", "no.ckpt"], "no.ckpt is not a file"),
+    "sampling without a checkpoint": (["sample"], "--ckpt_path must be given"),
+    "an ending that says nothing": (["sample", "--ckpt_path", "x", "--out", "x.jpeg"], r"must end in one of \.png, \.npz, \.gif"),
+    "a number of samples that is none": (["sample", "--ckpt_path", "x", "--n", "a"], "--n a .* must be of type int"),
+    "arguments for list": (["list", "everything"], "list takes no arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_with_one_line(name, capsys):
+    args, expected = MISTAKES[name]
+    assert re.search(expected, fails(capsys, *args))
+    if "monitor" not in name:  # which is known only after the first validation
+        assert not list(Path.cwd().iterdir()), "nothing was written"
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path("owned").touch, ())
+
+
+@pytest.mark.parametrize("content", ["hostile", "text", "truncated", "other"])
+def test_a_file_that_is_no_checkpoint_is_refused_and_not_run(content, run, capsys):
+    path = Path("bad.ckpt")
+    good = (run[0] / "checkpoints" / "last.ckpt").read_bytes()
+    if content == "hostile":
+        torch.save({"state_dict": {}, "payload": Hostile()}, path)
+    elif content == "other":
+        torch.save({"model_class": "os.system", "state_dict": {}}, path)
+    else:
+        path.write_bytes(b"hello" if content == "text" else good[: len(good) // 2])
+    message = fails(capsys, "sample", "--ckpt_path", "bad.ckpt", "--out", "x.png")
+    expected = (
+        "os.system is not in the zoo" if content == "other" else "bad.ckpt is not a checkpoint that can be read safely"
+    )
+    assert expected in message
+    assert not Path("owned").exists() and not Path("x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--labels", "[3,12]"], r"--labels \[12\] are not among the classes 0 to 9"),
+        (["--n", "0"], "--n is 0"),
+        (["--interpolate", "1"], "at least 2 steps"),
+        (["--out", "f.gif", "--frames", "1"], "at least 2"),
+    ],
+)
+def test_impossible_samples_are_refused(args, expected, run, capsys):
+    path = str(run[0] / "checkpoints" / "last.ckpt")
+    assert re.search(expected, fails(capsys, "sample", "--ckpt_path", path, *args))
+
+
+def test_labels_need_a_conditional_model(capsys):
+    main([*GAN_RUN, "--trainer.max_steps=1", "--run.name=plain"])
+    path = "runs/plain/version_0/checkpoints/last.ckpt"
+    assert "trained without labels" in fails(capsys, "sample", "--ckpt_path", path, "--per_class", "true")
+
+
+# Plugins
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A package with a model, installed beside the zoo, and a broken one."""
+    site = tmp_path / "site"
+    package = site / "fakeplugin"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from zoo import GAN\n\n\nclass FakeGAN(GAN):\n    '''A plugin's model.'''\n", encoding="utf-8"
+    )
+    for name, target in (("fakeplugin", "fakeplugin"), ("broken", "there_is_no_such_module")):
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[zoo.plugins]\n{name} = {target}\n")
+    return site
+
+
+def test_a_plugin_is_found_and_a_broken_one_stops_nothing(plugin, tmp_path):
+    done = run_program("list", cwd=tmp_path, PYTHONPATH=str(plugin))
+    assert done.returncode == 0
+    assert re.search(r"^  FakeGAN +A plugin's model\.", done.stdout, re.MULTILINE)
+    assert "the plugin broken (there_is_no_such_module) does not load: ModuleNotFoundError" in done.stderr
+    args = ["fit", "--config", "gan.yaml", "--model", "FakeGAN", *TINY, "--data.repeats=1"]
+    done = run_program(*args, cwd=tmp_path, PYTHONPATH=str(plugin), WANDB_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    assert torch.load(checkpoint, weights_only=True)["model_class"] == "fakeplugin.FakeGAN"
+    done = run_program("sample", "--ckpt_path", str(checkpoint), cwd=tmp_path, PYTHONPATH=str(plugin))
+    assert "64 samples of FakeGAN" in done.stdout
+
+
+def test_equilibrium_of_the_theory_recipe_is_reported_against_its_floors(capsys):
+    main(["fit", "--config", "gan_theory.yaml", *TINY, "--trainer.max_steps=3"])
+    rows = json.loads(Path("runs/gan_theory/version_0/equilibrium.json").read_text())
+    assert set(rows) == {"value", "d_real", "d_fake", "wasserstein_1", "two_sample_accuracy"}
+    assert rows["two_sample_accuracy"]["measured"] > 0.6, "after three steps anybody can tell them apart"
+    assert abs(rows["two_sample_accuracy"]["floor"] - 0.5) < 0.03
+    assert rows["wasserstein_1"]["measured"] > 5 * rows["wasserstein_1"]["floor"]
+    assert Path("runs/gan_theory/version_0/equilibrium.png").is_file()

@@ -1,0 +1,61 @@
+"""Reads what Weights & Biases keeps of an offline run: records in LevelDB's log format, each a protobuf message."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK = 32 * 1024
+HEADER = 7  # of the file: ":W&B", a magic number, a version; of a record: checksum (4), length (2), kind (1)
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The records, those that were split over blocks put together."""
+    position, parts = HEADER, b""
+    while position + HEADER <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
+        if kind == 0:
+            position += left
+            continue
+        body = data[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        parts = body if kind in (FULL, FIRST) else parts + body
+        if kind in (FULL, LAST):
+            yield parts
+
+
+def nested(items: Any) -> dict[str, Any]:
+    """Items with a key, or a path of keys, and a value in JSON, as a dictionary of dictionaries."""
+    result: dict[str, Any] = {}
+    for item in items:
+        *path, last = list(item.nested_key) or [item.key]
+        place = result
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return result
+
+
+def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The config, nested, and the rows of the history."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    config: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    for data in records(path.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            config |= nested(record.run.config.update if kind == "run" else record.config.update)
+        elif kind == "history":
+            history.append(nested(record.history.item))
+    return config, history

@@ -1,0 +1,56 @@
+"""The moving average against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.ema import EMA
+
+
+def constant(value: float) -> nn.Linear:
+    network = nn.Linear(1, 1)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, value)
+    return network
+
+
+def test_a_value_has_half_its_weight_after_the_half_life():
+    ema = EMA(constant(1.0), half_life=1000, warmup=1e9)
+    ema.images = 1  # past the first image, so that the warm-up does not forget all
+    for _ in range(10):
+        ema.update(constant(0.0), images=100)
+    assert ema.network.weight.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_batch_size_does_not_change_the_average():
+    averages = []
+    for images in (10, 100):
+        ema = EMA(constant(1.0), half_life=500, warmup=1e9)
+        for _ in range(1000 // images):
+            ema.update(constant(0.0), images=images)
+        averages.append(ema.network.weight.item())
+    assert averages[0] == pytest.approx(averages[1], rel=1e-5)
+
+
+def test_warmup_forgets_the_initial_weights_early():
+    ema = EMA(constant(1.0), half_life=1e6, warmup=0.05)
+    for _ in range(100):
+        ema.update(constant(0.0), images=10)
+    assert ema.network.weight.item() < 1e-3, "without warm-up it would be 0.999"
+
+
+def test_average_and_count_survive_the_state_dict():
+    ema = EMA(constant(1.0), half_life=1000)
+    ema.update(constant(0.3), images=64)
+    other = EMA(constant(0.0), half_life=1000)
+    other.load_state_dict(ema.state_dict())
+    assert other.images == 64
+    assert torch.equal(other.network.weight, ema.network.weight)
+
+
+def test_average_takes_no_gradients_and_does_not_share_memory_with_the_network():
+    network = constant(1.0)
+    ema = EMA(network, half_life=1000)
+    assert not any(p.requires_grad for p in ema.parameters())
+    network.weight.data.fill_(5.0)
+    assert ema.network.weight.item() == 1.0
