@@ -62,5 +62,5 @@ class ModeCoverage(Callback):
         generator = torch.Generator().manual_seed(self.seed)
         points = model.sample(self.n, generator=generator)  # type: ignore[operator]
         modes, share = mode_coverage(points, data.centers, data.std)
-        pl_module.log("val/modes", float(modes), prog_bar=True)
-        pl_module.log("val/high_quality", share)
+        pl_module.log("val/modes", float(modes), prog_bar=True, sync_dist=True)
+        pl_module.log("val/high_quality", share, sync_dist=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,9 +53,13 @@ class TorchvisionDataModule(InMemoryDataModule):
         return x.contiguous(), torch.as_tensor(data.targets).long()
 
     def _download(self, train: bool) -> None:
+        root = Path(self.root)
+        missing = [p for p in (root / self.dataset / "raw", root / self.dataset, root) if not p.exists()]
         try:
             self._open(train, download=True)
         except (OSError, RuntimeError) as error:
+            for folder in missing:  # which torchvision made for files that did not come
+                _remove_if_empty(folder)
             raise UserError(
                 f"{self.dataset} is not in {Path(self.root).resolve()} and could not be downloaded "
                 f"({_first_line(error)}); point root (--data.root) to a folder that has it in torchvision's layout"
@@ -64,6 +69,11 @@ class TorchvisionDataModule(InMemoryDataModule):
         import torchvision.datasets
 
         return getattr(torchvision.datasets, self.dataset)(self.root, train=train, download=download)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or no folder
+        folder.rmdir()
 
 
 def _first_line(error: Exception) -> str:

@@ -278,7 +278,7 @@ MISTAKES = {
     "a folder without the data": ([*FIT, "--data=FashionMNIST", "--data.root=nowhere"], "FashionMNIST is not in .*nowhere .*root"),
     "a batch above the training set": ([*FIT, "--data.batch_size=5000", "--data.repeats=1"], "batch_size 5000 is larger .* 1200"),
     "no training data left": ([*FIT, "--data.val_size", "5000"], "val_size .* takes 5000 of 1500"),
-    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], "TPU|tpu"),
+    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], "torch_xla|TPU"),
     "a strategy that does not exist": ([*FIT, "--trainer.strategy", "foo"], "strategy='foo'"),
     "the trainer's accumulation": ([*FIT, "--trainer.accumulate_grad_batches=2"], r"use model\.accumulate"),
     "a monitor that is not logged": ([*FIT, *TINY, "--trainer.callbacks.monitor=val/foo"], "val/foo.* not available.*val/fd"),

@@ -59,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
 class ZooCLI(LightningCLI):
     """LightningCLI with any model on any data, a folder for every run, and W&B."""
 
-    def __init__(self, args: list[str], recipe: str, folders: RunFolders) -> None:
+    def __init__(self, recipe: str, folders: RunFolders) -> None:
         self.recipe = recipe
         self.folders = folders
         super().__init__(
@@ -71,7 +71,6 @@ class ZooCLI(LightningCLI):
             auto_configure_optimizers=False,
             # Hyperparameters are plain values, so that a checkpoint loads where jsonargparse is not installed.
             load_from_checkpoint_support=False,
-            args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -133,6 +132,7 @@ def _silence_what_says_nothing() -> None:
         ".*does not have many workers.*",  # the data is in memory: workers would only cost
         ".*treespec, LeafSpec.*",  # Lightning's use of torch
         "Using ModelCheckpoint with manual optimization.*",  # a checkpoint after a step is what anybody expects
+        "Grad strides do not match.*",  # of a layer with one output, whose copy costs nothing
         "The dirpath has changed from.*",  # a run's folder may be moved
         "Experiment logs directory .* exists and is not empty.*",  # the folder was made for this run
     ):
@@ -195,15 +195,20 @@ def run_trainer(args: list[str]) -> None:
     args, recipe = resolve_recipes(_with_config_of_run(args))
     name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
     folders = RunFolders()
+    typed = sys.argv
+    # Not as an argument: the processes of DDP are started by repeating what was typed.
+    sys.argv = [typed[0], *args]
     try:
-        ZooCLI(args, name.rsplit(".", 1)[-1].lower(), folders)
-    except (MisconfigurationException, ValueError):
+        ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
+    except (MisconfigurationException, ValueError, ImportError):
         folders.discard()
         raise
     except RuntimeError as error:
         if "which is not available" in str(error):  # EarlyStopping's monitor
             raise UserError(str(error)) from error
         raise
+    finally:
+        sys.argv = typed
 
 
 def run_list(args: list[str]) -> None:
@@ -249,7 +254,6 @@ def main(args: Sequence[str] | None = None) -> None:
         args: what was typed after the program's name.
     """
     typed = list(sys.argv[1:] if args is None else args)
-    sys.argv = [sys.argv[0]]  # LightningCLI warns where it is given arguments and sees others here
     if not typed or typed[0] in ("-h", "--help"):
         print(HELP)
         return

@@ -130,13 +130,11 @@ class GenerativeModule(LightningModule):
         self._compare_with_training_data(x, batch_idx, name)
 
     def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
-        floor = cast(Metric, self.floor)
-        if name in self._floors:
-            self.log(f"{name}_floor", self._floors[name], on_epoch=True, batch_size=len(x), rank_zero_only=False)
-            return
+        """Adds a batch, and as many training samples, to the floor, which is measured once."""
         reference = getattr(getattr(self.trainer, "datamodule", None), "reference", None)
-        if self.trainer.sanity_checking or reference is None:
+        if reference is None or name in self._floors or self.trainer.sanity_checking:
             return
+        floor = cast(Metric, self.floor)
         if batch_idx == 0:
             floor.reset()
             loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
@@ -154,14 +152,14 @@ class GenerativeModule(LightningModule):
 
     def _log_floor(self, split: str) -> None:
         name = f"{split}/{self.distance_name}"
-        if self.floor is None or self._reference is None or name in self._floors:
-            return
-        self._reference = None
-        value = self.floor.compute().item()
-        self.floor.reset()
-        self._floors[name] = value
-        rank_zero_info(f"{name} is the {self._describe_distance()}; floor, training against held-out data: {value:.4g}")
-        self.log(f"{name}_floor", value)
+        if self._reference is not None and self.floor is not None and not self.trainer.sanity_checking:
+            self._reference = None
+            value = self._floors[name] = self.floor.compute().item()
+            self.floor.reset()
+            meaning = f"{name} is the {self._describe_distance()}"
+            rank_zero_info(f"{meaning}; floor, training against held-out data: {value:.4g}")
+        if name in self._floors:
+            self.log(f"{name}_floor", self._floors[name], sync_dist=True)
 
     def _describe_distance(self) -> str:
         if isinstance(self.distance, FrechetDistance):

@@ -1,0 +1,92 @@
+"""Two processes on the CPU: the same parameters on both, one writer, and the measures of one process."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers import TINY, run_program
+
+SCRIPT = """
+import hashlib, json, sys, warnings
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from zoo import GAN
+from zoo.datamodules import Digits
+warnings.filterwarnings("ignore")
+options = json.loads(sys.argv[1])
+seed_everything(0)
+model = GAN(input_shape=(1, 8, 8), num_classes=10, width=32, latent_dim=8, **options)
+trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, limit_train_batches=6, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(model, datamodule=Digits(batch_size=32))
+state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items()) if torch.is_tensor(v))
+result = {"hash": hashlib.sha256(state).hexdigest(), "steps": trainer.global_step, "images": model.ema.images}
+result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"penalty": "gradient_penalty", "loss": "wasserstein", "d_steps": 2},
+        {"accumulate": 2, "clip_norm": 1.0, "conditional": True},
+    ],
+    ids=["default", "wasserstein with its penalty", "accumulating, clipped, conditional"],
+)
+def test_both_ranks_end_with_the_same_parameters(options, tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "train.py", json.dumps(options)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert first["hash"] == second["hash"]
+    assert first["val/fd"] == second["val/fd"]
+    assert first["val/fd_floor"] == second["val/fd_floor"]
+    assert first["steps"] == 12 // options.get("accumulate", 1)
+    assert first["images"] == 12 * 32 * 2, "images of both ranks"
+
+
+def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
+    floors = []
+    for devices in (1, 2):
+        args = ["fit", "--config", "gan.yaml", "--config", "ddp.yaml", *TINY, f"--trainer.devices={devices}"]
+        done = run_program(*args, f"--run.name=on_{devices}", cwd=tmp_path, WANDB_MODE="offline")
+        assert done.returncode == 0, done.stderr[-3000:]
+        folder = tmp_path / "runs" / f"on_{devices}"
+        assert [p.name for p in folder.iterdir()] == ["version_0"], "only rank zero makes a folder"
+        assert len(list((folder / "version_0" / "wandb").glob("offline-run-*"))) == 1, "one W&B run"
+        assert len(list((folder / "version_0" / "samples").glob("step_*.png"))) == 2
+        rows = list(csv.DictReader((folder / "version_0" / "metrics.csv").open()))
+        floors += [float(row["val/fd_floor"]) for row in rows if row["val/fd_floor"]][:1]
+        assert yaml.safe_load((folder / "version_0" / "config.yaml").read_text())["trainer"]["strategy"] == "ddp"
+    assert floors[0] == pytest.approx(floors[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_quality_of_one(tmp_path: Path):
+    """The same number of images on each: half the steps of twice the batch."""
+    best = []
+    for devices, steps in ((1, 3000), (2, 1500)):
+        args = [
+            "--config",
+            "gan.yaml",
+            "--config",
+            "ddp.yaml",
+            f"--trainer.devices={devices}",
+            f"--run.name=on_{devices}",
+        ]
+        options = [f"--trainer.max_steps={steps}", "--trainer.accelerator=cpu", "--trainer.val_check_interval=150"]
+        done = run_program(
+            "fit", *args, *options, cwd=tmp_path, WANDB_MODE="disabled", OMP_NUM_THREADS="1", timeout=900
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = csv.DictReader((tmp_path / "runs" / f"on_{devices}" / "version_0" / "metrics.csv").open())
+        best.append(min(float(row["val/fd"]) for row in rows if row["val/fd"]))
+    assert best[1] < 1.5 * best[0]
