@@ -69,7 +69,8 @@ class EquilibriumReport(Callback):
         if not hasattr(pl_module, "discriminator"):
             raise UserError(f"EquilibriumReport needs a model with a discriminator, not {type(pl_module).__name__}")
         log_dir = trainer.log_dir
-        self._folder = Path(log_dir) if log_dir and trainer.loggers and not trainer.fast_dev_run else None
+        real_run = trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._folder = Path(log_dir) if log_dir and real_run else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

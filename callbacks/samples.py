@@ -46,7 +46,7 @@ class SampleLogger(Callback):
             return
         # On every rank, since Lightning agrees on the folder by a broadcast.
         log_dir = trainer.log_dir
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if log_dir is None or not trainer.loggers:
             rank_zero_warn("SampleLogger writes no pictures: the Trainer has no logger, so there is no folder for them")

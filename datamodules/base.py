@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -161,9 +161,18 @@ class InMemoryDataModule(LightningDataModule):
         x, y = batch
         return to_unit_range(x), y
 
-    def _loader(self, dataset: TensorBatches, batch_size: int, **options: bool) -> DataLoader[Any]:
-        # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
-        # their own, so that training goes on with the same random numbers with and without validation.
-        generator = None if options.get("shuffle") else torch.Generator()
-        pin = torch.cuda.is_available()
-        return DataLoader(dataset, batch_size, collate_fn=as_is, pin_memory=pin, generator=generator, **options)
+    def _loader(
+        self, dataset: TensorBatches, batch_size: int, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            # By their names, since Lightning makes the DataLoader anew for DDP, by the names of what it was given.
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            collate_fn=cast(Any, as_is),
+            pin_memory=torch.cuda.is_available(),
+            # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
+            # their own, so that training goes on with the same random numbers with and without validation.
+            generator=None if shuffle else torch.Generator(),
+        )

@@ -120,14 +120,13 @@ class ImageFolder(InMemoryDataModule):
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         held_out = self._test_folder is None
+        folder = self._train_folder if train or self._test_folder is None else self._test_folder
+        pictures = self._list(folder)
         if held_out:
-            pictures = self._hold_out(self._list(self._train_folder), train)
-        else:
-            pictures = self._list(self._train_folder if train else self._test_folder)
+            pictures = self._hold_out(pictures, train)
         x, y = self._read(pictures)
         # A small class may well have no picture in a held-out test split: it was never promised one.
         for label in set() if held_out and not train else set(range(self.num_classes)) - set(y.tolist()):
-            folder = self._train_folder if train else self._test_folder
             raise UserError(
                 f"{self._class_folder(folder, label).absolute()} has no readable picture for the "
                 f"{'training' if train else 'test'} split; add some, or remove the folder"

@@ -29,7 +29,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def run(tmp_path_factory):
     """The folder of one short run, made by the program itself, and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = run_program(*GAN_RUN, "--model.conditional=true", cwd=folder, WANDB_MODE="offline")
+    done = run_program(*GAN_RUN, "--model.conditional=true", "--wandb.log_model=true", cwd=folder, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "gan" / "version_0", done.stdout + done.stderr
 
@@ -97,7 +97,7 @@ def test_two_runs_never_share_a_folder(capsys):
 
 def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     (file,) = (run[0] / "wandb").glob("offline-run-*/*.wandb")
-    config, history = read_offline_run(file)
+    config, history, artifacts = read_offline_run(file)
     assert config["model"]["init_args"]["loss"] == "relativistic"
     assert config["data"]["init_args"]["batch_size"] == 64
     assert config["model"]["init_args"]["input_shape"] == [1, 8, 8], "what was linked is there as well"
@@ -109,6 +109,7 @@ def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     for image in images:
         path = file.parent / "files" / image["filenames"][0]
         assert np.asarray(Image.open(path)).std() > 5
+    assert artifacts == {"best.ckpt", "last.ckpt"}, "asked for by --wandb.log_model"
 
 
 def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(tmp_path):

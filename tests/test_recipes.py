@@ -76,8 +76,8 @@ def test_every_callback_and_class_of_a_recipe_is_spelled_out_where_it_is_not_the
 def test_gan_recipe_makes_digits():
     """The default recipe, shortened to half: the published figure is a Fréchet distance of at most 8 after 6,000."""
     main(["fit", "--config", "gan.yaml", "--trainer.max_steps=3000", "--trainer.accelerator=cpu"])
-    rows = list(csv.DictReader(Path("runs/gan/version_0/metrics.csv").open()))
-    distances = [float(row["val/fd"]) for row in rows if row["val/fd"]]
+    with Path("runs/gan/version_0/metrics.csv").open() as file:
+        distances = [float(row["val/fd"]) for row in csv.DictReader(file) if row["val/fd"]]
     assert min(distances) < 8
     assert distances[-1] < distances[0]
 

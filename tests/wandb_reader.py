@@ -44,12 +44,13 @@ def nested(items: Any) -> dict[str, Any]:
     return result
 
 
-def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The config, nested, and the rows of the history."""
+def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], set[str]]:
+    """The config, nested, the rows of the history, and the files that were logged as artifacts."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
+    artifacts: set[str] = set()
     for data in records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
@@ -58,4 +59,6 @@ def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             config |= nested(record.run.config.update if kind == "run" else record.config.update)
         elif kind == "history":
             history.append(nested(record.history.item))
-    return config, history
+        elif kind == "artifact":
+            artifacts.add(json.loads(record.artifact.metadata)["original_filename"])
+    return config, history, artifacts

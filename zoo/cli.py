@@ -109,7 +109,7 @@ class ZooCLI(LightningCLI):
 
     def after_fit(self) -> None:
         trainer = self.trainer
-        if not trainer.loggers or trainer.fast_dev_run:
+        if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or "")
         checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]

@@ -40,7 +40,8 @@ class EMA(nn.Module):
         """Moves the average towards `network`, which has been trained on `images` more images, on all devices."""
         self.images += images
         weight = 1 - self.decay(images)
-        averages, values = list(self.network.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
+        values: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, values, weight)
         for average, current in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(current)

@@ -99,7 +99,8 @@ def has_wandb_credentials() -> bool:
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
-            if netrc.netrc(path).authenticators(host):
+            found = netrc.netrc(path).authenticators(host)
+            if found and found[2]:  # login, account, password
                 return True
         except (OSError, netrc.NetrcParseError):
             continue
@@ -119,7 +120,7 @@ def run_loggers(run: RunOptions, wandb: WandbOptions, recipe: str, folders: RunF
     """The loggers of a new run: metrics.csv in a folder of its own, and Weights & Biases in the same folder."""
     name = run.name or recipe
     # Only the first rank writes; the others learn its folder from Lightning, by a broadcast.
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     folder = folders.new(run.root, name) if first else Path(run.root) / name / "version_of_rank_0"
     loggers: list[Logger] = [CSVLogger(run.root, name=name, version=folder.name)]
     mode = wandb_mode(wandb)

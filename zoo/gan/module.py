@@ -133,13 +133,17 @@ class GAN(GenerativeModule):
         classes = self.num_classes if self.conditional else 0
         if architecture == "mlp":
             size = {"width": width or 256, "depth": depth or 2}
-            generator = MLPGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes)
-            return generator, MLPDiscriminator(self.input_shape, **size, num_classes=classes)
+            return (
+                MLPGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
+                MLPDiscriminator(self.input_shape, **size, num_classes=classes),
+            )
         if depth and depth > levels:
             raise UserError(f"depth {depth} halves {self.input_shape} too often; at most {levels} times")
         size = {"width": width or 32, "depth": depth or levels}
-        generator = ConvGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes)
-        return generator, ConvDiscriminator(self.input_shape, **size, num_classes=classes)
+        return (
+            ConvGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
+            ConvDiscriminator(self.input_shape, **size, num_classes=classes),
+        )
 
     # Sampling
 
@@ -361,7 +365,8 @@ class GAN(GenerativeModule):
     # Logging
 
     def _should_log(self) -> bool:
-        return (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps == 0
+        period: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.trainer.fit_loop.total_batch_idx + 1) % period == 0
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
         """Logs the step; only every `log_every_n_steps` batches, since a call costs more than a small step does."""

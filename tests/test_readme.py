@@ -1,0 +1,86 @@
+"""The README's promises: its commands are run, its code is run, and what it names is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import CHECKOUT, TINY, run_program
+
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.startswith("python cli.py")
+]
+
+
+def test_make_prints_the_commands_that_the_readme_names():
+    plans = {
+        target: subprocess.run(
+            ["make", "--dry-run", "--always-make", target], cwd=CHECKOUT, capture_output=True, text=True, check=True
+        ).stdout
+        for target in ("gan", "test")
+    }
+    typed = [
+        line for _, block in BLOCKS for line in block.splitlines() if line.startswith((".venv/bin", "python3 -m venv"))
+    ]
+    assert len(typed) == 4
+    for line in typed:
+        plain = line.replace("--quiet ", "")
+        assert any(plain in plan.replace("--quiet ", "") for plan in plans.values()), line
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs_in_order(tmp_path, shared_data):
+    """As they stand, but for the length of training, and for the folders of data that everybody has elsewhere."""
+    from PIL import Image
+
+    assert len(COMMANDS) > 10
+    pictures = tmp_path / "my_pictures" / "cats"
+    pictures.mkdir(parents=True)
+    for index in range(80):
+        Image.new("RGB", (70 + index, 90), (3 * index, 20, 90)).save(pictures / f"{index}.jpg")
+    (tmp_path / "data").symlink_to(shared_data)
+    for command in COMMANDS:
+        arguments = shlex.split(command)[2:]
+        if arguments[0] == "fit":
+            arguments += [*TINY, "--trainer.limit_val_batches=2"]
+            if "--trainer.devices" in command:
+                arguments.remove("--trainer.accelerator=cpu")
+        done = run_program(*arguments, cwd=tmp_path, WANDB_MODE="disabled")
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    for name in ("grid.png", "raw.npz", "ways.png", "walk.gif"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_the_code_of_the_readme_runs(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nprint(tuple(sevens.shape), sevens.abs().max().item() <= 1)"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(16, 1, 8, 8) True")
+
+
+def test_what_the_readme_names_is_there():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (CHECKOUT / path).is_file(), path
+    for recipe in set(re.findall(r"\b[\w-]+\.yaml\b", README)) - {"config.yaml"}:
+        assert (CHECKOUT / "zoo" / "configs" / recipe).is_file(), recipe
+
+
+def test_no_file_of_the_project_is_missing_from_the_table_of_contents():
+    from zoo.catalog import catalog
+
+    for entry in catalog():
+        if entry.kind in ("models", "recipes", "data"):
+            assert f"`{entry.name}`" in README, f"{entry.name} has no place in the README"
+    assert Path(CHECKOUT / "LICENSE").is_file()
