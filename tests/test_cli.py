@@ -289,6 +289,7 @@ MISTAKES = {
     "sampling without a checkpoint": (["sample"], "--ckpt_path must be given"),
     "an ending that says nothing": (["sample", "--ckpt_path", "x", "--out", "x.jpeg"], r"must end in one of \.png, \.npz, \.gif"),
     "a number of samples that is none": (["sample", "--ckpt_path", "x", "--n", "a"], "--n a .* must be of type int"),
+    "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN predicts nothing .* command sample"),
     "arguments for list": (["list", "everything"], "list takes no arguments"),
 }  # fmt: skip
 

@@ -70,6 +70,8 @@ def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[s
 class GenerativeModule(LightningModule):
     """Base of the generative models: a subclass implements `sample`, and its own training.
 
+    The floor is measured on data modules that have `reference(n)`, the first n training samples, as the zoo's have.
+
     Args:
         input_shape: of one sample, (C, H, W) for images in [-1, 1] or (D,) for points.
         num_classes: number of labels in the data.
@@ -113,6 +115,9 @@ class GenerativeModule(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._compare(batch, batch_idx, "test")
 
+    def predict_step(self, *_: Any) -> None:
+        raise UserError(f"{type(self).__name__} predicts nothing about data; to draw from it, use the command sample")
+
     def _compare(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str) -> None:
         """Adds a batch, and as many samples, to the distance and, the first time, to its floor."""
         if self.distance is None:
@@ -138,8 +143,13 @@ class GenerativeModule(LightningModule):
         if batch_idx == 0:
             floor.reset()
             loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
-            self._reference = reference(len(cast(Any, loaders).dataset))[self.global_rank :: self.trainer.world_size]
-        remaining = cast(Tensor, self._reference)
+            n = len(cast(Any, loaders).dataset)
+            samples = reference(n)
+            # The distance depends on the number of samples: without as many of them there is no floor to compare with.
+            self._reference = samples[self.global_rank :: self.trainer.world_size] if len(samples) == n else None
+        remaining = self._reference
+        if remaining is None:
+            return
         floor.update(x, real=True)
         floor.update(remaining[: len(x)].to(x), real=False)
         self._reference = remaining[len(x) :]

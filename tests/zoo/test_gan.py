@@ -367,7 +367,7 @@ def test_distance_of_images_has_its_floor_beside_it_and_falls_for_better_samples
 
 
 def test_distance_of_points_is_the_wasserstein_distance():
-    data = Points(distribution="gaussians", num_train=12_000)
+    data = Points(distribution="gaussians", num_train=21_000)
     model = GAN(input_shape=(1,))
     (metrics,) = quiet(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
     assert metrics["val/w1_floor"] < 0.1 < metrics["val/w1"]

@@ -49,8 +49,8 @@ class ProjectionHead(nn.Module):
         return logits if self.embedding is None else logits + (h * self.embedding(labels)).sum(1)
 
 
-def mlp(in_features: int, width: int, depth: int, slope: float = 0.2) -> nn.Sequential:
-    """`depth` hidden layers of `width` units with LeakyReLU."""
+def mlp(in_features: int, width: int, depth: int, slope: float) -> nn.Sequential:
+    """`depth` hidden layers of `width` units, each followed by LeakyReLU with this slope below zero."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Linear(in_features, width), nn.LeakyReLU(slope)]
@@ -69,7 +69,9 @@ class MLPGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent = LabelledLatent(latent_dim, num_classes)
-        self.hidden = mlp(self.latent.out_features, width, depth)
+        # Plain ReLU, as in DCGAN's generator (Radford et al. 2016, arXiv 1511.06434): where units are off the output is
+        # flat, so narrow modes are reached without many samples on the way between them.
+        self.hidden = mlp(self.latent.out_features, width, depth, slope=0.0)
         self.out = nn.Linear(width, math.prod(output_shape))
         self.unflatten = nn.Unflatten(1, tuple(output_shape))
         self.bound = nn.Tanh() if len(output_shape) == 3 else nn.Identity()
@@ -84,7 +86,7 @@ class MLPDiscriminator(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], width: int = 256, depth: int = 2, num_classes: int = 0) -> None:
         super().__init__()
-        self.hidden = mlp(math.prod(input_shape), width, depth)
+        self.hidden = mlp(math.prod(input_shape), width, depth, slope=0.2)
         self.head = ProjectionHead(width, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
