@@ -153,6 +153,7 @@ def test_equilibrium_report_of_a_perfect_gan_meets_theory_and_floors(loss):
     rows = EquilibriumReport(n=4000).measure(PerfectGAN(data, loss=loss), data)
     assert rows["value"]["measured"] == pytest.approx(-math.log(4), abs=1e-5)
     assert rows["d_real"]["measured"] == rows["d_fake"]["measured"] == pytest.approx(0.5)
+    assert "floor" not in rows["value"], "there theory is the floor"
     assert rows["wasserstein_1"]["measured"] < 3 * rows["wasserstein_1"]["floor"]
     assert abs(rows["two_sample_accuracy"]["measured"] - 0.5) < 4 * rows["two_sample_accuracy"]["standard_error"]
 
