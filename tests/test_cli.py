@@ -95,6 +95,11 @@ def test_two_runs_never_share_a_folder(capsys):
     assert sorted(p.name for p in Path("runs/gan").iterdir()) == ["version_0", "version_1"]
 
 
+def test_a_run_without_loggers_leaves_only_its_checkpoint(capsys):
+    main([*GAN_RUN, "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint"])
+    assert [p.name for p in Path.cwd().rglob("*") if p.is_file()] == ["epoch=0-step=6.ckpt"]
+
+
 def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     (file,) = (run[0] / "wandb").glob("offline-run-*/*.wandb")
     config, history, artifacts = read_offline_run(file)

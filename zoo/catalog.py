@@ -7,6 +7,7 @@ LightningModules, LightningDataModules and Callbacks are taken) or one such clas
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import warnings
 from collections.abc import Iterable
@@ -71,31 +72,34 @@ def find_class(path: str, entries: Iterable[Entry] | None = None) -> type:
     raise UserError(f"{path} is not in the zoo{did_you_mean(path.rsplit('.', 1)[-1], known)}")
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that looks like it, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    """The end of a message about an unknown name: the known one that looks like it, or all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    return nearest(name, known) or f"; there are {', '.join(known)}"
 
 
 def _classes(source: Any) -> list[Entry]:
-    if isinstance(source, ModuleType):
-        names = getattr(source, "__all__", None) or [name for name in vars(source) if not name.startswith("_")]
-        candidates = [getattr(source, name) for name in names]
-        # A module's imports are not its own: what it lists in __all__ is, and what is defined in its package.
-        if not hasattr(source, "__all__"):
-            package = source.__name__.split(".")[0]
-            candidates = [c for c in candidates if getattr(c, "__module__", "").split(".")[0] == package]
-    else:
+    """The models, data modules and callbacks among a module's public classes, or the one class that it is."""
+    if not isinstance(source, ModuleType):
         candidates = [source]
-    entries = []
-    for candidate in candidates:
-        if inspect.isclass(candidate):
-            for kind, base in KINDS.items():
-                if issubclass(candidate, base) and not _is_base(candidate):
-                    summary = (inspect.getdoc(candidate) or "").split("\n")[0]
-                    entries.append(Entry(kind, candidate.__name__, summary, candidate))
-    return entries
+    elif hasattr(source, "__all__"):
+        candidates = [getattr(source, name) for name in source.__all__]
+    else:  # what is defined in its package: a module's imports are not its own
+        package = source.__name__.split(".")[0]
+        public = [value for name, value in vars(source).items() if not name.startswith("_")]
+        candidates = [value for value in public if getattr(value, "__module__", "").split(".")[0] == package]
+    return [
+        Entry(kind, candidate.__name__, (inspect.getdoc(candidate) or "").split("\n")[0], candidate)
+        for candidate in candidates
+        for kind, base in KINDS.items()
+        if inspect.isclass(candidate) and issubclass(candidate, base) and not _is_base(candidate)
+    ]
 
 
 def _is_base(candidate: type) -> bool:
@@ -108,4 +112,5 @@ def _describe_file(kind: str, file: Any) -> str:
     if kind == "recipes":
         lines = file.read_text(encoding="utf-8").split("\n")
         return lines[0].lstrip("# ") if lines[0].startswith("#") else ""
-    return f"{len(file.read_bytes()) / 1024:.0f} KiB"
+    data = file.read_bytes()
+    return f"{len(data) / 1024:.0f} KiB, sha256 {hashlib.sha256(data).hexdigest()[:8]}"

@@ -47,8 +47,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load((Path(trainer.loggers[0].log_dir or "") / self.config_filename).read_text())
-        # Values that the data gave the model by a link are not in the file: the next run links them again.
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        # Values that the data gave the model by a link are not in it: the next run links them again.
         arguments = config["model"].setdefault("init_args", {})
         arguments.update({name: value for name, value in pl_module.hparams.items() if arguments.get(name) is None})
         for logger in trainer.loggers:
@@ -98,9 +98,11 @@ class ZooCLI(LightningCLI):
             training = self.subcommand == "fit"
             kwargs["logger"] = run_loggers(config.run, config.wandb, self.recipe, self.folders) if training else False
         elif config.trainer.fast_dev_run:
-            self.save_config_callback = None
             kwargs["logger"] = False
-        callbacks = config.trainer.callbacks = list(config.trainer.callbacks or [])
+        if kwargs.get("logger", config.trainer.logger) is False:
+            self.save_config_callback = None  # there is no folder for it
+        given = config.trainer.callbacks or []
+        callbacks = config.trainer.callbacks = list(given) if isinstance(given, list) else [given]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ShortProgressBar())
         # The loggers get the whole configuration, nested; the model's part of it need not lie flat beside it.

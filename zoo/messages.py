@@ -10,7 +10,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.catalog import catalog, did_you_mean
+from zoo.catalog import catalog, did_you_mean, nearest
 
 KIND_OF_KEY = {"model": "models", "data": "data", "trainer.callbacks": "callbacks"}
 
@@ -38,15 +38,13 @@ def _key(message: str, match: re.Match[str]) -> str:
 def _unknown_class(key: str, name: str) -> str:
     short = name.rsplit(".", 1)[-1]
     if key not in KIND_OF_KEY:
-        hint = did_you_mean(short, [c.__name__ for c in (*Optimizer.__subclasses__(), *LRScheduler.__subclasses__())])
-        return f"--{key} {name} is not a class that can be imported{hint if hint.startswith('; did') else ''}"
+        of_torch = [c.__name__ for c in (*Optimizer.__subclasses__(), *LRScheduler.__subclasses__())]
+        return f"--{key} {name} is not a class that can be imported{nearest(short, of_torch)}"
     kind = KIND_OF_KEY[key]
     known = [entry.name for entry in catalog() if entry.kind == kind]
-    own = did_you_mean(short, known)
-    if kind == "callbacks" and not own.startswith("; did"):
-        near = did_you_mean(short, [name for name in vars(lightning_callbacks) if name[0].isupper()])
-        own = near if near.startswith("; did") else own
-    return f"--{key} {name} is neither in the zoo nor a class that can be imported{own}"
+    of_lightning = lightning_callbacks.__all__ if kind == "callbacks" else []
+    hint = nearest(short, [*known, *of_lightning]) or did_you_mean(short, known)
+    return f"--{key} {name} is neither in the zoo nor a class that can be imported{hint}"
 
 
 def _unknown_option(key: str, name: str) -> str:
@@ -76,16 +74,12 @@ def _missing(key: str, names: str) -> str:
     return f"--{' and --'.join(options)} must be given"
 
 
-def _not_imported(key: str, name: str) -> str:
-    return _unknown_class(key, name)
-
-
 def _said_by_constructor(key: str, sentence: str) -> str:
     return sentence
 
 
 _ANSWERS: list[tuple[str, Callable[..., str]]] = [
-    (r"Problem with given class_path '([\w.]+)': (?:No module|module .* has no attribute)", _not_imported),
+    (r"Problem with given class_path '([\w.]+)': (?:No module|module .* has no attribute)", _unknown_class),
     (r"Errors: - (Expected a <class '\w+'>) - Expected a dot import path string: (\S+)", _wrong_type),
     (r"Expected a dot import path string: ([\w.]+)", _unknown_class),
     (r"Option '([\w.]+)' is not accepted", _unknown_option),
