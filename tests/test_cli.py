@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -217,6 +218,14 @@ def test_sample_writes_raw_samples_with_their_labels(run):
     assert arrays["arr_1"].tolist() == [3, 7, 3, 7, 3]
 
 
+def test_more_samples_than_fit_at_once_are_all_there_and_all_different(run):
+    sample(run, "--n", "2500", "--out", "many.npz")
+    arrays = np.load("many.npz")
+    assert arrays["arr_0"].shape == (2500, 8, 8, 1) and arrays["arr_1"].shape == (2500,)
+    assert len(np.unique(arrays["arr_0"].reshape(2500, -1), axis=0)) > 2490
+    assert len(np.unique(arrays["arr_1"])) == 10
+
+
 def test_sample_draws_one_class_in_a_row(run):
     sample(run, "--n", "4", "--per_class", "true", "--out", "classes.npz")
     assert np.load("classes.npz")["arr_1"].tolist() == [k for k in range(10) for _ in range(4)]
@@ -300,7 +309,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_with_one_line(name, capsys):
+def test_a_mistake_is_answered_with_one_line(name, capsys, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
     args, expected = MISTAKES[name]
     assert re.search(expected, fails(capsys, *args))
     if "monitor" not in name:  # which is known only after the first validation

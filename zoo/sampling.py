@@ -13,6 +13,7 @@ from zoo.catalog import find_class
 from zoo.errors import UserError
 from zoo.pictures import picture_of, refuse_existing, save_gif, save_npz, save_png
 
+CHUNK = 1000  # samples drawn at a time, which bounds the memory
 ENDINGS = (".png", ".npz", ".gif")
 
 
@@ -93,7 +94,16 @@ def draw(
         return _draw_film(network, path, count, frames, classes, columns, generator)
     if classes is None and network.conditional:
         classes = network.draw_labels(count, generator)
-    samples = network.sample(count, labels=classes, generator=generator)
+    samples = torch.cat(
+        [
+            network.sample(
+                min(CHUNK, count - start),
+                labels=None if classes is None else classes[start : start + CHUNK],
+                generator=generator,
+            )
+            for start in range(0, count, CHUNK)
+        ]
+    )
     if path.suffix == ".npz":
         save_npz(path, samples, classes)
     else:
