@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,19 +15,28 @@ from zoo.pictures import plot_curves
 
 
 class CurvePlotter(Callback):
-    """Plots everything in metrics.csv to curves.png in the run's folder, after each validation and at the end.
+    """Plots everything in metrics.csv to curves.png in the run's folder, after validations and at the end.
 
     For any LightningModule, with Lightning's CSVLogger. Floors and optima (`x_floor`, `x_optimum`) are dashed lines.
+
+    Args:
+        every_seconds: least time from one picture to the next, since drawing one takes about a second.
     """
 
+    def __init__(self, every_seconds: float = 20.0) -> None:
+        self.every_seconds = every_seconds
+        self._drawn = -math.inf
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        due = time.monotonic() - self._drawn >= self.every_seconds
+        if due and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._plot(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._plot(trainer)
 
     def _plot(self, trainer: Trainer) -> None:
+        self._drawn = time.monotonic()
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, CSVLogger):
                 logger.save()

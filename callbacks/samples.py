@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
 from zoo.errors import UserError
 from zoo.pictures import Picture, picture_of, save_gif, save_png
+
+FILM_FRAMES = 100  # at most
 
 
 class SampleLogger(Callback):
@@ -37,7 +41,7 @@ class SampleLogger(Callback):
         self.film = film
         self._folder: Path | None = None
         self._last_step = -1
-        self._frames: list[Picture] = []
+        self._pictures: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "sample", None)):
@@ -54,6 +58,7 @@ class SampleLogger(Callback):
             self._folder = Path(log_dir) / "samples"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step, self._pictures = -1, []
         self._draw(trainer, pl_module)
 
     def on_train_batch_end(
@@ -64,8 +69,11 @@ class SampleLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module)
-        if self.film and self._folder and len(self._frames) > 1 and trainer.is_global_zero:
-            save_gif(_unused(self._folder / "film.gif"), [*self._frames, *[self._frames[-1]] * 4], seconds=0.25)
+        if self.film and self._folder and len(self._pictures) > 1:
+            # Read back from disk, and thinned out, so that a long run costs no more memory than a short one.
+            *paths, last = self._pictures
+            frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]
+            save_gif(_unused(self._folder / "film.gif"), frames, seconds=0.25)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -79,11 +87,17 @@ class SampleLogger(Callback):
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
         picture = picture_of(samples, columns=classes or None, data=data)
-        save_png(_unused(self._folder / f"step_{step:07d}.png"), picture)
-        self._frames.append(picture)
+        path = _unused(self._folder / f"step_{step:07d}.png")
+        save_png(path, picture)
+        self._pictures.append(path)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [picture], step=step)
+
+
+def _read(path: Path) -> Picture:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _unused(path: Path) -> Path:

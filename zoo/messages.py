@@ -32,7 +32,7 @@ def explain(message: str) -> str:
 def _key(message: str, match: re.Match[str]) -> str:
     """The nested key that the message is about, such as model.loss."""
     keys = re.findall(r'Parser key "([\w.+]+)"', message[: match.end()])
-    return ".".join(dict.fromkeys(keys)).replace("fit.", "")
+    return ".".join(dict.fromkeys(keys))
 
 
 def _unknown_class(key: str, name: str) -> str:

@@ -107,33 +107,38 @@ def draw(figure: Any) -> Picture:
 
 
 def refuse_existing(path: Path) -> Path:
-    """The path, if nothing is there; its folder is made.
+    """The path, if nothing is there.
 
     Raises:
         UserError: there is something already.
     """
     if path.exists():
         raise UserError(f"{path} is there already and is not overwritten; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _new_file(path: Path) -> Path:
+    """The path of a file that is not there yet, in a folder that is made where it is missing."""
+    refuse_existing(path).parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def save_png(path: Path, picture: Picture) -> None:
     """Writes one picture (height, width, 3)."""
-    Image.fromarray(picture).save(refuse_existing(path))
+    Image.fromarray(picture).save(_new_file(path))
 
 
 def save_gif(path: Path, frames: Sequence[Picture], seconds: float = 0.08) -> None:
     """Writes pictures of one size as a film that repeats, each shown for `seconds`."""
     first, *rest = [Image.fromarray(frame).quantize(64, method=Image.Quantize.FASTOCTREE) for frame in frames]
-    first.save(refuse_existing(path), save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+    first.save(_new_file(path), save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
 
 
 def save_npz(path: Path, samples: Tensor, labels: Tensor | None = None) -> None:
     """Writes raw samples as `arr_0`, images as uint8 (N, H, W, C), points as float32 (N, D); labels as `arr_1`."""
     array = to_uint8(samples) if samples.ndim == 4 else samples.cpu().float().numpy()
     arrays = [array] if labels is None else [array, labels.cpu().numpy()]
-    np.savez_compressed(refuse_existing(path), *arrays)
+    np.savez_compressed(_new_file(path), *arrays)
 
 
 def plot_curves(metrics: dict[str, list[tuple[int, float]]]) -> Picture:

@@ -88,12 +88,12 @@ def draw(
     classes, columns = _choose_labels(network, n, labels, per_class)
     generator = torch.Generator().manual_seed(seed)
     count = n if classes is None else len(classes)
+    if classes is None and getattr(network, "conditional", False):
+        classes = network.draw_labels(count, generator)
     if interpolate:
         return _draw_interpolation(network, path, n, interpolate, classes, generator)
     if path.suffix == ".gif":
         return _draw_film(network, path, count, frames, classes, columns, generator)
-    if classes is None and network.conditional:
-        classes = network.draw_labels(count, generator)
     samples = torch.cat(
         [
             network.sample(

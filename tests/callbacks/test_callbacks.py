@@ -4,6 +4,7 @@ import csv
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +29,9 @@ class Painter(LightningModule):
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch[0].flatten(1)[:, :1]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -93,14 +97,15 @@ def test_sample_logger_needs_a_model_that_samples(tmp_path):
         trainer(tmp_path, [SampleLogger()]).fit(Silent(), datamodule=Digits())
 
 
-def test_curves_are_drawn_from_what_was_logged(tmp_path):
-    class Logging(Painter):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            self.log("train/loss", loss)
-            self.log("train/nothing", math.nan)
-            return loss
+class Logging(Painter):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/loss", loss)
+        self.log("train/nothing", math.nan)
+        return loss
 
+
+def test_curves_are_drawn_from_what_was_logged(tmp_path):
     trainer(tmp_path, [CurvePlotter()], log_every_n_steps=2).fit(Logging(), datamodule=Digits())
     assert Image.open(tmp_path / "curves.png").size[0] > 100
     metrics = read_metrics(tmp_path / "metrics.csv")
@@ -108,6 +113,20 @@ def test_curves_are_drawn_from_what_was_logged(tmp_path):
     assert "train/nothing" not in metrics
     with (tmp_path / "metrics.csv").open() as file:
         assert "train/nothing" in next(csv.reader(file))
+
+
+@pytest.mark.parametrize(("every_seconds", "pictures"), [(0, 6), (1e6, 2)])
+def test_curves_are_drawn_during_training_but_not_more_often_than_told(every_seconds, pictures, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(metrics):
+        drawn.append(metrics)
+        return np.zeros((2, 2, 3), dtype=np.uint8)
+
+    monkeypatch.setattr("zoo.callbacks.curves.plot_curves", draw)
+    options = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    trainer(tmp_path, [CurvePlotter(every_seconds)], **options).fit(Logging(), datamodule=Digits())
+    assert len(drawn) == pictures, "after the first validation, the others where it is time, and at the end"
 
 
 def test_mode_coverage_counts_modes_and_good_samples():

@@ -301,6 +301,10 @@ def test_wrong_choices_are_named():
         GAN(input_shape=(1, 8, 8), architecture="conv")
     with pytest.raises(UserError, match="d_steps is 0"):
         GAN(input_shape=(2,), d_steps=0)
+    with pytest.raises(UserError, match="width is -3"):
+        GAN(input_shape=(2,), width=-3)
+    with pytest.raises(UserError, match="penalty_weight is -1"):
+        GAN(input_shape=(2,), penalty_weight=-1)
 
 
 def test_interpolation_starts_and_ends_at_samples_and_a_trajectory_closes():

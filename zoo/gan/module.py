@@ -96,10 +96,14 @@ class GAN(GenerativeModule):
         _check_choice("loss", loss, GAMES)
         _check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
         _check_choice("architecture", architecture, ("auto", "mlp", "conv"))
-        positive = {"latent_dim": latent_dim, "penalty_every": penalty_every, "d_steps": d_steps}
-        for name, number in {**positive, "accumulate": accumulate}.items():
-            if number < 1:
-                raise UserError(f"{name} is {number}; it must be at least 1")
+        counts = {"latent_dim": latent_dim, "penalty_every": penalty_every, "d_steps": d_steps, "width": width}
+        for name, count in {**counts, "depth": depth, "accumulate": accumulate}.items():
+            if count is not None and count < 1:
+                raise UserError(f"{name} is {count}; it must be at least 1")
+        weights = {"penalty_weight": penalty_weight, "clip_norm": clip_norm, "ema_half_life": ema_half_life}
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise UserError(f"{name} is {weight}; it must be 0 or more")
         self.automatic_optimization = False
         self.latent_dim = latent_dim
         self.loss_name = loss
