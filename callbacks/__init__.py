@@ -2,8 +2,20 @@
 
 from zoo.callbacks.curves import CurvePlotter
 from zoo.callbacks.equilibrium import EquilibriumReport
+from zoo.callbacks.gradient_flow import GradientFlow
 from zoo.callbacks.modes import ModeCoverage
+from zoo.callbacks.out_of_distribution import OutOfDistribution
+from zoo.callbacks.predictions import PredictionWriter
 from zoo.callbacks.progress import ShortProgressBar
 from zoo.callbacks.samples import SampleLogger
 
-__all__ = ["CurvePlotter", "EquilibriumReport", "ModeCoverage", "SampleLogger", "ShortProgressBar"]
+__all__ = [
+    "CurvePlotter",
+    "EquilibriumReport",
+    "GradientFlow",
+    "ModeCoverage",
+    "OutOfDistribution",
+    "PredictionWriter",
+    "SampleLogger",
+    "ShortProgressBar",
+]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.datamodules.augment import Augment
 from zoo.errors import UserError
 
 
@@ -75,8 +78,11 @@ class InMemoryDataModule(LightningDataModule):
             milliseconds, and a longer one saves the fixed cost of each.
         drop_last: leave out the last training batch where it is smaller than the others.
         seed: of the split into training and validation samples.
+        augment: of the training images, on the device, a whole batch at a time.
     """
 
+    #: Whether the mirror image of a sample has the same label.
+    mirror_symmetric: bool = True
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: Sequence[str]
@@ -89,6 +95,7 @@ class InMemoryDataModule(LightningDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "repeats": repeats}.items():
@@ -102,6 +109,10 @@ class InMemoryDataModule(LightningDataModule):
         self.repeats = repeats
         self.drop_last = drop_last
         self.seed = seed
+        self.augment = augment
+        if augment is not None and augment.flip and not self.mirror_symmetric:
+            rank_zero_info(f"{type(self).__name__} is not mirrored, since its labels do not survive it")
+            self.augment = replace(augment, flip=False)
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -159,6 +170,8 @@ class InMemoryDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         x, y = batch
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            x = self.augment(x)
         return to_unit_range(x), y
 
     def _loader(

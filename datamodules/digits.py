@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.datamodules.augment import Augment
 from zoo.datamodules.base import InMemoryDataModule
 
 TEST_SIZE = 297
@@ -23,6 +24,7 @@ class Digits(InMemoryDataModule):
     input_shape = (1, 8, 8)
     num_classes = 10
     class_names = tuple(str(digit) for digit in range(10))
+    mirror_symmetric = False
 
     def __init__(
         self,
@@ -32,8 +34,9 @@ class Digits(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits

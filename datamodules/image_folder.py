@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from zoo.datamodules.augment import Augment
 from zoo.datamodules.base import InMemoryDataModule
 from zoo.errors import UserError
 
@@ -80,8 +81,9 @@ class ImageFolder(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
         if image_size < 1:
             raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
         if channels not in (1, 3):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zoo.datamodules.augment import Augment
 from zoo.datamodules.base import InMemoryDataModule
 from zoo.errors import UserError
 
@@ -32,8 +33,9 @@ class TorchvisionDataModule(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
         self.root = root
 
     def prepare_data(self) -> None:
@@ -87,6 +89,7 @@ class MNIST(TorchvisionDataModule):
     input_shape = (1, 28, 28)
     num_classes = 10
     class_names = tuple(str(digit) for digit in range(10))
+    mirror_symmetric = False
 
 
 class FashionMNIST(TorchvisionDataModule):

@@ -53,6 +53,41 @@ def test_both_ranks_end_with_the_same_parameters(options, tmp_path):
     assert first["images"] == 12 * 32 * 2, "images of both ranks"
 
 
+CLASSIFIERS = """
+import hashlib, json, sys, warnings
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from zoo import MLPClassifier, ResNetClassifier
+from zoo.datamodules import Digits
+warnings.filterwarnings("ignore")
+seed_everything(0)
+common = {"input_shape": (1, 8, 8), "num_classes": 10, "ema_half_life": 1000}
+model = {"mlp": lambda: MLPClassifier(width=16, depth=2, **common),
+         "resnet": lambda: ResNetClassifier(depth=8, widths=(4, 4, 4), **common)}[sys.argv[1]]()
+trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=1, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(model, datamodule=Digits(batch_size=32))
+parameters = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+result = {"hash": hashlib.sha256(parameters).hexdigest(), "images": model.ema.images, "noise": torch.rand(1).item()}
+result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet"])
+def test_both_ranks_of_a_classifier_agree_and_draw_noise_of_their_own(model, tmp_path):
+    (tmp_path / "train.py").write_text(CLASSIFIERS)
+    command = [sys.executable, "train.py", model]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert first["hash"] == second["hash"]
+    assert first["val/loss"] == second["val/loss"]
+    assert first["val/acc"] == second["val/acc"]
+    assert first["images"] == 18 * 32 * 2, "images of both ranks"
+    assert first["noise"] != second["noise"], "dropout masks and augmentation differ"
+
+
 def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
     floors = []
     for devices in (1, 2):

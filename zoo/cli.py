@@ -16,16 +16,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo.callbacks import ShortProgressBar
+from zoo.callbacks import PredictionWriter, ShortProgressBar
 from zoo.catalog import catalog, did_you_mean
+from zoo.classifier import Classifier
 from zoo.errors import UserError
 from zoo.messages import explain, one_line
 from zoo.tracking import RunFolders, RunOptions, WandbOptions, run_loggers
@@ -105,6 +108,8 @@ class ZooCLI(LightningCLI):
         callbacks = config.trainer.callbacks = list(given) if isinstance(given, list) else [given]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ShortProgressBar())
+        if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
+            callbacks.append(PredictionWriter())
         # The loggers get the whole configuration, nested; the model's part of it need not lie flat beside it.
         self.model._log_hyperparams = False
         return super().instantiate_trainer(**kwargs)
@@ -118,12 +123,17 @@ class ZooCLI(LightningCLI):
         best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
         path = next((p for c in checkpoints for p in (c.best_model_path, c.last_model_path) if p), "")
         rank_zero_info(f"Run finished after {trainer.global_step} steps; everything is in {folder}")
+        for stopping in (c for c in trainer.callbacks if isinstance(c, EarlyStopping)):  # type: ignore[attr-defined]
+            rank_zero_info(f"  {_why_it_ended(trainer, stopping)}")
         if best is not None and best.best_model_score is not None:
             rank_zero_info(
-                f"  best {best.monitor}: {best.best_model_score.item():.4g} in {_relative(best.best_model_path)}"
+                f"  best {best.monitor}: {best.best_model_score.item():.4g} after epoch "
+                f"{_epochs_in(best.best_model_path)}, in {_relative(best.best_model_path)}"
             )
-        if (folder / "samples").is_dir():
-            rank_zero_info(f"  pictures: {folder / 'samples'} and {folder / 'curves.png'}")
+        if pictures := [str(path) for path in (folder / "samples", *sorted(folder.glob("*.png"))) if path.exists()]:
+            rank_zero_info(f"  pictures: {', '.join(pictures)}")
+        if path and isinstance(self.model, Classifier):
+            rank_zero_info(f"Next: python cli.py test --ckpt_path {_relative(path)}")
         if path and callable(getattr(self.model, "sample", None)):
             rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} --n 64 --out samples.png")
 
@@ -141,6 +151,23 @@ def _silence_what_says_nothing() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
+def _why_it_ended(trainer: Trainer, stopping: EarlyStopping) -> str:
+    """One line on whether early stopping ended the run, when, and why."""
+    epochs = trainer.current_epoch + (0 if trainer.fit_loop.epoch_progress.current.completed else 1)
+    if not stopping.stopping_reason:
+        return f"not stopped early: {stopping.monitor} last improved {stopping.wait_count} validations before the end"
+    why = stopping.stopping_reason_message
+    if stopping.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+        why = f"{stopping.monitor} had not fallen" if stopping.mode == "min" else f"{stopping.monitor} had not risen"
+        why += f" in {stopping.wait_count} validations"
+    return f"stopped early at step {trainer.global_step}, in epoch {epochs}: {why}"
+
+
+def _epochs_in(path: str) -> int:
+    """The epoch, counted from one, in which a checkpoint was written."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1
 
 
 def _relative(path: str) -> str:
@@ -192,8 +219,9 @@ def _with_config_of_run(args: list[str]) -> list[str]:
     return args
 
 
-def run_trainer(args: list[str]) -> None:
-    """fit, validate, test and predict."""
+def run_trainer(args: list[str]) -> ZooCLI:
+    """fit, validate, test and predict; returns the command line with its model and Trainer when all is done."""
+    catalog()  # loads the plugins, so that their classes have short names
     args, recipe = resolve_recipes(_with_config_of_run(args))
     name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
     folders = RunFolders()
@@ -201,7 +229,7 @@ def run_trainer(args: list[str]) -> None:
     # Not as an argument: the processes of DDP are started by repeating what was typed.
     sys.argv = [typed[0], *args]
     try:
-        ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
+        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
     except (MisconfigurationException, ValueError, ImportError):
         folders.discard()
         raise
@@ -264,7 +292,6 @@ def main(args: Sequence[str] | None = None) -> None:
         command = COMMANDS.get(typed[0])
         if command is None:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
-        catalog()  # loads the plugins, so that their classes have short names
         command(typed if command is run_trainer else typed[1:])
     except (UserError, MisconfigurationException) as error:
         _fail(str(error))

@@ -1,5 +1,7 @@
 """The one exception for what a user can put right."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something that the user asked for cannot be done; the message names it and the way out, in one line.
@@ -7,3 +9,9 @@ class UserError(ValueError):
     The command line prints the message without a traceback and exits with code 2. In other programs it is an ordinary
     ValueError.
     """
+
+
+def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
+    """Raises a `UserError` that names the choices unless `choice` is one of them."""
+    if choice not in choices:
+        raise UserError(f"{name} is {choice!r}; choose one of {', '.join(choices)}")

@@ -9,31 +9,17 @@ features for images (`val/fd`), the sliced Wasserstein distance for points (`val
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.base import ZooModule
 from zoo.errors import UserError
 from zoo.metrics import FrechetDistance, SlicedWasserstein, extractor_for, load_extractor
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; outside, every submodule is in the mode that it was in before."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, mode in training.items():
-            m.training = mode
 
 
 def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
@@ -67,7 +53,7 @@ def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[s
     return None if network is None else ("fd", FrechetDistance(network))
 
 
-class GenerativeModule(LightningModule):
+class GenerativeModule(ZooModule):
     """Base of the generative models: a subclass implements `sample`, and its own training.
 
     The floor is measured on data modules that have `reference(n)`, the first n training samples, as the zoo's have.
@@ -105,9 +91,6 @@ class GenerativeModule(LightningModule):
             return None
         device = generator.device if generator else self.device
         return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._compare(batch, batch_idx, "val")

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from zoo.base import evaluating
 from zoo.ema import EMA
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 from zoo.gan.losses import GAMES, gradient_penalty, gradient_square, value
 from zoo.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator, halvings
-from zoo.generative import GenerativeModule, evaluating, slerp
+from zoo.generative import GenerativeModule, slerp
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler
 
 PROBABILISTIC = ("minimax", "non_saturating")
@@ -93,9 +94,9 @@ class GAN(GenerativeModule):
     ) -> None:
         super().__init__(input_shape, num_classes, conditional, extractor)
         self.save_hyperparameters(ignore=["optimizer_g", "optimizer_d", "lr_scheduler_g", "lr_scheduler_d"])
-        _check_choice("loss", loss, GAMES)
-        _check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
-        _check_choice("architecture", architecture, ("auto", "mlp", "conv"))
+        check_choice("loss", loss, GAMES)
+        check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
+        check_choice("architecture", architecture, ("auto", "mlp", "conv"))
         counts = {"latent_dim": latent_dim, "penalty_every": penalty_every, "d_steps": d_steps, "width": width}
         for name, count in {**counts, "depth": depth, "accumulate": accumulate}.items():
             if count is not None and count < 1:
@@ -249,6 +250,7 @@ class GAN(GenerativeModule):
             strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self._window = []
         self._clock = None
 
@@ -403,8 +405,3 @@ class GAN(GenerativeModule):
 
 def _nothing() -> None:
     pass
-
-
-def _check_choice(name: str, choice: str, choices: Any) -> None:
-    if choice not in choices:
-        raise UserError(f"{name} is {choice!r}; choose one of {', '.join(choices)}")

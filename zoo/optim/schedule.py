@@ -17,7 +17,9 @@ class WarmupDecay(LambdaLR):
 
     Args:
         optimizer: whose learning rates are scheduled.
-        warmup_steps: batches over which the learning rate rises linearly from near zero.
+        warmup_steps: batches over which the learning rate rises linearly from near zero; a number below 1 is a share
+            of the run. With 0.3 and `final` 0 it is the triangle of Smith's one-cycle policy (Smith and Topin 2017,
+            arXiv 1708.07120).
         final: share of the learning rate that is left at the end.
         shape: of the decay.
         total_steps: length of the run in batches; where it is not given, the zoo's models fill it in from the Trainer.
@@ -26,7 +28,7 @@ class WarmupDecay(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        warmup_steps: int = 0,
+        warmup_steps: float = 0,
         final: float = 0.1,
         shape: Literal["linear", "cosine"] = "linear",
         total_steps: int | None = None,
@@ -37,13 +39,22 @@ class WarmupDecay(LambdaLR):
         self.total_steps = total_steps
         super().__init__(optimizer, self.factor)
 
+    def run_for(self, total_steps: int) -> None:
+        """Tells the length of the run, and sets the learning rate anew: a share of an unknown length is no warm-up."""
+        self.total_steps = total_steps
+        self._last_lr = [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
     def factor(self, step: int) -> float:
         """Learning rate at `step`, as a share of the optimizer's own."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        share = 0 < self.warmup_steps < 1
+        warmup = self.warmup_steps * (self.total_steps or 0) if share else self.warmup_steps
+        if step < warmup:
+            return min(1.0, (step + 1) / warmup)
         if self.total_steps is None:
             return 1.0
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
         if self.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.final - 1) * progress
@@ -71,5 +82,5 @@ def build_scheduler(
                 "the learning-rate schedule WarmupDecay needs the length of the run: set trainer.max_steps, "
                 "trainer.max_epochs, or its own total_steps"
             )
-        scheduler.total_steps = int(total_steps)
+        scheduler.run_for(int(total_steps))
     return scheduler

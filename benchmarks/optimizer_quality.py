@@ -1,0 +1,125 @@
+"""SGD, Adam, AdamW and the lecture's Adam in its scopes, the learning rate of each tuned in the same way.
+
+Each optimizer trains the same network with every learning rate of a grid of its own, half a decade apart and five
+wide; the grid moves on as long as its best lies at an end. The best by validation loss is trained anew with other
+seeds, and these runs are what the table reports. All use the same batches, the same linear decay to zero and the same
+number of steps. The validation split is the only one that is read. Run it as
+
+    python benchmarks/optimizer_quality.py --root data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.datamodules import Digits, FashionMNIST
+from zoo.datamodules.base import to_unit_range
+from zoo.mlp.network import MLP
+from zoo.optim import ScalarAdam, WarmupDecay, parameter_groups
+from zoo.resnet.network import ResNet
+
+Factory = Callable[[Any, float], torch.optim.Optimizer]
+
+# The makers, and the middle of the first grid.
+OPTIMIZERS: dict[str, tuple[Factory, float]] = {
+    "SGD, momentum 0.9": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 0.1),
+    "Adam": (lambda p, lr: torch.optim.Adam(p, lr=lr), 1e-3),
+    "AdamW, decay 0.05": (lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.05), 1e-3),
+    "ScalarAdam, global": (lambda p, lr: ScalarAdam(p, lr=lr), 0.3),
+    "ScalarAdam, global, rms": (lambda p, lr: ScalarAdam(p, lr=lr, scale="rms"), 1e-3),
+    "ScalarAdam, group, rms": (lambda p, lr: ScalarAdam(p, lr=lr, scope="group", scale="rms"), 1e-3),
+    "ScalarAdam, tensor, rms": (lambda p, lr: ScalarAdam(p, lr=lr, scope="tensor", scale="rms"), 1e-3),
+}
+
+
+def networks(shape: tuple[int, ...], classes: int) -> dict[str, Callable[[], nn.Module]]:
+    """The networks, by name, without dropout: what differs is the optimizer alone."""
+    patch = 2 if shape[-1] % 2 == 0 else 1
+    return {
+        "MLP 2x256": lambda: MLP(math.prod(shape), classes, 256, 2, 0.0, 0.0, pixels=True),
+        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch=patch),
+    }
+
+
+def train(
+    make: Callable[[], nn.Module], factory: Factory, lr: float, data: Any, steps: int, batch: int, seed: int
+) -> tuple[float, float]:
+    """Trains one network; returns validation loss, infinite where it diverged, and accuracy."""
+    torch.manual_seed(seed)
+    network = make()
+    optimizer = factory(parameter_groups(network), lr)
+    scheduler = WarmupDecay(optimizer, warmup_steps=0.05, final=0.0, total_steps=steps)
+    (x, y), (held_x, held_y) = data
+    for _ in range(steps):
+        index = torch.randint(len(x), (batch,))
+        loss = F.cross_entropy(network(to_unit_range(x[index])), y[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    network.eval()
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in held_x.split(500)])
+    loss = F.cross_entropy(logits, held_y).item()
+    return (loss if math.isfinite(loss) else math.inf), (logits.argmax(1) == held_y).float().mean().item()
+
+
+def tune(run: Callable[[float], tuple[float, float]], middle: float) -> float:
+    """The learning rate with the least loss on a grid of half decades that holds it in its inside."""
+    losses: dict[int, float] = {}
+    low, high = -2, 2
+    while True:
+        for exponent in range(low, high + 1):
+            if exponent not in losses:
+                losses[exponent] = run(middle * 10 ** (exponent / 2))[0]
+        best = min(losses, key=lambda exponent: losses[exponent])
+        if low < best < high:
+            return middle * 10 ** (best / 2)
+        low, high = min(low, best - 1), max(high, best + 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of Fashion-MNIST; without it, the embedded digits")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    module = FashionMNIST(root=arguments.root) if arguments.root else Digits()
+    module.setup("validate")
+    train_x = module.split("train")[0].add(1).mul(127.5).round().to(torch.uint8)
+    data: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] = (train_x, module.split("train")[1]), module.split("val")
+    table = ["| network | optimizer | learning rate | loss | accuracy % |", "| --- | --- | --- | --- | --- |"]
+    for network, make in networks(module.input_shape, module.num_classes).items():
+        for name, (factory, middle) in OPTIMIZERS.items():
+
+            def run(lr: float, seed: int = 0, make: Any = make, factory: Factory = factory) -> tuple[float, float]:
+                return train(make, factory, lr, data, arguments.steps, arguments.batch_size, seed)
+
+            lr = tune(run, middle)
+            losses, accuracies = zip(*(run(lr, seed) for seed in range(1, arguments.seeds + 1)), strict=True)
+            result = {"network": network, "optimizer": name, "lr": lr, "losses": losses, "accuracies": accuracies}
+            print(json.dumps(result), flush=True)
+            percent = [100 * accuracy for accuracy in accuracies]
+            table.append(f"| {network} | {name} | {lr:.2g} | {spread(losses, 3)} | {spread(percent, 2)} |")
+    print("\n".join(table))
+
+
+def spread(values: Any, digits: int) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

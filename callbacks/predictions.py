@@ -1,0 +1,106 @@
+"""Predictions and their uncertainty as a table, a line for each sample."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+from zoo.errors import UserError
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what `predict` finds to a CSV or Parquet file, in the order of the data.
+
+    The columns: `index` of the sample, `label` (the true class, where the data has one), `class` and `class_name` (the
+    most probable one), `probability` (its mean over the members of the bag), `entropy` (predictive, nats) and
+    `mutual_information` (nats; of label and member).
+
+    For any LightningModule whose `predict_step` returns `probabilities` (N, C), `entropy` (N,) and
+    `mutual_information` (N,), as the zoo's classifiers do.
+
+    Args:
+        path: the file, ending in .csv or .parquet (which needs pyarrow); an existing one is never overwritten.
+    """
+
+    def __init__(self, path: str = "predictions.csv") -> None:
+        super().__init__(write_interval="batch")
+        self.path = Path(path)
+        if self.path.suffix not in (".csv", ".parquet"):
+            raise UserError(f"PredictionWriter's path {path} must end in .csv or .parquet")
+        self._rows: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
+        if self.path.exists():
+            raise UserError(f"{self.path} exists already; move it away, or give PredictionWriter another path")
+        if self.path.suffix == ".parquet":
+            try:
+                import pyarrow  # noqa: F401
+            except ImportError as error:
+                raise UserError("writing .parquet needs pyarrow: pip install pyarrow, or write .csv") from error
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if not hasattr(prediction, "mutual_information"):
+            raise UserError(f"PredictionWriter needs a classifier, and {type(pl_module).__name__} is none")
+        probability, chosen = prediction.probabilities.max(1)
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        start = len(self._rows)
+        columns = {
+            "index": list(batch_indices) if batch_indices else list(range(start, start + len(chosen))),
+            **({"label": batch[1].tolist()} if len(batch) > 1 else {}),
+            "class": chosen.tolist(),
+            "class_name": [names[c] if names else str(c) for c in chosen.tolist()],
+            "probability": probability.tolist(),
+            "entropy": prediction.entropy.tolist(),
+            "mutual_information": prediction.mutual_information.tolist(),
+        }
+        self._rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows = self._rows
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, rows)
+            # By their index, which also drops what a sampler repeated to give every rank as many.
+            rows = list({row["index"]: row for part in parts for row in part}.values())
+        rows = sorted(rows, key=lambda row: row["index"])
+        self._rows = []
+        if trainer.is_global_zero and rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            (_write_csv if self.path.suffix == ".csv" else _write_parquet)(self.path, rows)
+            rank_zero_info(f"{len(rows)} predictions in {self.path}")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    with path.open("xb") as file:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)

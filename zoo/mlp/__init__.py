@@ -1,0 +1,5 @@
+"""The dropout MLP."""
+
+from zoo.mlp.module import MLPClassifier
+
+__all__ = ["MLPClassifier"]

@@ -1,0 +1,5 @@
+"""Residual networks."""
+
+from zoo.resnet.module import ResNetClassifier
+
+__all__ = ["ResNetClassifier"]
