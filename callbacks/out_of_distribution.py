@@ -18,7 +18,8 @@ class OutOfDistribution(Callback):
     members to disagree, of the mutual information (`test/ood_auroc_mi`): 0.5 tells nothing, 1 tells all. More
     uncertainty far from the data is not promised by any of the methods; this measures it.
 
-    For the zoo's classifiers, or any LightningModule with `predictive(x, seed)` whose `test_step` returns its result.
+    For the zoo's classifiers, or any LightningModule with `input_shape`, and with `predictive(x, seed)` whose result
+    `test_step` returns.
 
     Args:
         data: the foreign data, of the same shape; its test split is taken.
@@ -60,7 +61,8 @@ class OutOfDistribution(Callback):
             if index % trainer.world_size != trainer.global_rank:
                 continue
             x, _ = self.data.on_after_batch_transfer(tuple(t.to(pl_module.device) for t in batch), 0)
-            self._update(pl_module.predictive(x, seed=index), foreign=True)  # type: ignore[operator]
+            with trainer.precision_plugin.forward_context():
+                self._update(pl_module.predictive(x, seed=index), foreign=True)  # type: ignore[operator]
         values = {name: score.compute() for name, score in self._scores.items()}
         pl_module.log("test/ood_auroc", values["entropy"])
         if _disagree(pl_module):

@@ -6,6 +6,7 @@ path needs no workers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,12 @@ class Augment:
         if not -1 <= self.fill <= 1:
             raise UserError(f"augment.fill is {self.fill}; it must be from -1 for black to 1 for white")
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises a UserError unless images of this shape, (C, H, W), can be augmented so."""
+        if len(shape) != 3:
+            raise UserError(f"augment is for images (C, H, W), not for samples of the shape {tuple(shape)}")
+        _check_padding(self.crop, *shape[1:])
+
     def __call__(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 in [0, 255] or float in [-1, 1], to as many of the same shape and type."""
         if self.crop:
@@ -55,20 +62,22 @@ class Augment:
 def random_crop(x: Tensor, padding: int) -> Tensor:
     """Shifts each image (C, H, W) of the batch by up to `padding` pixels, what comes in being its reflection."""
     n, _, height, width = x.shape
+    _check_padding(padding, height, width)
+    top, left = torch.randint(-padding, padding + 1, (2, n, 1), device=x.device)
+    rows, columns = _reflected(height, top), _reflected(width, left)
+    # One gather of whole windows; torch's own reflection does not know bytes on every device.
+    place = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1)
+    return x.flatten(2).gather(2, place.expand(-1, x.shape[1], -1)).view(x.shape)
+
+
+def _check_padding(padding: int, height: int, width: int) -> None:
     if padding >= min(height, width):
         raise UserError(f"augment.crop {padding} is too large for images of {height}x{width} pixels")
-    # By index, since torch's own reflection does not know bytes on every device.
-    rows, columns = (_reflection(size, padding, x.device) for size in (height, width))
-    padded = x.index_select(2, rows).index_select(3, columns)
-    # All windows, as a view: (N, C, top, left, H, W); one of them is copied for each image.
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(2 * padding + 1, (2, n), device=x.device)
-    return windows[torch.arange(n, device=x.device), :, top, left]
 
 
-def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
-    """Where the pixels from -padding to size + padding - 1 come from, the border being the mirror's axis."""
-    index = torch.arange(-padding, size + padding, device=device).abs()
+def _reflected(size: int, shift: Tensor) -> Tensor:
+    """Where the pixels of lines moved by `shift` (N, 1) come from, (N, size), the border being the mirror's axis."""
+    index = (torch.arange(size, device=shift.device) + shift).abs()
     return size - 1 - (size - 1 - index).abs()
 
 

@@ -123,6 +123,8 @@ class InMemoryDataModule(LightningDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
+        if self.augment is not None:
+            self.augment.check(self.input_shape)
         if stage in (None, "fit", "validate", "test") and "train" not in self._splits:
             x, y = self.load_split(train=True)
             count = round(self.val_size * len(x)) if self.val_size < 1 else int(self.val_size)

@@ -8,6 +8,7 @@ several checkpoints, and what is reported belongs to the mean of their probabili
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,16 +41,21 @@ class Predictive:
     """A predictive distribution and its uncertainty, in nats.
 
     Attributes:
-        probabilities: of the classes, the mean over the members, (N, C).
+        log_probabilities: of the classes: the logarithm of the mean over the members, (N, C).
         entropy: of the mean, (N,): how uncertain the prediction is.
         mutual_information: between label and member, (N,): the entropy of the mean less the mean of the entropies,
             that is the part of the uncertainty on which the members disagree (Houlsby et al. 2011, arXiv 1112.5745,
             eq. 2); zero for one member.
     """
 
-    probabilities: Tensor
+    log_probabilities: Tensor
     entropy: Tensor
     mutual_information: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the classes, the mean over the members, (N, C)."""
+        return self.log_probabilities.exp()
 
 
 def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -180,7 +186,7 @@ class Classifier(ZooModule):
 
     def _bag(self, x: Tensor, seed: int) -> Iterator[Tensor]:
         """Log-probabilities (N, C) of each member of the bag, one after the other, so that memory is that of one."""
-        for index, model in enumerate([self, *self._members]):
+        for index, model in enumerate([self, *self._members_on(x.device)]):
             if not self.mc_passes:
                 yield model._log_probabilities(x)
             for number in range(self.mc_passes):
@@ -197,14 +203,21 @@ class Classifier(ZooModule):
             seed: of the dropout masks, beside `mc_seed`; a different one for every batch.
         """
         with evaluating(self):
-            total, entropies, count = torch.zeros((), device=x.device), torch.zeros((), device=x.device), 0
+            total, entropies, count = torch.full((), -torch.inf, device=x.device), torch.zeros((), device=x.device), 0
             for log_p in self._bag(x, seed):
-                total = total + log_p.exp()
-                entropies = entropies + entropy(log_p.exp())
+                total = torch.logaddexp(total, log_p)
+                entropies = entropies + entropy(log_p)
                 count += 1
-        mean = total / count
-        of_mean = entropy(mean)
-        return Predictive(mean, of_mean, (of_mean - entropies / count).clamp_min(0))
+        mean = total - math.log(count)
+        return Predictive(mean, entropy(mean), (entropy(mean) - entropies / count).clamp_min(0))
+
+    def _members_on(self, device: torch.device) -> list[Classifier]:
+        """The others of the ensemble, read from their checkpoints when they are first needed."""
+        if len(self._members) != len(self.ensemble):
+            self._members = [self._load_member(path) for path in self.ensemble]
+        for member in self._members:
+            member.to(device)._trainer = self._trainer
+        return self._members
 
     # Training
 
@@ -219,7 +232,7 @@ class Classifier(ZooModule):
         if stage == "fit" and self.compile_network:
             self.network.compile()
         if stage in ("test", "predict"):
-            self._members = [self._load_member(path) for path in self.ensemble]
+            self._members_on(self.device)  # what is wrong with them is said before anything is computed
 
     def _load_member(self, path: str) -> Classifier:
         if not Path(path).is_file():
@@ -285,12 +298,6 @@ class Classifier(ZooModule):
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/acc", self.val_acc, prog_bar=True)
 
-    def on_test_start(self) -> None:
-        for member in self._members:
-            member.to(self.device)._trainer = self._trainer
-
-    on_predict_start = on_test_start
-
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         """Accuracy, negative log-likelihood and Brier score of the mean probabilities, and their calibration error.
 
@@ -303,7 +310,7 @@ class Classifier(ZooModule):
         values = {
             "acc": (p, y),
             "ece": (p.clamp_max(1 - 2**-24), y),
-            "nll": (F.nll_loss(p.log(), y, reduction="none"),),
+            "nll": (F.nll_loss(predictive.log_probabilities, y, reduction="none"),),
         }
         for name, arguments in {**values, "brier": (brier_score(p, y),)}.items():
             metric = cast(Any, self.test_metrics[name])
@@ -315,9 +322,9 @@ class Classifier(ZooModule):
         return self.predictive(batch[0], seed=batch_idx)
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Of each row of probabilities (N, C), in nats, (N,)."""
-    return -torch.xlogy(probabilities, probabilities).sum(1)
+def entropy(log_probabilities: Tensor) -> Tensor:
+    """Of each row of log-probabilities (N, C), in nats, (N,)."""
+    return -(log_probabilities.exp() * log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)).sum(1)
 
 
 @contextmanager

@@ -156,13 +156,19 @@ def _silence_what_says_nothing() -> None:
 def _why_it_ended(trainer: Trainer, stopping: EarlyStopping) -> str:
     """One line on whether early stopping ended the run, when, and why."""
     epochs = trainer.current_epoch + (0 if trainer.fit_loop.epoch_progress.current.completed else 1)
-    if not stopping.stopping_reason:
-        return f"not stopped early: {stopping.monitor} last improved {stopping.wait_count} validations before the end"
+    if stopping.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
+        waited = stopping.wait_count
+        when = f"{_validations(waited)} before the end" if waited else "at the end"
+        return f"not stopped early: {stopping.monitor} was best {when}"
     why = stopping.stopping_reason_message
     if stopping.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
         why = f"{stopping.monitor} had not fallen" if stopping.mode == "min" else f"{stopping.monitor} had not risen"
-        why += f" in {stopping.wait_count} validations"
+        why += f" in {_validations(stopping.wait_count)}"
     return f"stopped early at step {trainer.global_step}, in epoch {epochs}: {why}"
+
+
+def _validations(count: int) -> str:
+    return f"{count} validation{'' if count == 1 else 's'}"
 
 
 def _epochs_in(path: str) -> int:

@@ -1,5 +1,7 @@
 """The learning-rate schedule at its corners."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -44,3 +46,56 @@ def test_an_endless_run_has_no_schedule():
 
 def test_no_factory_means_no_schedule():
     assert build_scheduler(None, torch.optim.SGD([torch.zeros(1)], lr=1.0), 10) is None
+
+
+def test_warmup_as_a_share_of_the_run_is_as_many_steps_from_the_first_one_on():
+    assert rates(50, warmup_steps=0.2, final=0.0) == rates(50, warmup_steps=10, final=0.0)
+    assert rates(50, warmup_steps=0.2)[0] == pytest.approx(0.2), "and not the peak, before the length is known"
+
+
+def test_a_share_and_no_decay_to_a_floor_make_the_triangle_of_the_one_cycle_policy():
+    seen = rates(100, warmup_steps=0.3, final=0.0)
+    assert seen.index(max(seen)) in (29, 30)
+    steps = [after - before for before, after in pairwise(seen)]
+    rise, fall = steps[:29], steps[30:]
+    assert rise == pytest.approx([2.0 / 30] * 29)
+    assert fall == pytest.approx([-2.0 / 70] * 70)
+    assert seen[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_share_of_a_run_that_is_no_whole_number_of_steps_never_exceeds_the_peak():
+    seen = rates(7, warmup_steps=0.35)  # 2.45 steps
+    assert seen[:3] == pytest.approx([2 / 2.45, 4 / 2.45, 2.0])
+    assert max(seen) == 2.0
+    assert seen == [*seen[:3], *sorted(seen[3:], reverse=True)]
+
+
+def test_every_group_of_parameters_keeps_its_own_learning_rate():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 3.0)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = build_scheduler(lambda o: WarmupDecay(o, warmup_steps=0.5), optimizer, 8)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 0.75])
+    assert scheduler.get_last_lr() == pytest.approx([0.25, 0.75])
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 1.5])
+
+
+def test_a_schedule_resumes_where_it_stopped():
+    whole = rates(20, warmup_steps=0.25, final=0.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = build_scheduler(lambda o: WarmupDecay(o, warmup_steps=0.25, final=0.0), optimizer, 20)
+    for _ in range(8):
+        optimizer.step()
+        scheduler.step()
+    states = optimizer.state_dict(), scheduler.state_dict()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = build_scheduler(lambda o: WarmupDecay(o, warmup_steps=0.25, final=0.0), optimizer, 20)
+    optimizer.load_state_dict(states[0])
+    scheduler.load_state_dict(states[1])
+    seen = []
+    for _ in range(8, 21):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx(whole[8:])
