@@ -108,17 +108,19 @@ class _OptimizerStep:
         self._before = [w.clone() for w in self._weights]
         gradients = norms_of([dense(w.grad) for _, w in pairs], double=True)
         self._gradients = gradients if scale is None else [norm / scale for norm in gradients]
+        self._sizes = norms_of(self._before)
         self._updates: list[Tensor] = []
         self._handle = optimizer.register_step_post_hook(self._after)
 
     def _after(self, *_: Any) -> None:
         if self._weights and not self._updates:  # of several steps in one batch the first
-            self._updates = norms_of(list(torch._foreach_sub(self._weights, self._before)))
+            torch._foreach_sub_(self._before, self._weights)
+            self._updates = norms_of(self._before)
 
     def norms(self) -> list[Tensor]:
         """The norms of the gradients, of the weights and of the updates, (layers,) each."""
         gradients = torch.stack(self._gradients)
-        weights = torch.stack(norms_of(self._before)).to(gradients.dtype)
+        weights = torch.stack(self._sizes).to(gradients.dtype)
         updates = torch.stack(self._updates).to(weights) if self._updates else torch.full_like(weights, math.nan)
         return [gradients, weights, updates]
 
@@ -353,6 +355,7 @@ class GradientFlow(Callback):
         if self._probe is None:
             return
         probe, self._probe = self._probe, None
+        probe.remove()
         rows, dead_units = probe.read()
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if scaled and not all(math.isfinite(row.gradient) for row in rows.values()):

@@ -43,10 +43,11 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, shared_data):
     from PIL import Image
 
     assert len(COMMANDS) > 10
-    pictures = tmp_path / "my_pictures" / "cats"
-    pictures.mkdir(parents=True)
-    for index in range(80):
-        Image.new("RGB", (70 + index, 90), (3 * index, 20, 90)).save(pictures / f"{index}.jpg")
+    for kind, green in {"cats": 20, "dogs": 200}.items():
+        pictures = tmp_path / "my_pictures" / kind
+        pictures.mkdir(parents=True)
+        for index in range(100):
+            Image.new("RGB", (70 + index, 90), (2 * index, green, 90)).save(pictures / f"{index}.jpg")
     (tmp_path / "data").symlink_to(shared_data)
     for command in COMMANDS:
         arguments = shlex.split(command)[2:]
@@ -56,7 +57,7 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, shared_data):
                 arguments.remove("--trainer.accelerator=cpu")
         done = run_program(*arguments, cwd=tmp_path, WANDB_MODE="disabled")
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-    for name in ("grid.png", "raw.npz", "ways.png", "walk.gif"):
+    for name in ("grid.png", "raw.npz", "ways.png", "walk.gif", "predictions.csv", "predictions.parquet"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
