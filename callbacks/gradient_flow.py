@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from zoo.callbacks.samples import _unused
 from zoo.errors import UserError
 from zoo.gradients import (
     Layer,
@@ -35,7 +34,7 @@ from zoo.gradients import (
     verdict,
     watch_order,
 )
-from zoo.pictures import Picture, plot_gradient_flow
+from zoo.pictures import Picture, plot_gradient_flow, unused_path
 
 
 class Row(NamedTuple):
@@ -404,7 +403,7 @@ class GradientFlow(Callback):
         new = [measurement]
         if self._table is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._table = _unused(self._folder / "gradient_flow.csv")
+            self._table = unused_path(self._folder / "gradient_flow.csv")
             self._table.write_text("step,network,depth,layer,gradient_norm,weight_norm,update_ratio\n")
             new = self.measurements
         with self._table.open("a", newline="", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from zoo.errors import UserError
-from zoo.pictures import Picture, picture_of, save_gif, save_png
+from zoo.pictures import Picture, picture_of, save_gif, save_png, unused_path
 
 FILM_FRAMES = 100  # at most
 
@@ -73,7 +73,7 @@ class SampleLogger(Callback):
             # Read back from disk, and thinned out, so that a long run costs no more memory than a short one.
             *paths, last = self._pictures
             frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]
-            save_gif(_unused(self._folder / "film.gif"), frames, seconds=0.25)
+            save_gif(unused_path(self._folder / "film.gif"), frames, seconds=0.25)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -87,7 +87,7 @@ class SampleLogger(Callback):
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
         picture = picture_of(samples, columns=classes or None, data=data)
-        path = _unused(self._folder / f"step_{step:07d}.png")
+        path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, picture)
         self._pictures.append(path)
         for logger in trainer.loggers:
@@ -98,12 +98,3 @@ class SampleLogger(Callback):
 def _read(path: Path) -> Picture:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _unused(path: Path) -> Path:
-    """The path, or one beside it with a number, so that nothing is overwritten where a run is taken up again."""
-    number, candidate = 1, path
-    while candidate.exists():
-        candidate = path.with_stem(f"{path.stem}-{number}")
-        number += 1
-    return candidate

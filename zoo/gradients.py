@@ -236,13 +236,18 @@ def verdict(
     if not any(gradients):
         return Verdict("vanishing", "the gradient is zero in every layer")
     ratio = first_last_ratio(gradients)
+    said = f"the first layers' gradient is {_rounded(ratio)} {'times' if ratio >= 1 else 'of'} the last's"
     if ratio > exploding:
-        return Verdict("exploding", f"the first layers' gradient is {ratio:.2g} times the last's (above {exploding:g})")
+        return Verdict("exploding", f"{said} (above {exploding:g})")
     size = math.hypot(*weights)
     if size and (relative := math.hypot(*gradients) / size) > overwhelming:
-        reason = f"the gradient is {relative:.2g} times as long as the weights (above {overwhelming:g})"
-        return Verdict("exploding", reason)
-    said = f"the first layers' gradient is {0 if math.isnan(ratio) else ratio:.2g} of the last's"
+        said = f"the gradient is {_rounded(relative)} times as long as the weights"
+        return Verdict("exploding", f"{said} (above {overwhelming:g})")
     if not ratio >= vanishing:
         return Verdict("vanishing", f"{said} (below {vanishing:g})")
     return Verdict("healthy", f"{said} (vanishing below {vanishing:g}, exploding above {exploding:g})")
+
+
+def _rounded(number: float) -> str:
+    """Two digits: 0.062, 1200, 9.6e-07."""
+    return "0" if math.isnan(number) else f"{float(f'{number:.2g}'):g}"

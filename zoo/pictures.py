@@ -124,6 +124,15 @@ def _new_file(path: Path) -> Path:
     return path
 
 
+def unused_path(path: Path) -> Path:
+    """The path, or one beside it with a number, so that nothing is overwritten where a run is taken up again."""
+    number, candidate = 1, path
+    while candidate.exists():
+        candidate = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return candidate
+
+
 def save_png(path: Path, picture: Picture) -> None:
     """Writes one picture (height, width, 3)."""
     Image.fromarray(picture).save(_new_file(path))

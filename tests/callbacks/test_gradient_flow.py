@@ -202,7 +202,7 @@ def test_verdict_is_one_line_with_its_number_and_its_thresholds():
         "healthy: the first layers' gradient is 0.62 of the last's (vanishing below 0.01, exploding above 100)"
     )
     assert str(verdict([1e-3, 0.5])) == "vanishing: the first layers' gradient is 0.002 of the last's (below 0.01)"
-    assert str(verdict([60, 0.5])) == "exploding: the first layers' gradient is 1.2e+02 times the last's (above 100)"
+    assert str(verdict([60, 0.5])) == "exploding: the first layers' gradient is 120 times the last's (above 100)"
     assert verdict([1e-3, 0.5], vanishing=1e-3).state == "healthy"
     assert verdict([60, 0.5], exploding=200).state == "healthy"
 
@@ -211,7 +211,7 @@ def test_verdict_on_what_is_not_finite_zero_or_overwhelming():
     assert str(verdict([1.0, math.inf, 2.0])) == "exploding: the gradient is not finite in 1 of 3 layers"
     assert str(verdict([0.0, 0.0])) == "vanishing: the gradient is zero in every layer"
     assert str(verdict([3e4, 4e4], [3.0, 4.0])) == (
-        "exploding: the gradient is 1e+04 times as long as the weights (above 1000)"
+        "exploding: the gradient is 10000 times as long as the weights (above 1000)"
     )
     assert verdict([3e4, 4e4], [3e2, 4e2]).state == "healthy"
 

@@ -1,5 +1,6 @@
 """The GAN's training loop: what is stepped when, what is counted, what is left alone."""
 
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 from zoo import GAN
 from zoo.callbacks import SampleLogger
@@ -173,6 +175,21 @@ def test_penalty_enters_the_loss_with_its_factor(penalty):
     trainer.fit(model, datamodule=Digits(batch_size=16))
     factor = 3.0 * 5 * (1.0 if penalty == "gradient_penalty" else 0.5)
     assert losses[0] == pytest.approx(factor * seen[0][2].item(), rel=1e-5)
+
+
+def test_16_bit_training_clips_and_logs_the_gradient_without_its_scale():
+    norms = []
+    for scale in (None, 4096.0):
+        seed_everything(0, verbose=False)
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        plugin = MixedPrecision("16-mixed" if scale else "bf16-mixed", "cpu", scaler)
+        model = plain(clip_norm=0.01, optimizer_g=lambda p: sgd(p, 1.0), optimizer_d=lambda p: sgd(p, 1.0))
+        before = copy.deepcopy(model.generator)
+        trainer = fit(model, batches=2, plugins=[plugin], log_every_n_steps=1)
+        moved = zip(model.generator.parameters(), before.parameters(), strict=True)
+        assert torch.stack([(a - b).norm() for a, b in moved]).norm() <= 2 * 0.01 * 1.01
+        norms.append([float(trainer.callback_metrics[f"train/grad_norm_{name}"]) for name in "gd"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def test_clip_norm_bounds_the_update_of_both_networks():

@@ -124,6 +124,8 @@ class GAN(GenerativeModule):
         self._window: list[tuple[Tensor, Tensor | None]] = []
         self._clock: tuple[float, int] | None = None
         self._penalty: Tensor | None = None
+        self._stepping: list[nn.Parameter] = []  # those whose gradient is measured or clipped in the step being taken
+        self._grad_norm = torch.tensor(0.0)
 
     def _build_networks(self, architecture: str, width: int | None, depth: int | None) -> tuple[nn.Module, nn.Module]:
         image = len(self.input_shape) == 3
@@ -348,21 +350,20 @@ class GAN(GenerativeModule):
         self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
     ) -> dict[str, Tensor]:
         """Clips, steps and clears one network's gradients; only counted steps move `global_step`."""
-        metrics = {}
-        if self.clip_norm or log:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            if scaler is not None:
-                scaler.unscale_(optimizer.optimizer)
-            gradients = [p.grad for p in network.parameters() if p.grad is not None]
-            metrics[f"grad_norm_{name}"] = get_total_norm(gradients)
-            if self.clip_norm:
-                clip_grad_norm_(network.parameters(), self.clip_norm)
+        self._stepping = list(network.parameters()) if self.clip_norm or log else []
         if not counted:
             # The manual loop counts a step in these two hooks, which it sets anew before every batch.
             optimizer._on_before_step = optimizer._on_after_step = _nothing
         optimizer.step()
         optimizer.zero_grad()
-        return metrics
+        return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here, where the scale of 16-bit training has just been taken off the gradients.
+        if self._stepping:
+            self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            if self.clip_norm:
+                clip_grad_norm_(self._stepping, self.clip_norm)
 
     def _schedulers(self) -> list[Any]:
         schedulers = self.lr_schedulers()
