@@ -10,7 +10,7 @@ Run it as
     python benchmarks/vanishing_gradient.py --out vanishing_gradient.png
     python benchmarks/vanishing_gradient.py --root data --out vanishing_gradient.png  # on Fashion-MNIST
 
-Each network is a line of JSON as soon as it is done, with the verdict that `zoo.callbacks.GradientFlow` would give.
+Each network is a line of JSON as soon as it is done, with the verdict of `zoo.gradients.verdict` on its convolutions.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def measure(
         network = ResNet(x.shape[1], 10, depth, (WIDTH,) * 3, kind, init, patch)
         index = torch.randint(len(x), (batch,))
         norms = profile(network, x[index], y[index])
+        said = str(verdict(norms, [p.norm().item() for p in network.blocks.parameters() if p.ndim == 4]))
         loss = train(network, splits["train"], rate, steps, batch)
         results.append((loss, accuracy(network, splits["val"]), rate))
     loss, reached, rate = min(results)
-    said = str(verdict(norms))
     network_name = {"depth": depth - 2, "kind": kind, "init": init, "seed": seed}
     return network_name | {"accuracy": reached, "loss": loss, "rate": rate, "verdict": said, "gradient": norms}
 
