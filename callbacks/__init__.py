@@ -1,5 +1,6 @@
 """The callbacks. In the repository this folder stands at the top; installed, it is `zoo.callbacks`."""
 
+from zoo.callbacks.checkpoints import BestAndLast
 from zoo.callbacks.curves import CurvePlotter
 from zoo.callbacks.equilibrium import EquilibriumReport
 from zoo.callbacks.gradient_flow import GradientFlow
@@ -10,6 +11,7 @@ from zoo.callbacks.progress import ShortProgressBar
 from zoo.callbacks.samples import SampleLogger
 
 __all__ = [
+    "BestAndLast",
     "CurvePlotter",
     "EquilibriumReport",
     "GradientFlow",

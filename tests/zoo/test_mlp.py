@@ -236,5 +236,5 @@ def test_a_run_that_ends_before_its_first_validation_ends_well(said):
     assert "Run finished after 1 steps" in said()
     config = yaml.safe_load(Path("runs/mlp/version_0/config.yaml").read_text())
     callbacks = {c["class_path"].split(".")[-1]: c.get("init_args", {}) for c in config["trainer"]["callbacks"]}
-    assert callbacks["EarlyStopping"]["monitor"] == callbacks["ModelCheckpoint"]["monitor"] == "val/loss"
+    assert callbacks["EarlyStopping"]["monitor"] == callbacks["BestAndLast"]["monitor"] == "val/loss"
     assert 0 < config["model"]["init_args"]["input_dropout"] < config["model"]["init_args"]["hidden_dropout"]
