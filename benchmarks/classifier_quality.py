@@ -56,7 +56,7 @@ TABLES = {
         Row("the same, 50 dropout passes", (GO_ON,), test=("--model.mc_passes=50",)),
         Row("ensemble of 4 without dropout, a quarter of the epochs each", BARE, members=4),
     ],
-    "resnet": [Row("recipe", (), "last")],
+    "resnet": [Row("recipe")],
     "resnet_options": [
         Row("recipe", (), "last"),
         Row("no mirror image at test", (), "last", test=("--model.flip_tta=false",)),
