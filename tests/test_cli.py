@@ -49,11 +49,12 @@ def test_a_run_leaves_everything_in_a_folder_of_its_own(run):
 
 def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
     _, output = run
-    last = [line for line in output.splitlines() if line.strip()][-4:]
+    last = [line for line in output.splitlines() if line.strip()][-5:]
     assert "runs/gan/version_0" in last[0]
-    assert "best val/fd" in last[1]
-    assert "runs/gan/version_0/samples" in last[2] and "curves.png" in last[2]
-    assert last[3].startswith("Next: python cli.py sample --ckpt_path runs/gan/version_0/checkpoints/")
+    assert "stopped early" in last[1]
+    assert "best val/fd" in last[2]
+    assert "runs/gan/version_0/samples" in last[3] and "curves.png" in last[3]
+    assert last[4].startswith("Next: python cli.py sample --ckpt_path runs/gan/version_0/checkpoints/")
 
 
 def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):
