@@ -49,8 +49,8 @@ GO_ON = "--trainer.callbacks.patience=1000"
 BARE = ("--model.input_dropout=0", "--model.hidden_dropout=0", GO_ON)
 TABLES = {
     "mlp": [
-        Row("no regularization", BARE, "last"),
-        Row("early stopping", BARE),
+        Row("no dropout", BARE, "last"),
+        Row("no dropout, early stopping", BARE),
         Row("dropout", (GO_ON,), "last"),
         Row("dropout, early stopping", (GO_ON,)),
         Row("the same, 50 dropout passes", (GO_ON,), test=("--model.mc_passes=50",)),

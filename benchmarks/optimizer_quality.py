@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.datamodules import Digits, FashionMNIST
-from zoo.datamodules.base import to_unit_range
 from zoo.mlp.network import MLP
 from zoo.optim import ScalarAdam, WarmupDecay, parameter_groups
 from zoo.resnet.network import ResNet
@@ -61,7 +60,7 @@ def train(
     (x, y), (held_x, held_y) = data
     for _ in range(steps):
         index = torch.randint(len(x), (batch,))
-        loss = F.cross_entropy(network(to_unit_range(x[index])), y[index])
+        loss = F.cross_entropy(network(x[index]), y[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,8 +96,7 @@ def main() -> None:
     torch.set_num_threads(1)
     module = FashionMNIST(root=arguments.root) if arguments.root else Digits()
     module.setup("validate")
-    train_x = module.split("train")[0].add(1).mul(127.5).round().to(torch.uint8)
-    data: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] = (train_x, module.split("train")[1]), module.split("val")
+    data = module.split("train"), module.split("val")
     table = ["| network | optimizer | learning rate | loss | accuracy % |", "| --- | --- | --- | --- | --- |"]
     for network, make in networks(module.input_shape, module.num_classes).items():
         for name, (factory, middle) in OPTIMIZERS.items():

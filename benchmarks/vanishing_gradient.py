@@ -97,15 +97,12 @@ def measure(
 
 def plot(results: list[dict[str, Any]], chance: float, title: str) -> Any:
     """Rows: initializations; columns: profiles of both depths, accuracies."""
-    figure, _ = new_figure(1)
-    figure.clear()
-    figure.set_size_inches(13, 7.5)
-    axes = figure.subplots(len(INITS), 3)
+    figure, panels = new_figure(3 * len(INITS), size=3.5)
     colors = dict(zip(KINDS, ("tab:gray", "tab:orange", "tab:green", "tab:blue"), strict=True))
     depths = sorted({result["depth"] for result in results})
     for row, init in enumerate(INITS):
-        for column, depth in enumerate(depths):
-            ax = axes[row, column]
+        axes = panels[3 * row : 3 * row + 3]
+        for ax, depth in zip(axes, depths, strict=False):
             for kind in KINDS:
                 _plot_profile(
                     ax, [r for r in results if (r["depth"], r["kind"], r["init"]) == (depth, kind, init)], colors
@@ -113,9 +110,9 @@ def plot(results: list[dict[str, Any]], chance: float, title: str) -> Any:
             ax.set(yscale="log", title=f"{depth} convolutions, {NAMES[init]} initialization")
             ax.set(xlabel="depth, from input to output", ylabel="gradient norm before training")
             ax.grid(True, alpha=0.3)
-        axes[row, 0].legend(fontsize="small")
-        _plot_accuracy(axes[row, 2], [r for r in results if r["init"] == init], depths, colors, chance)
-        axes[row, 2].set(title=f"after training, {NAMES[init]} initialization", ylabel="validation accuracy %")
+        axes[0].legend(fontsize="small")
+        _plot_accuracy(axes[2], [r for r in results if r["init"] == init], depths, colors, chance)
+        axes[2].set(title=f"after training, {NAMES[init]} initialization", ylabel="validation accuracy %")
     figure.suptitle(title, fontsize="medium")
     return draw(figure)
 

@@ -22,8 +22,8 @@ class Augment:
     Args:
         crop: pixels by which the image is padded (by reflection) on every side before a window of its own size is
             cut out of it at random; 0 for none. He et al. 2015 (arXiv 1512.03385), section 4.2, take 4 of 32.
-        flip: mirror every other image left to right; the zoo's data modules leave it out where labels do not survive
-            it, as those of digits.
+        flip: mirror each image left to right with probability 1/2; the zoo's data modules leave it out where labels do
+            not survive it, as those of digits.
         cutout: side in pixels of a square that is blanked at a random place, partly outside the image at its
             borders; 0 for none. DeVries and Taylor 2017 (arXiv 1708.04552).
         fill: what the square is filled with, in [-1, 1].

@@ -31,6 +31,15 @@ open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
 """
 
 
+def results_of_both_ranks(script: str, argument: str, folder: Path) -> list[dict]:
+    """Runs a script, which starts its second process by itself, and reads what each rank left."""
+    (folder / "train.py").write_text(script)
+    command = [sys.executable, "train.py", argument]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -41,11 +50,7 @@ open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
     ids=["default", "wasserstein with its penalty", "accumulating, clipped, conditional"],
 )
 def test_both_ranks_end_with_the_same_parameters(options, tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "train.py", json.dumps(options)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    first, second = results_of_both_ranks(SCRIPT, json.dumps(options), tmp_path)
     assert first["hash"] == second["hash"]
     assert first["val/fd"] == second["val/fd"]
     assert first["val/fd_floor"] == second["val/fd_floor"]
@@ -76,11 +81,7 @@ open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
 
 @pytest.mark.parametrize("model", ["mlp", "resnet"])
 def test_both_ranks_of_a_classifier_agree_and_draw_noise_of_their_own(model, tmp_path):
-    (tmp_path / "train.py").write_text(CLASSIFIERS)
-    command = [sys.executable, "train.py", model]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    first, second = results_of_both_ranks(CLASSIFIERS, model, tmp_path)
     assert first["hash"] == second["hash"]
     assert first["val/loss"] == second["val/loss"]
     assert first["val/acc"] == second["val/acc"]

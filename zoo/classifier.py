@@ -159,7 +159,8 @@ class Classifier(ZooModule):
             }
         )
         self._seen = 0  # images since the last optimizer step
-        self._window: Tensor | None = None  # sums of loss, hits and images since the last log
+        self._window: Tensor | None = None  # sums of loss and hits since the last log
+        self._window_images = 0
         self._clock = 0.0  # when the window began
 
     # Predictions
@@ -246,7 +247,7 @@ class Classifier(ZooModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._seen, self._window = 0, None
+        self._seen, self._window, self._window_images = 0, None, 0
         self._clock = time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -272,13 +273,14 @@ class Classifier(ZooModule):
 
     def _log_training(self, loss: Tensor, hits: Tensor, images: int) -> None:
         """Logs means over the last `log_every_n_steps` batches, since a call costs more than a small step does."""
-        sums = torch.stack([loss * images, hits.to(loss), loss.new_tensor(images)])
+        sums = torch.stack([loss * images, hits.to(loss)])
         self._window = sums if self._window is None else self._window + sums
+        self._window_images += images
         period: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not period or (self.trainer.fit_loop.total_batch_idx + 1) % period:
             return
-        total_loss, total_hits, total = self._window
-        self._window = None
+        (total_loss, total_hits), total = self._window, self._window_images
+        self._window, self._window_images = None, 0
         now, before = time.perf_counter(), self._clock
         self._clock = now
         self.log("train/loss", total_loss / total, prog_bar=True)

@@ -118,7 +118,9 @@ class ZooCLI(LightningCLI):
         trainer = self.trainer
         if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(trainer.log_dir or "")
+        folder = Path(trainer.log_dir or "")  # asked on every rank, since rank zero tells the others
+        if not trainer.is_global_zero:
+            return
         checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
         path = next((p for c in checkpoints for p in (c.best_model_path, c.last_model_path) if p), "")
@@ -155,7 +157,6 @@ def _silence_what_says_nothing() -> None:
 
 def _why_it_ended(trainer: Trainer, stopping: EarlyStopping) -> str:
     """One line on whether early stopping ended the run, when, and why."""
-    epochs = trainer.current_epoch + (0 if trainer.fit_loop.epoch_progress.current.completed else 1)
     if stopping.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
         waited = stopping.wait_count
         when = f"{_validations(waited)} before the end" if waited else "at the end"
@@ -164,7 +165,7 @@ def _why_it_ended(trainer: Trainer, stopping: EarlyStopping) -> str:
     if stopping.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
         why = f"{stopping.monitor} had not fallen" if stopping.mode == "min" else f"{stopping.monitor} had not risen"
         why += f" in {_validations(stopping.wait_count)}"
-    return f"stopped early at step {trainer.global_step}, in epoch {epochs}: {why}"
+    return f"stopped early at step {trainer.global_step}, in epoch {stopping.stopped_epoch + 1}: {why}"
 
 
 def _validations(count: int) -> str:

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from zoo.base import evaluating
@@ -363,7 +363,7 @@ class GAN(GenerativeModule):
         if self._stepping:
             self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
             if self.clip_norm:
-                clip_grad_norm_(self._stepping, self.clip_norm)
+                clip_grads_with_norm_(self._stepping, self.clip_norm, self._grad_norm)
 
     def _schedulers(self) -> list[Any]:
         schedulers = self.lr_schedulers()

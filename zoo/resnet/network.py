@@ -128,11 +128,3 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, in_channels, H, W) to logits (N, num_classes)."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-__all__ = ["INITS", "KINDS", "Block", "ResNet", "Shortcut", "count_parameters"]
