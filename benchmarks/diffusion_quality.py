@@ -130,7 +130,10 @@ def train(arguments: argparse.Namespace, extra: list[str], seed: int, folder: st
 
 def table(results: dict[tuple[str, float, int], list[tuple[float, float]]], evaluations: list[int]) -> str:
     """Fréchet distances, mean and standard deviation over the seeds, as a Markdown table."""
-    lines = ["| solver, guidance | " + " | ".join(map(str, evaluations)) + " |", "| --- |" + " --- |" * len(evaluations)]
+    lines = [
+        "| solver, guidance | " + " | ".join(map(str, evaluations)) + " |",
+        "| --- |" + " --- |" * len(evaluations),
+    ]
     for solver, guidance in dict.fromkeys((solver, guidance) for solver, guidance, _ in results):
         cells = []
         for count in evaluations:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
+from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.pictures import Picture, picture_of, save_gif, save_png, unused_path
@@ -22,14 +23,16 @@ class SampleLogger(Callback):
 
     For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1] or
     points (n, D). The pictures lie in `samples/` in the run's folder: one for each time, and at the end a film of
-    all of them. Training is not disturbed: the random numbers are the callback's own.
+    all of them; of a model that has `trajectory(n, *, labels, generator) -> (frames, n, ...)` also the film of how its
+    samples come about, from noise by diffusion or on a way through a GAN's latent space. Training is not disturbed:
+    the random numbers are the callback's own.
 
     Args:
         n: samples in a picture. A conditional model draws its classes in turn, one in a column.
         every_n_steps: optimizer steps from one picture to the next; there is always one before training and one
             after it.
         seed: of the noise.
-        film: make the film.
+        film: make the films.
     """
 
     def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, film: bool = True) -> None:
@@ -74,6 +77,23 @@ class SampleLogger(Callback):
             *paths, last = self._pictures
             frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]
             save_gif(unused_path(self._folder / "film.gif"), frames, seconds=0.25)
+            self._draw_trajectory(trainer, pl_module)
+
+    def _draw_trajectory(self, trainer: Trainer, model: Any) -> None:
+        if self._folder is None or not callable(getattr(model, "trajectory", None)):
+            return
+        labels = self._labels(model)
+        states = model.trajectory(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
+        columns = None if labels is None else model.num_classes
+        path = unused_path(self._folder / "trajectory.gif")
+        save_gif(path, [picture_of(state, columns) for state in states])
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_video"):
+                logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])
+
+    def _labels(self, model: Any) -> Tensor | None:
+        """The classes of a conditional model in turn, None for any other."""
+        return torch.arange(self.n) % model.num_classes if getattr(model, "conditional", False) else None
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -81,12 +101,11 @@ class SampleLogger(Callback):
             return
         self._last_step = step
         model: Any = pl_module
-        classes = model.num_classes if getattr(model, "conditional", False) else 0
-        labels = torch.arange(self.n) % classes if classes else None
+        labels = self._labels(model)
         samples = model.sample(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
-        picture = picture_of(samples, columns=classes or None, data=data)
+        picture = picture_of(samples, columns=None if labels is None else model.num_classes, data=data)
         path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, picture)
         self._pictures.append(path)

@@ -89,6 +89,44 @@ def test_both_ranks_of_a_classifier_agree_and_draw_noise_of_their_own(model, tmp
     assert first["noise"] != second["noise"], "dropout masks and augmentation differ"
 
 
+DIFFUSION = """
+import hashlib, json, sys, warnings
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from zoo import Diffusion
+from zoo.datamodules import Digits
+warnings.filterwarnings("ignore")
+seed_everything(0)
+seen = []
+
+class Watched(Diffusion):
+    def weighted_loss(self, network, x, noisy, sigma, labels):
+        seen.append((noisy - x).div(sigma.view(-1, 1, 1, 1)).flatten()[:4].tolist() + sigma[:2].tolist())
+        return super().weighted_loss(network, x, noisy, sigma, labels)
+
+model = Watched(input_shape=(1, 8, 8), num_classes=10, conditional=True, widths=(16,), blocks=1)
+trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, limit_train_batches=6, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(model, datamodule=Digits(batch_size=32))
+state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items()) if torch.is_tensor(v))
+result = {"hash": hashlib.sha256(state).hexdigest(), "noise": seen, "images": model.ema.images}
+result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+"""
+
+
+def test_both_ranks_of_a_diffusion_model_agree_and_draw_noise_of_their_own(tmp_path):
+    first, second = results_of_both_ranks(DIFFUSION, "", tmp_path)
+    assert first["hash"] == second["hash"]
+    assert first["images"] == 12 * 32 * 2, "images of both ranks"
+    measured = {name for name in first if name.startswith("val/")}
+    assert {"val/loss", "val/excess", "val/fd", "val/nn_ratio", "val/distance_to_analytic"} <= measured
+    for name in measured:
+        assert first[name] == second[name], name
+    for one, other in zip(first["noise"], second["noise"], strict=True):
+        assert set(one).isdisjoint(other), "the same noise on both ranks"
+
+
 def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
     floors = []
     for devices in (1, 2):

@@ -26,7 +26,7 @@ def arguments(recipe: str, request: pytest.FixtureRequest) -> list[str]:
         args += ["--config", name]
     if recipe == "fashion_mnist.yaml":
         args.append(f"--data.root={request.getfixturevalue('shared_data')}")
-    if recipe in ("mlp.yaml", "resnet.yaml", "resnet20.yaml"):  # what every machine has
+    if recipe in ("mlp.yaml", "resnet.yaml", "resnet20.yaml", "diffusion_fashion.yaml"):  # what every machine has
         args += ["--data=Digits", "--data.batch_size=64"]
     return [*args, *TINY, "--trainer.devices=1"]
 

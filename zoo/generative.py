@@ -37,6 +37,12 @@ def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
 
 
+def sample_seeds(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Seeds for `n` samples, int64 (n,): by the same generator the first ones are the same however many there are."""
+    device = generator.device if generator else None
+    return torch.randint(2**62, (n,), generator=generator, device=device)
+
+
 def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[str, Metric] | None:
     """The distance between samples and data of this shape, with the name that it is logged under.
 
@@ -116,6 +122,10 @@ class GenerativeModule(ZooModule):
         name = f"{split}/{self.distance_name}"
         self.log(name, self.distance, on_epoch=True, prog_bar=True)
         self._compare_with_training_data(x, batch_idx, name)
+        self.inspect_samples(fake, x, batch_idx, split)
+
+    def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
+        """Called with the samples that are compared with each batch, for a subclass that measures more on them."""
 
     def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
         """Adds a batch, and as many training samples, to the floor, which is measured once."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.checkpoints import load_model
 from zoo.errors import UserError
+from zoo.generative import sample_seeds
 from zoo.pictures import picture_of, refuse_existing, save_gif, save_npz, save_png
 
 CHUNK = 1000  # samples drawn at a time, which bounds the memory
@@ -25,7 +26,11 @@ def draw(
     labels: list[int] | None = None,
     per_class: bool = False,
     interpolate: int = 0,
+    trajectory: str | None = None,
     frames: int = 60,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance: float | None = None,
     model: str | None = None,
 ) -> str:
     """Draws samples from a generative model and writes them.
@@ -39,7 +44,11 @@ def draw(
         labels: classes to draw, in turn, from a conditional model.
         per_class: one class in each row, `n` samples of each.
         interpolate: this many steps on the way between two latent vectors, one pair in each row.
+        trajectory: a .gif to write beside `out`, a film of the same samples on their trajectory.
         frames: of a film.
+        steps: of a diffusion model's solver; the model's own where it is not given, as for the next two.
+        solver: of a diffusion model: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector.
+        guidance: w of a conditional diffusion model's classifier-free guidance, 0 for none.
         model: class of the model; what the checkpoint says where it is not given.
 
     Returns:
@@ -49,35 +58,59 @@ def draw(
     if path.suffix not in ENDINGS:
         raise UserError(f"--out {out} must end in one of {', '.join(ENDINGS)}")
     refuse_existing(path)
+    film = Path(trajectory) if trajectory else None
+    if film is not None:
+        if film.suffix != ".gif":
+            raise UserError(f"--trajectory {trajectory} must end in .gif")
+        refuse_existing(film)
     if n < 1:
         raise UserError(f"--n is {n}; it must be at least 1")
     network = load_model(ckpt_path, model)
     if not callable(getattr(network, "sample", None)):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which does not generate anything")
+    options = _options(network, {"steps": steps, "solver": solver, "guidance": guidance})
     classes, columns = _choose_labels(network, n, labels, per_class)
-    generator = torch.Generator().manual_seed(seed)
     count = n if classes is None else len(classes)
+    generator = torch.Generator().manual_seed(seed)
     if classes is None and getattr(network, "conditional", False):
-        classes = network.draw_labels(count, generator)
+        classes = network.draw_labels(count, torch.Generator().manual_seed(seed))
     if interpolate:
+        for name in [*options, *(["trajectory"] if film else [])]:
+            raise UserError(f"--{name} and --interpolate do not go together: leave one out")
         return _draw_interpolation(network, path, n, interpolate, classes, generator)
+    if film is not None or path.suffix == ".gif":
+        _draw_film(network, film or path, count, frames, classes, columns, seed, options)
     if path.suffix == ".gif":
-        return _draw_film(network, path, count, frames, classes, columns, generator)
-    samples = torch.cat(
-        [
-            network.sample(
-                min(CHUNK, count - start),
-                labels=None if classes is None else classes[start : start + CHUNK],
-                generator=generator,
-            )
-            for start in range(0, count, CHUNK)
-        ]
-    )
+        return f"a film of {count} samples of {type(network).__name__} in {path}"
+    samples = _draw_samples(network, count, classes, seed, options)
     if path.suffix == ".npz":
         save_npz(path, samples, classes)
     else:
         save_png(path, picture_of(samples, columns))
-    return f"{count} samples of {type(network).__name__} in {path}"
+    return f"{count} samples of {type(network).__name__} in {path}" + (f", a film of them in {film}" if film else "")
+
+
+def _options(network: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given, if the model has them."""
+    given = {name: value for name, value in given.items() if value is not None}
+    known = inspect.signature(network.sample).parameters
+    for name in given:
+        if name not in known:
+            raise UserError(f"--{name} says nothing to a {type(network).__name__}: leave it out")
+    return given
+
+
+def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, options: dict[str, Any]) -> Tensor:
+    """Samples (n, ...), a limited number at a time; where the model can, each has noise of its own seed."""
+    generator = torch.Generator().manual_seed(seed)
+    seeds = sample_seeds(n, generator) if "seeds" in inspect.signature(network.sample).parameters else None
+    parts = []
+    for start in range(0, n, CHUNK):
+        piece = slice(start, min(n, start + CHUNK))
+        source = {"generator": generator} if seeds is None else {"seeds": seeds[piece]}
+        chosen = None if labels is None else labels[piece]
+        parts.append(network.sample(piece.stop - start, labels=chosen, **source, **options))
+    return torch.cat(parts)
 
 
 def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bool) -> tuple[Tensor | None, int | None]:
@@ -124,14 +157,16 @@ def _draw_film(
     frames: int,
     labels: Tensor | None,
     columns: int | None,
-    generator: torch.Generator,
-) -> str:
+    seed: int,
+    options: dict[str, Any],
+) -> None:
     if not hasattr(network, "trajectory"):
         raise UserError(f"{type(network).__name__} has no trajectory to make a film of; let --out end in .png or .npz")
     if frames < 2:
         raise UserError(f"--frames is {frames}; a film needs at least 2")
-    parameters = inspect.signature(network.trajectory).parameters
-    extra = {"frames": frames} if "frames" in parameters else {}
-    film = network.trajectory(n, labels=labels, generator=generator, **extra)
+    known = inspect.signature(network.trajectory).parameters
+    extra = {name: value for name, value in {**options, "frames": frames}.items() if name in known}
+    generator = torch.Generator().manual_seed(seed)
+    source = {"seeds": sample_seeds(n, generator)} if "seeds" in known else {"generator": generator}
+    film = network.trajectory(n, labels=labels, **source, **extra)
     save_gif(path, [picture_of(frame, columns) for frame in film])
-    return f"a film of {n} samples of {type(network).__name__} in {path}"

@@ -21,8 +21,7 @@ CHUNK = 2**24  # distances held at a time
 
 def column(sigma: Tensor | float, x: Tensor) -> Tensor:
     """Noise levels, one number or (N,), as a tensor that broadcasts against `x` (N, ...), in its precision."""
-    sigma = torch.as_tensor(sigma, device=x.device).to(x.dtype)
-    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Force(ABC):
@@ -92,7 +91,7 @@ class AnalyticForce(Force):
         return joint
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        sigmas = torch.as_tensor(sigma, device=x.device).to(x.dtype).expand(len(x))
+        sigmas = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         centers = self.data.flatten(1).to(x)
         rows = max(1, CHUNK // len(centers))
         parts = []
@@ -107,7 +106,7 @@ class AnalyticForce(Force):
 
     def log_prob(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """ln p_sigma(x), (N,), of `x` (N, ...); with labels, of the joint density of both."""
-        sigmas = torch.as_tensor(sigma, device=x.device).to(x.dtype).expand(len(x)).unsqueeze(1)
+        sigmas = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)).unsqueeze(1)
         variance = sigmas.square().squeeze(1) + self.std**2
         volume = x[0].numel() / 2 * (2 * math.pi * variance).log()
         return self._log_joint(x, sigmas, labels).logsumexp(1) - volume

@@ -2,8 +2,8 @@
 
 Preconditioning, noise levels and weights of the loss are those of EDM (Karras et al. 2022, arXiv 2206.00364): with
 them input, output and target of the network have unit variance at every noise level. In the lecture's words the network
-learns f' = 2 k_B T grad ln p; the loss is the squared error of the force, weighted by (sigma^2 + sd^2) sigma^2 / (4 (k_B
-T)^2 sd^2), since the force itself grows without bounds as the noise goes to 0.
+learns f' = 2 k_B T grad ln p. The loss is the squared error of the force, but for the factor (sigma^2 + sd^2) sigma^2 /
+(2 k_B T sd)^2, without which it would grow beyond bounds as the noise goes to 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -23,13 +22,14 @@ from zoo.base import evaluating
 from zoo.diffusion.force import AnalyticForce, Force, column
 from zoo.diffusion.network import ResidualMLP, UNet
 from zoo.diffusion.process import Process
-from zoo.diffusion.samplers import SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve, state_dtype
+from zoo.diffusion.samplers import SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve
 from zoo.ema import EMA
 from zoo.errors import UserError, check_choice
-from zoo.generative import GenerativeModule, slerp
+from zoo.generative import GenerativeModule, sample_seeds, slerp
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, parameter_groups
 
 CALIBRATION = 10_000  # training samples that mean and standard deviation are measured on, at most
+MEMORIZED = 1 / 3  # ratio of the distances to the nearest training sample, below which a warning is given
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -66,7 +66,8 @@ class Diffusion(GenerativeModule, Force):
         temperature: k_B T of the process. It is the unit of the force and nothing else.
         sigma_data: standard deviation of the data about its mean; measured in training where it is not given.
         ema_half_life: of the weights' moving average, in images; 0 for none.
-        excess_samples: of a validation batch, that the learned force is compared with the analytic one on; 0 for none.
+        excess_samples: of a validation batch, that the learned force is compared with the analytic one on, and as many
+            drawn ones with the training data; 0 for none.
         channels_last: memory format of images and convolutions, faster on most devices.
         compile: the network by torch.compile; the first steps take minutes.
         extractor: of the features that `val/fd` is measured in; see `zoo.generative.distance_for`.
@@ -116,9 +117,9 @@ class Diffusion(GenerativeModule, Force):
         for name, number in {"ema_half_life": ema_half_life, "excess_samples": excess_samples}.items():
             if not number >= 0:
                 raise UserError(f"{name} is {number}; it must be 0 or more")
-        for name, number in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
-            if number is not None and not number > 0:
-                raise UserError(f"{name} is {number}; it must be above 0")
+        for name, deviation in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
+            if deviation is not None and not deviation > 0:
+                raise UserError(f"{name} is {deviation}; it must be above 0")
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout is {label_dropout}; it must be between 0 and 1")
         noise_levels(steps, sigma_min, sigma_max)  # checks them
@@ -141,7 +142,7 @@ class Diffusion(GenerativeModule, Force):
             self.network.to(memory_format=torch.channels_last)
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self.val_metrics = nn.ModuleDict(
-            {name: MeanMetric() for name in ("loss", "force_loss", "excess", "distance_to_analytic")}
+            {name: MeanMetric() for name in ("loss", "force_loss", "excess", "distance_to_analytic", "nn_ratio")}
         )
         self._analytic: AnalyticForce | None = None
         self._losses: list[Tensor] = []
@@ -168,8 +169,8 @@ class Diffusion(GenerativeModule, Force):
                 f"patch {patch} and {len(widths)} widths divide the sides by {scale}, which the images of "
                 f"{sides[0]}x{sides[1]} pixels do not allow; use another patch, or fewer widths"
             )
-        if min(widths) < 1 or any(width > 16 and width % (width // 16) for width in widths):
-            raise UserError(f"widths are {list(widths)}; use multiples of 16")
+        if min(widths) < 1 or any(width > 16 and width % 16 for width in widths):
+            raise UserError(f"widths are {list(widths)}; use multiples of 16, or less than 16")
         return UNet(channels, widths, blocks, patch, attention, classes)
 
     def _check_guidance(self, guidance: float) -> None:
@@ -198,9 +199,7 @@ class Diffusion(GenerativeModule, Force):
         outputs = network(inputs, sigma.log() / 4, labels).float()
         return outputs, column(c_skip, x), column(c_out, x)
 
-    def denoise(
-        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, guidance: float = 0.0
-    ) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """E[x_0 | x] as the network has learned it.
 
         Args:
@@ -213,7 +212,7 @@ class Diffusion(GenerativeModule, Force):
             (N, *input_shape), float32.
         """
         x = x.float()
-        sigma = torch.as_tensor(sigma, device=x.device).float().expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         network = self.ema or self.network
         outputs, c_skip, c_out = self._precondition(network, x, sigma, labels if self.conditional else None)
         if guidance:
@@ -221,7 +220,9 @@ class Diffusion(GenerativeModule, Force):
             outputs = outputs + guidance * (outputs - free)
         return self.mean + c_skip * (x - self.mean) + c_out * outputs
 
-    forward = denoise
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """The same as `denoise`."""
+        return self.denoise(x, sigma, labels)
 
     # Sampling
 
@@ -291,7 +292,7 @@ class Diffusion(GenerativeModule, Force):
         with evaluating(self):
             generator = generator or torch.Generator()
             labels = self.draw_labels(rows, generator) if labels is None else labels.to(self.device)
-            noise = SampleNoise(draw_seeds(rows, generator), self.input_shape, self.device)
+            noise = SampleNoise(sample_seeds(rows, generator), self.input_shape, self.device)
             start, end = noise().flatten(1), noise().flatten(1)
             ways = [slerp(start, end, weight).view(-1, *self.input_shape) for weight in torch.linspace(0, 1, steps)]
             solver = self.solver if self.solver in ("euler", "heun", "dpmpp_2m", "ipndm", "deis") else "deis"
@@ -315,7 +316,7 @@ class Diffusion(GenerativeModule, Force):
         self._check_guidance(guidance)
         with evaluating(self):
             generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            seeds = draw_seeds(n, generator) if seeds is None else seeds
+            seeds = sample_seeds(n, generator) if seeds is None else seeds
             labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
             noise = SampleNoise(seeds, self.input_shape, self.device)
             sigmas = noise_levels(steps or self.steps, self.sigma_min, self.sigma_max)
@@ -336,7 +337,7 @@ class Diffusion(GenerativeModule, Force):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.sigma_data.isnan() and hasattr(data, "reference"):
             self.calibrate(data.reference(CALIBRATION))
         if self.excess_samples and stage in ("fit", "validate") and hasattr(data, "split"):
@@ -360,7 +361,9 @@ class Diffusion(GenerativeModule, Force):
         normal = torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)).float()
         return (self.noise_mean + self.noise_std * normal).exp()
 
-    def weighted_loss(self, network: nn.Module, x: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def weighted_loss(
+        self, network: nn.Module, x: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> Tensor:
         """EDM's loss for each sample, (N,): the squared error of what the network is to give, of unit variance.
 
         Args:
@@ -378,7 +381,7 @@ class Diffusion(GenerativeModule, Force):
         x, y = batch
         if self.sigma_data.isnan():
             rank_zero_warn("mean and sigma_data are measured on one batch, as the data module has no reference(n)")
-            self.calibrate(self.all_gather(x).reshape(-1, *self.input_shape))
+            self.calibrate(cast(Tensor, self.all_gather(x)).reshape(-1, *self.input_shape))
         labels = None
         if self.conditional:
             hidden = torch.rand(len(y), device=y.device) < self.label_dropout
@@ -415,12 +418,7 @@ class Diffusion(GenerativeModule, Force):
         super().validation_step(batch, batch_idx)
 
     def _measure_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The loss with the same noise in every validation, and what of it the analytic force would have had, too.
-
-        The analytic force is the best for training data, so what it loses there nobody can win: what is measured on
-        training samples is the mean squared distance from it, in units of the loss. On held-out samples it is no more
-        than one force among others, and the learned one beats it (`val/excess` below 0) as soon as it generalizes.
-        """
+        """The loss, by the same noise in every validation, and what it is beside that of the analytic force."""
         x, y = batch
         labels = y if self.conditional else None
         seed = batch_idx * self.trainer.world_size + self.global_rank
@@ -430,28 +428,55 @@ class Diffusion(GenerativeModule, Force):
         noise = torch.randn(x.shape, generator=generator).to(x)
         noisy = x + column(sigma, x) * noise
         error = (self.denoise(noisy, sigma, labels) - x).square().flatten(1).mean(1)
-        weight = 1 / sigma.square() + 1 / self.sigma_data.square()
-        values = {"loss": weight * error, "force_loss": (2 * self.temperature / sigma.square()).square() * error}
-        few = slice(self.excess_samples)
+        loss = self._weight(sigma) * error
+        self._log_mean("loss", loss)
+        self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
         if self._analytic is not None and batch_idx == 0:
-            best = self._analytic.denoise(noisy[few], sigma[few], None if labels is None else labels[few])
-            values["excess"] = (weight * error)[few] - weight[few] * (best - x[few]).square().flatten(1).mean(1)
-            train, train_y = self._analytic.data[few].to(x), None if labels is None else self._labels()[few].to(y)
-            k = len(train)
-            noisy = train + column(sigma[:k], x) * noise[:k]
-            best = self._analytic.denoise(noisy, sigma[:k], train_y)
-            learned = self.denoise(noisy, sigma[:k], train_y)
-            values["distance_to_analytic"] = weight[:k] * (learned - best).square().flatten(1).mean(1)
-        for name, value in values.items():
-            metric = cast(MeanMetric, self.val_metrics[name])
-            metric.update(value)
-            self.log(f"val/{name}", metric)
+            few = slice(self.excess_samples)
+            self._compare_with_analytic(
+                x[few], labels if labels is None else labels[few], noise[few], sigma[few], loss[few]
+            )
 
-    def _labels(self) -> Tensor:
-        return cast(Tensor, cast(AnalyticForce, self._analytic).labels)
+    def _compare_with_analytic(
+        self, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
+    ) -> None:
+        """What of the loss the analytic force has, too, on held-out samples and on training samples.
 
+        The analytic force is the best for training data, so what it loses there nobody can win: what the learned one
+        loses on top of it is its mean squared distance from it (`val/distance_to_analytic`). On held-out samples the
+        analytic force is no more than one among others, and the learned one beats it (`val/excess` below 0) as soon as
+        it generalizes.
+        """
+        analytic = cast(AnalyticForce, self._analytic)
+        best = analytic.denoise(x + column(sigma, x) * noise, sigma, labels)
+        self._log_mean("excess", loss - self._weight(sigma) * (best - x).square().flatten(1).mean(1))
+        few = slice(self.global_rank, None, self.trainer.world_size)
+        train = analytic.data[few][: len(x)].to(x)
+        labels = None if analytic.labels is None else analytic.labels[few][: len(x)].to(x.device)
+        noise, sigma = noise[: len(train)], sigma[: len(train)]
+        noisy = train + column(sigma, x) * noise
+        distance = self.denoise(noisy, sigma, labels) - analytic.denoise(noisy, sigma, labels)
+        self._log_mean("distance_to_analytic", self._weight(sigma) * distance.square().flatten(1).mean(1))
 
-def draw_seeds(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Seeds of `n` samples, int64 (n,): the first ones are the same however many there are."""
-    device = generator.device if generator else None
-    return torch.randint(2**62, (n,), generator=generator, device=device)
+    def _weight(self, sigma: Tensor) -> Tensor:
+        """EDM's weight of the denoiser's squared error, (N,)."""
+        return 1 / sigma.square() + 1 / self.sigma_data.square()
+
+    def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
+        """The alarm of memorization: how near samples are to the training data, beside how near held-out data is."""
+        if split != "val" or batch_idx > 0 or self._analytic is None:
+            return
+        data = self._analytic.data.flatten(1).to(real)
+        near = [torch.cdist(x[: self.excess_samples].flatten(1), data).amin(1).median() for x in (fake, real)]
+        ratio = near[0] / near[1]
+        self._log_mean("nn_ratio", ratio)
+        if ratio < MEMORIZED and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"samples lie {ratio:.2f} times as far from the training data as held-out data does: the model "
+                "repeats what it has learned from; train it for less long, make it smaller, or give it more data"
+            )
+
+    def _log_mean(self, name: str, values: Tensor) -> None:
+        metric = cast(MeanMetric, self.val_metrics[name])
+        metric.update(values)
+        self.log(f"val/{name}", metric)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,15 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
+class Blocks(nn.ModuleList):
+    """Blocks one after the other, all told the same condition."""
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, condition)
+        return x
+
+
 class ConvBlock(nn.Module):
     """x + F(x): norm, scale and shift by the condition, two 3x3 convolutions; a 1x1 one where the channels change."""
 
@@ -74,11 +84,11 @@ class ConvBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + self-attention of all positions, with heads of 32 channels or so (Vaswani et al. 2017, eq. 1)."""
+    """x + self-attention of all positions, with heads of 32 channels or more (Vaswani et al. 2017, eq. 1)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = max(heads for heads in range(1, max(1, channels // 32) + 1) if channels % heads == 0)
         self.norm = nn.GroupNorm(max(1, channels // 16), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -122,15 +132,15 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for width, coarser in zip(widths, [*widths[1:], None], strict=True):
-            self.down.append(nn.ModuleList([ConvBlock(width, width, condition) for _ in range(blocks)]))
+            self.down.append(Blocks(ConvBlock(width, width, condition) for _ in range(blocks)))
             if coarser is not None:
                 self.shrink.append(nn.Conv2d(width, coarser, 2, stride=2))
         self.attention = Attention(widths[-1]) if attention else nn.Identity()
         self.grow, self.up = nn.ModuleList(), nn.ModuleList()
-        for width, coarser in reversed(list(zip(widths[:-1], widths[1:], strict=True))):
+        for width, coarser in reversed(list(pairwise(widths))):
             self.grow.append(nn.ConvTranspose2d(coarser, width, 2, stride=2))
             first = ConvBlock(2 * width, width, condition)
-            self.up.append(nn.ModuleList([first, *[ConvBlock(width, width, condition) for _ in range(blocks - 1)]]))
+            self.up.append(Blocks([first, *(ConvBlock(width, width, condition) for _ in range(blocks - 1))]))
         self.head = nn.Sequential(
             nn.GroupNorm(max(1, widths[0] // 16), widths[0]),
             nn.SiLU(),
@@ -146,13 +156,10 @@ class UNet(nn.Module):
             if index > 0:
                 levels.append(h)
                 h = self.shrink[index - 1](h)
-            for block in level:
-                h = block(h, condition)
+            h = level(h, condition)
         h = self.attention(h)
         for grow, level in zip(self.grow, self.up, strict=True):
-            h = torch.cat([grow(h), levels.pop()], dim=1)
-            for block in level:
-                h = block(h, condition)
+            h = level(torch.cat([grow(h), levels.pop()], dim=1), condition)
         return F.pixel_shuffle(self.head(h), self.patch)
 
 
@@ -188,14 +195,11 @@ class ResidualMLP(nn.Module):
         features = math.prod(input_shape)
         self.condition = Condition(width, num_classes)
         self.stem = nn.Sequential(nn.Flatten(), nn.Linear(features, width))
-        self.blocks = nn.ModuleList([LinearBlock(width, width) for _ in range(blocks)])
+        self.blocks = Blocks(LinearBlock(width, width) for _ in range(blocks))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, features)))
         self.unflatten = nn.Unflatten(1, tuple(input_shape))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (N, *input_shape), c_noise (N,), labels (N,) or None to (N, *input_shape)."""
         condition = self.condition(c_noise, labels)
-        h = self.stem(x)
-        for block in self.blocks:
-            h = block(h, condition)
-        return self.unflatten(self.head(h))
+        return self.unflatten(self.head(self.blocks(self.stem(x), condition)))

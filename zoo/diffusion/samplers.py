@@ -155,7 +155,9 @@ def _integrals(nodes: Sequence[float], start: float, end: float, rho: float) -> 
     u = (start + end) / 2 + (end - start) / 2 * points
     d_sigma = (end - start) / 2 * weights * rho * u ** (rho - 1)
     others = [[other for other in nodes if other != node] for node in nodes]
-    bases = [math.prod(((u - k) / (node - k) for k in rest), start=1.0) for node, rest in zip(nodes, others, strict=True)]
+    bases = [
+        math.prod(((u - k) / (node - k) for k in rest), start=1.0) for node, rest in zip(nodes, others, strict=True)
+    ]
     return [float((basis * d_sigma).sum()) for basis in bases]
 
 
@@ -165,9 +167,9 @@ def ancestral(
     """The family between the probability flow and the reversed film, exact for a given E[x_0 | x]; order 1.
 
     With noise of lambda sqrt(2D) and drift (1 + lambda^2) D grad ln p, a step from sigma to sigma' has the mean
-    x_0 + (sigma' / sigma)^(1 + lambda^2) (x - x_0) and the variance sigma'^2 (1 - (sigma' / sigma)^(2 lambda^2)). Lambda
-    0 is Euler's method; 1 is the bridge from x to x_0, DDPM's ancestral step (Ho et al. 2020, arXiv 2006.11239, eq. 6
-    and 7). One evaluation a step.
+    x_0 + (sigma' / sigma)^(1 + lambda^2) (x - x_0) and the variance sigma'^2 (1 - (sigma' / sigma)^(2 lambda^2)).
+    Lambda 0 is Euler's method; 1 is the bridge from x to x_0, DDPM's ancestral step (Ho et al. 2020, arXiv 2006.11239,
+    eq. 6 and 7). One evaluation a step.
 
     Args:
         denoise: E[x_0 | x] as a function of x and sigma.
@@ -270,7 +272,6 @@ def solve(
 
     x = x.to(state_dtype(x.device))
     states = [x]
-    for x in SOLVERS[solver](counted, x, sigmas, noise, **options):
-        if trajectory:
-            states.append(x)
-    return Solution(x, count, torch.stack(states) if trajectory else None)
+    for state in SOLVERS[solver](counted, x, sigmas, noise, **options):
+        states = [*states, state] if trajectory else [state]
+    return Solution(states[-1], count, torch.stack(states) if trajectory else None)
