@@ -269,7 +269,16 @@ def run_sample(args: list[str]) -> None:
     print(draw(**parser.parse_args(args).as_dict()))
 
 
-COMMANDS = {**dict.fromkeys(TRAINER_COMMANDS, run_trainer), "sample": run_sample, "list": run_list}
+def run_edit(args: list[str]) -> None:
+    """Changes a picture by a checkpoint."""
+    from zoo.editing import edit
+
+    parser = OneLineParser(prog=f"{PROGRAM} edit", description="Changes a picture by a diffusion model's checkpoint.")
+    parser.add_function_arguments(edit)
+    print(edit(**parser.parse_args(args).as_dict()))
+
+
+COMMANDS = {**dict.fromkeys(TRAINER_COMMANDS, run_trainer), "sample": run_sample, "edit": run_edit, "list": run_list}
 
 HELP = f"""usage: {PROGRAM} COMMAND [options]
 
@@ -279,6 +288,7 @@ commands:
   test       measure on the test split
   predict    write predictions
   sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
+  edit       change a picture:  {PROGRAM} edit --ckpt_path FILE --task inpaint --image in.png --mask mask.png
   list       what is in the zoo
 
 {PROGRAM} COMMAND --help names the options of a command."""

@@ -30,7 +30,7 @@ def grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int = 2) ->
         x: (N, C, H, W) in [-1, 1], C is 1 or 3.
         columns: images in a row; as many as rows where it is not given.
         cell: least height of an image in the picture, in pixels.
-        gap: white pixels between images.
+        gap: white pixels between images, and around them; around a single one there are none.
 
     Returns:
         (height, width, 3).
@@ -40,6 +40,7 @@ def grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int = 2) ->
     factor = max(1, math.ceil(cell / images.shape[1]))
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     rows = math.ceil(len(images) / columns)
+    gap = gap if len(images) > 1 else 0
     height, width = images.shape[1] + gap, images.shape[2] + gap
     picture = np.full((rows * height + gap, columns * width + gap, 3), 255, dtype=np.uint8)
     for index, image in enumerate(images):

@@ -129,7 +129,7 @@ class Diffusion(GenerativeModule, Force):
         self.noise_mean, self.noise_std = noise_mean, noise_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.solver, self.steps, self.guidance = solver, steps, guidance
-        self._check_guidance(guidance)
+        self.check_guidance(guidance)
         self.excess_samples = excess_samples
         self.channels_last = channels_last and len(self.input_shape) == 3
         self.compile_network = compile
@@ -173,7 +173,8 @@ class Diffusion(GenerativeModule, Force):
             raise UserError(f"widths are {list(widths)}; use multiples of 16, or less than 16")
         return UNet(channels, widths, blocks, patch, attention, classes)
 
-    def _check_guidance(self, guidance: float) -> None:
+    def check_guidance(self, guidance: float) -> None:
+        """Raises a `UserError` unless the model was trained for guidance by so much."""
         if guidance and not self.conditional:
             raise UserError(f"guidance is {guidance}, which needs a model that was trained with conditional true")
         if guidance and not self.label_dropout:
@@ -313,7 +314,7 @@ class Diffusion(GenerativeModule, Force):
         trajectory: bool = False,
     ) -> Solution:
         guidance = self.guidance if guidance is None else guidance
-        self._check_guidance(guidance)
+        self.check_guidance(guidance)
         with evaluating(self):
             generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             seeds = sample_seeds(n, generator) if seeds is None else seeds
