@@ -109,9 +109,10 @@ def test_another_class_is_another_picture(checkpoints):
 
 
 def test_the_way_to_another_picture_has_as_many_as_were_asked_for(checkpoints, capsys):
-    edit(checkpoints["digits"], "--task=interpolate", "--other=mask.png", "--n=5")
+    edit(checkpoints["digits"], "--task=interpolate", "--other=mask.png", "--n=5", "--compare=way.png")
     assert "5 pictures from digit.png to mask.png" in capsys.readouterr().out
     assert Image.open("edited.png").size == (3 * 34 + 2, 2 * 34 + 2)
+    assert Image.open("way.png").size == (7 * 34 + 2, 36), "both ends, and the way"
 
 
 def test_noise_is_taken_off(checkpoints):

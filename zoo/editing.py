@@ -109,8 +109,8 @@ def edit(
     else:
         save_png(paths[0], grid(done.after.float()))
     if compare is not None:
-        before = torch.cat([picture.float() for picture in done.before])
-        save_png(paths[1], grid(torch.cat([before, done.after.float()]), columns=len(before) + len(done.after)))
+        pictures = torch.cat([picture.float() for picture in (*done.before, done.after)])
+        save_png(paths[1], grid(pictures, columns=len(pictures)))
     return f"{done.what} in {' and '.join(map(str, paths))}"
 
 
@@ -193,7 +193,7 @@ class Work:
         if self.n < 3:
             raise UserError(f"--n is {self.n}; a way from one picture to another needs at least 3")
         ways = interpolate(self.denoiser(self.label), first, second, self.n, self.levels(self.sigma), self.model.mean)
-        return Done([], ways[:, 0], f"{self.n} pictures from {self.image} to {other}")
+        return Done([first, second], ways[:, 0], f"{self.n} pictures from {self.image} to {other}")
 
     def invert(self) -> Done:
         x, levels, denoise = self.picture, self.levels(self.sigma), self.denoiser(self.label)

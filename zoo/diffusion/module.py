@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 
 from zoo.base import evaluating
 from zoo.diffusion.force import AnalyticForce, Force, column
+from zoo.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
 from zoo.diffusion.network import ResidualMLP, UNet
 from zoo.diffusion.process import Process
 from zoo.diffusion.samplers import SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve
@@ -68,6 +69,10 @@ class Diffusion(GenerativeModule, Force):
         ema_half_life: of the weights' moving average, in images; 0 for none.
         excess_samples: of a validation batch, that the learned force is compared with the analytic one on, and as many
             drawn ones with the training data; 0 for none.
+        likelihood_samples: of the first validation batch, whose likelihood is measured in bits per dimension (of
+            points, as negative log-likelihood in nats); 0 for none. It takes hundreds of evaluations of the network.
+        likelihood_probes: random vectors by which the divergence is estimated for it, 0 for the exact one; where it is
+            not given, that up to 64 dimensions and one vector above.
         channels_last: memory format of images and convolutions, faster on most devices.
         compile: the network by torch.compile; the first steps take minutes.
         extractor: of the features that `val/fd` is measured in; see `zoo.generative.distance_for`.
@@ -101,6 +106,8 @@ class Diffusion(GenerativeModule, Force):
         sigma_data: float | None = None,
         ema_half_life: float = 20_000,
         excess_samples: int = 256,
+        likelihood_samples: int = 0,
+        likelihood_probes: int | None = None,
         channels_last: bool = True,
         compile: bool = False,
         extractor: str = "auto",
@@ -114,7 +121,9 @@ class Diffusion(GenerativeModule, Force):
         for name, count in {"blocks": blocks, "patch": patch, "steps": steps}.items():
             if count < 1:
                 raise UserError(f"{name} is {count}; it must be at least 1")
-        for name, number in {"ema_half_life": ema_half_life, "excess_samples": excess_samples}.items():
+        amounts = {"ema_half_life": ema_half_life, "excess_samples": excess_samples}
+        amounts |= {"likelihood_samples": likelihood_samples, "likelihood_probes": likelihood_probes or 0}
+        for name, number in amounts.items():
             if not number >= 0:
                 raise UserError(f"{name} is {number}; it must be 0 or more")
         for name, deviation in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
@@ -131,6 +140,7 @@ class Diffusion(GenerativeModule, Force):
         self.solver, self.steps, self.guidance = solver, steps, guidance
         self.check_guidance(guidance)
         self.excess_samples = excess_samples
+        self.likelihood_samples, self.likelihood_probes = likelihood_samples, likelihood_probes
         self.channels_last = channels_last and len(self.input_shape) == 3
         self.compile_network = compile
         self.optimizer = optimizer
@@ -320,7 +330,7 @@ class Diffusion(GenerativeModule, Force):
             seeds = sample_seeds(n, generator) if seeds is None else seeds
             labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
             noise = SampleNoise(seeds, self.input_shape, self.device)
-            sigmas = noise_levels(steps or self.steps, self.sigma_min, self.sigma_max)
+            sigmas = noise_levels(self.steps if steps is None else steps, self.sigma_min, self.sigma_max)
             x = self.mean + sigmas[0] * noise()
             return solve(self.denoiser(labels, guidance), x, sigmas, solver or self.solver, noise, trajectory)
 
@@ -416,7 +426,31 @@ class Diffusion(GenerativeModule, Force):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._measure_loss(batch, batch_idx)
+        if self.likelihood_samples and batch_idx == 0 and not self.trainer.sanity_checking:
+            self._measure_likelihood(*batch)
         super().validation_step(batch, batch_idx)
+
+    def log_likelihood(
+        self, x: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Likelihood:
+        """ln p of samples (N, *input_shape); see `zoo.diffusion.likelihood`."""
+        levels, law = (self.sigma_min, self.sigma_max), (self.mean, self.sigma_data.item())
+        with torch.inference_mode(False):  # in which Lightning validates, and which knows no derivatives
+            denoise = self.denoiser(None if labels is None else labels.clone())
+            return log_likelihood(denoise, x.clone(), *levels, *law, self.likelihood_probes, generator)
+
+    def _measure_likelihood(self, x: Tensor, y: Tensor) -> None:
+        """Of different samples on every rank, with the same random numbers in every validation."""
+        x, labels = x[: self.likelihood_samples], y[: self.likelihood_samples] if self.conditional else None
+        generator = torch.Generator().manual_seed(self.global_rank)
+        image = len(self.input_shape) == 3
+        with evaluating(self):
+            log_prob = self.log_likelihood(dequantize(x, generator) if image else x, labels, generator).log_prob
+        value = bits_per_dimension(log_prob, x[0].numel()) if image else -log_prob
+        name = "val/bits_per_dim" if image else "val/nll"
+        self.log(name, value.mean().float(), on_epoch=True, sync_dist=True, batch_size=len(x))
+        error = value.std() / math.sqrt(len(x) * self.trainer.world_size)
+        self.log(f"{name}_error", error.float(), on_epoch=True, sync_dist=True, batch_size=len(x))
 
     def _measure_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The loss, by the same noise in every validation, and what it is beside that of the analytic force."""
