@@ -56,12 +56,11 @@ def rows(model: Any, pictures: Pictures, names: list[str], classes: list[int]) -
         return Work(model, image, n, 40, 0, label, guidance, sigma)
 
     channels, height, width = x.shape
-    mask = x.new_ones(1, height, width)
-    mask[:, height // 2 :] = -1
-    half = pictures.save("mask", mask)
     noisy = pictures.save("noisy", (y + 0.5 * y.new_empty(y.shape).normal_()).clamp(-1, 1))
     small = pictures.save("small", z.view(channels, height // 2, 2, width // 2, 2).mean((2, 4)))
-    done = [("inpaint: the lower half drawn anew", work(one, first).inpaint(half, 10))]
+    painter = work(one, first)
+    lower = painter.pixels_to_keep(None, [0, height // 2, width, height])
+    done = [("inpaint: the lower half drawn anew", painter.inpaint(lower, 10))]
     for sigma in (0.5, 1.0, 3.0):
         done.append((f"vary: redrawn below sigma {sigma:g}", work(two, second, sigma=sigma).vary()))
     for target in (first, fourth):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.pictures import Picture, picture_of, save_gif, save_png, unused_path
+from zoo.pictures import Picture, film_of, picture_of, save_gif, save_png, unused_path
 
 FILM_FRAMES = 100  # at most
 
@@ -86,7 +86,7 @@ class SampleLogger(Callback):
         states = model.trajectory(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
         columns = None if labels is None else model.num_classes
         path = unused_path(self._folder / "trajectory.gif")
-        save_gif(path, [picture_of(state, columns) for state in states])
+        save_gif(path, film_of(states, columns))
         for logger in trainer.loggers:
             if hasattr(logger, "log_video"):
                 logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])

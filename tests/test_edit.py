@@ -69,6 +69,12 @@ def test_inpainting_keeps_what_the_mask_says_to_the_last_bit(checkpoints, capsys
     assert "32 pixels of digit.png drawn anew in edited.png" in capsys.readouterr().out
 
 
+def test_a_box_is_drawn_anew_like_the_mask_of_it(checkpoints):
+    edit(checkpoints["digits"], "--task=inpaint", "--mask=mask.png", "--out=a.png")
+    edit(checkpoints["digits"], "--task=inpaint", "--box=[4,0,8,8]", "--out=b.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+
+
 def test_a_larger_picture_in_colour_is_brought_to_the_models_size(checkpoints):
     edit(checkpoints["digits"], "--task=inpaint", "--mask=mask.png", "--image=large.jpg", "--resamples=1")
     difference = np.abs(pixels("digit.png")[:, :4].astype(int) - pixels("edited.png")[:, :4])
@@ -138,9 +144,12 @@ def test_a_picture_made_larger_shrinks_to_the_small_one(checkpoints):
     ("model", "args", "message"),
     [
         ("digits", ["--task=invent"], "invent"),
-        ("digits", ["--task=inpaint"], "the task inpaint needs --mask"),
+        ("digits", ["--task=inpaint"], "the task inpaint needs --mask or --box"),
+        ("digits", ["--task=inpaint", "--mask=mask.png", "--box=[0,0,4,4]"], "one of them only"),
+        ("digits", ["--task=inpaint", "--box=[0,0,9,8]"], "--box [0, 0, 9, 8] is no left"),
+        ("digits", ["--task=inpaint", "--box=[0,1]"], "--box [0, 1] is no left"),
         ("digits", ["--task=inpaint", "--mask=digit.gif"], "digit.gif is not there"),
-        ("digits", ["--task=inpaint", "--mask=white.png"], "all white: there is nothing to fill in"),
+        ("digits", ["--task=inpaint", "--mask=white.png"], "the mask is white everywhere"),
         ("digits", ["--task=vary"], "the task vary needs --sigma"),
         ("digits", ["--task=vary", "--sigma=0"], "--sigma is 0.0; it must be above"),
         ("digits", ["--task=class"], "the task class needs --to"),

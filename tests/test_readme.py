@@ -57,8 +57,10 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, shared_data):
                 arguments.remove("--trainer.accelerator=cpu")
         done = run_program(*arguments, cwd=tmp_path, WANDB_MODE="disabled")
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-    for name in ("grid.png", "raw.npz", "ways.png", "walk.gif", "predictions.csv", "predictions.parquet"):
+    for name in ("grid.png", "raw.npz", "ways.png", "walk.gif", "film.gif", "predictions.csv", "predictions.parquet"):
         assert (tmp_path / name).stat().st_size > 1000
+    for name in ("inpainted", "inpaint", "varied", "eight", "way", "same", "clean", "large"):
+        assert (tmp_path / f"{name}.png").is_file()
 
 
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])

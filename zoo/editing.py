@@ -31,6 +31,7 @@ def edit(
     out: str = "edited.png",
     compare: str | None = None,
     mask: str | None = None,
+    box: list[int] | None = None,
     other: str | None = None,
     sigma: float | None = None,
     label: int | None = None,
@@ -55,6 +56,7 @@ def edit(
         out: the .png to write: the result in its own size, or a grid of several.
         compare: a .png to write beside it: before and after, side by side and enlarged.
         mask: for inpaint, a picture that is white where pixels are to be kept and black where they are to be drawn.
+        box: for inpaint, in place of a mask: left, top, right and bottom of what is to be drawn, in the model's pixels.
         other: for interpolate, the picture at the other end.
         sigma: noise level up to which the picture is taken, in units of its range of [-1, 1]; for vary and denoise.
             From the model's sigma_max on, nothing is left of it.
@@ -95,7 +97,7 @@ def edit(
     work = Work(network, image, n, steps, seed, label, guidance, sigma)
     with evaluating(network):
         if task == "inpaint":
-            done = work.inpaint(_required(mask, "mask", task), resamples)
+            done = work.inpaint(work.pixels_to_keep(mask, box), resamples)
         elif task == "class":
             done = work.change_class(_required(to, "to", task))
         elif task == "interpolate":
@@ -163,10 +165,25 @@ class Work:
         """Nothing but noise, of the highest level."""
         return self.model.mean + self.model.sigma_max * self.noise()
 
-    def inpaint(self, mask: str, resamples: int) -> Done:
-        keep = load_picture(mask, (1, *self.model.input_shape[1:])) > 0
-        if keep.all() or not keep.any():
-            raise UserError(f"the mask {mask} is all {'white' if keep.all() else 'black'}: there is nothing to fill in")
+    def pixels_to_keep(self, mask: str | None, box: list[int] | None) -> Tensor:
+        """True where the picture stays as it is, (1, 1, H, W)."""
+        _, height, width = self.model.input_shape
+        if (mask is None) == (box is None):
+            raise UserError("the task inpaint needs --mask or --box, and one of them only")
+        if mask is not None:
+            keep = load_picture(mask, (1, height, width)) > 0
+        else:
+            left, top, right, bottom = box if box and len(box) == 4 else (0, 0, 0, 0)
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                size = f"{width}x{height} pixels"
+                raise UserError(f"--box {box} is no left, top, right and bottom within the model's pictures of {size}")
+            keep = torch.ones(1, 1, height, width, dtype=torch.bool)
+            keep[:, :, top:bottom, left:right] = False
+        if keep.all():
+            raise UserError("nothing is to be drawn: the mask is white everywhere")
+        return keep
+
+    def inpaint(self, keep: Tensor, resamples: int) -> Done:
         x = self.picture
         known = x.expand(self.n, -1, -1, -1)
         after = inpaint(self.denoiser(self.label), self.start(), known, keep, self.levels(), self.noise, resamples)

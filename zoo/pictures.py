@@ -49,13 +49,14 @@ def grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int = 2) ->
     return picture
 
 
-def plot_points(points: Tensor, data: Tensor | None = None, size: float = 5.0) -> Picture:
+def plot_points(points: Tensor, data: Tensor | None = None, size: float = 5.0, within: Tensor | None = None) -> Picture:
     """A histogram of points on a line, a scatter plot of the first two coordinates of others.
 
     Args:
         points: samples, (N, D).
         data: what they should look like, (M, D), drawn behind them.
         size: of the square picture, in inches at 100 dots each.
+        within: points (..., D) for which there is to be room; the data where it is not given, else the samples.
 
     Returns:
         (height, width, 3).
@@ -63,8 +64,8 @@ def plot_points(points: Tensor, data: Tensor | None = None, size: float = 5.0) -
     figure, axes = new_figure(1, size)
     clouds = [(data, "0.75", "data")] if data is not None else []
     clouds.append((points, "tab:red", "samples"))
+    low, high = _limits(next(x for x in (within, data, points) if x is not None))
     if points.shape[1] == 1:
-        low, high = _limits(data if data is not None else points)
         for cloud, color, label in clouds:
             values = cloud.detach().cpu().flatten().clamp(low, high).numpy()
             bins = np.linspace(low, high, 100)
@@ -73,7 +74,6 @@ def plot_points(points: Tensor, data: Tensor | None = None, size: float = 5.0) -
         for cloud, color, label in clouds:
             xy = cloud.detach().cpu().numpy()
             axes[0].scatter(xy[:, 0], xy[:, 1], s=4, color=color, label=label, linewidths=0, alpha=0.6)
-        low, high = _limits(data if data is not None else points)
         axes[0].set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes[0].legend(loc="upper right")
     return draw(figure)
@@ -88,6 +88,13 @@ def _limits(x: Tensor) -> tuple[float, float]:
 def picture_of(samples: Tensor, columns: int | None = None, data: Tensor | None = None) -> Picture:
     """The picture that suits the samples: a grid for images (N, C, H, W), a plot for points (N, D)."""
     return grid(samples, columns) if samples.ndim == 4 else plot_points(samples, data)
+
+
+def film_of(states: Tensor, columns: int | None = None) -> list[Picture]:
+    """A picture of each state of the samples, (frames, N, ...): points in all of them on the same axes."""
+    if states.ndim == 5:
+        return [grid(state, columns) for state in states]
+    return [plot_points(state, within=states) for state in states]
 
 
 def new_figure(panels: int, size: float = 3.2, columns: int = 3) -> tuple[Any, list[Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.checkpoints import load_model
 from zoo.errors import UserError
 from zoo.generative import sample_seeds
-from zoo.pictures import picture_of, refuse_existing, save_gif, save_npz, save_png
+from zoo.pictures import film_of, picture_of, refuse_existing, save_gif, save_npz, save_png
 
 CHUNK = 1000  # samples drawn at a time, which bounds the memory
 ENDINGS = (".png", ".npz", ".gif")
@@ -142,7 +142,7 @@ def _draw_interpolation(
         raise UserError("--per_class and --interpolate do not go together: every row is one pair already")
     ways = network.interpolate(rows, steps, labels=labels, generator=generator)
     if path.suffix == ".gif":
-        save_gif(path, [picture_of(frame) for frame in ways.transpose(0, 1)])
+        save_gif(path, film_of(ways.transpose(0, 1)))
     elif path.suffix == ".npz":
         save_npz(path, ways.flatten(0, 1), None if labels is None else labels.repeat_interleave(steps))
     else:
@@ -169,4 +169,4 @@ def _draw_film(
     generator = torch.Generator().manual_seed(seed)
     source = {"seeds": sample_seeds(n, generator)} if "seeds" in known else {"generator": generator}
     film = network.trajectory(n, labels=labels, **source, **extra)
-    save_gif(path, [picture_of(frame, columns) for frame in film])
+    save_gif(path, film_of(film, columns))
