@@ -5,12 +5,13 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from zoo import Diffusion
 from zoo.checkpoints import load_model
 from zoo.datamodules import Digits, Points
+from zoo.datamodules.base import TensorBatches
 from zoo.datamodules.points import MIXTURES
 from zoo.diffusion import AnalyticForce
 from zoo.diffusion.network import ResidualMLP, UNet
@@ -372,3 +373,51 @@ def test_the_mlp_is_told_noise_level_and_label():
 def test_what_cannot_be_built_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Diffusion(**(SMALL | options))
+
+
+# Precision and resuming
+
+
+def test_it_trains_and_validates_in_bf16_close_to_float32():
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        seed_everything(0, verbose=False)
+        model = Diffusion(**SMALL, conditional=True)
+        trainer = fit(model, 37, precision=precision, limit_val_batches=None)
+        losses.append(trainer.callback_metrics["val/loss"].item())
+        assert model.sample(2).dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] != losses[0]
+
+
+class Reseed(Callback):
+    """The same random numbers in an epoch, whatever was drawn before it."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        torch.manual_seed(100 + trainer.current_epoch)
+
+
+class InOrder(Digits):
+    """Digits in the same order in every epoch."""
+
+    def train_dataloader(self):
+        return self._loader(TensorBatches(*self._splits["train"]), self.batch_size)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(tmp_path):
+    def train(epochs: int, **options) -> tuple[Diffusion, Trainer]:
+        seed_everything(5, verbose=False)
+        model = Diffusion(**SMALL, conditional=True, excess_samples=0, lr_scheduler=None)
+        trainer = quiet(max_epochs=epochs, callbacks=[Reseed()])
+        trainer.fit(model, datamodule=InOrder(batch_size=200), **options)
+        return model, trainer
+
+    whole, _ = train(2)
+    _, trainer = train(1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, trainer = train(2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert trainer.global_step == 12
+    assert resumed.ema.images == whole.ema.images == 2400
+    for name, value in whole.state_dict().items():
+        if torch.is_tensor(value):
+            assert torch.equal(resumed.state_dict()[name], value), name
