@@ -89,7 +89,7 @@ def test_the_loss_is_the_squared_error_of_the_force_with_edms_weight():
 
 def test_mean_and_standard_deviation_are_measured_on_the_training_data_and_kept(tmp_path):
     model = Diffusion(**SMALL)
-    assert model.sigma_data.isnan()
+    assert not model.calibrated
     trainer = fit(model, 1)
     x, _ = trainer.datamodule.split("train")
     torch.testing.assert_close(model.mean, x.mean(0))
@@ -98,6 +98,10 @@ def test_mean_and_standard_deviation_are_measured_on_the_training_data_and_kept(
     loaded = load_model(str(tmp_path / "a.ckpt"))
     assert torch.equal(loaded.mean, model.mean)
     assert torch.equal(loaded.sigma_data, model.sigma_data)
+    assert loaded.calibrated
+    fit(loaded, 1, Digits(seed=1))
+    assert torch.equal(loaded.mean, model.mean), "measured once: other values would spoil what was learned"
+    loaded = load_model(str(tmp_path / "a.ckpt"))
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded.denoise(x, 0.7), model.eval().denoise(x, 0.7))
 
@@ -208,6 +212,15 @@ def test_sampling_keeps_mode_and_random_numbers_as_they_were():
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.network.modules())
     assert not torch.equal(model.sample(3), model.sample(3)), "without a generator they are new ones"
+
+
+def test_without_a_generator_ways_are_new_ones_every_time():
+    model = trained()
+    assert not torch.equal(model.interpolate(1, 3), model.interpolate(1, 3))
+
+
+def test_an_untrained_model_draws_noise_within_the_range():
+    assert Diffusion(**SMALL).sample(2).isfinite().all()
 
 
 def test_samples_are_of_the_contracts_shape_and_range():

@@ -8,13 +8,12 @@ import torch
 
 from zoo.datamodules.points import MIXTURES
 from zoo.diffusion import AnalyticForce, noise_levels, solve
-from zoo.diffusion.samplers import SOLVERS, SampleNoise, ancestral, deis, euler, ipndm
+from zoo.diffusion.samplers import DETERMINISTIC, SOLVERS, SampleNoise, ancestral, deis, euler, ipndm
 from zoo.errors import UserError
 from zoo.metrics.wasserstein import wasserstein1
 
 MIXTURE = MIXTURES["gaussians"]
 FORCE = AnalyticForce(MIXTURE.centers.double(), weights=MIXTURE.weights, std=MIXTURE.std)
-DETERMINISTIC = ("euler", "heun", "dpmpp_2m", "ipndm", "deis")
 
 
 def seeded(seed: int) -> torch.Generator:

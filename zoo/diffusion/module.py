@@ -23,7 +23,7 @@ from zoo.diffusion.force import AnalyticForce, Force, column
 from zoo.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
 from zoo.diffusion.network import ResidualMLP, UNet
 from zoo.diffusion.process import Process
-from zoo.diffusion.samplers import SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve
+from zoo.diffusion.samplers import DETERMINISTIC, SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve
 from zoo.ema import EMA
 from zoo.errors import UserError, check_choice
 from zoo.generative import GenerativeModule, sample_seeds, slerp
@@ -65,7 +65,7 @@ class Diffusion(GenerativeModule, Force):
             2207.12598, eq. 6); 0 for none. It doubles the evaluations of the network.
         diffusivity: D of the process. It sets the clock and nothing else.
         temperature: k_B T of the process. It is the unit of the force and nothing else.
-        sigma_data: standard deviation of the data about its mean; measured in training where it is not given.
+        sigma_data: standard deviation of the data about its mean; measured when training begins where it is not given.
         ema_half_life: of the weights' moving average, in images; 0 for none.
         excess_samples: of a validation batch, that the learned force is compared with the analytic one on, and as many
             drawn ones with the training data; 0 for none.
@@ -82,6 +82,7 @@ class Diffusion(GenerativeModule, Force):
 
     mean: Tensor
     sigma_data: Tensor
+    calibrated: Tensor
 
     def __init__(
         self,
@@ -146,7 +147,8 @@ class Diffusion(GenerativeModule, Force):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.register_buffer("mean", torch.zeros(self.input_shape))
-        self.register_buffer("sigma_data", torch.tensor(math.nan if sigma_data is None else float(sigma_data)))
+        self.register_buffer("sigma_data", torch.tensor(sigma_data or 0.5))
+        self.register_buffer("calibrated", torch.tensor(False))
         self.network = self._build_network(architecture, widths, blocks, patch, attention)
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -158,6 +160,7 @@ class Diffusion(GenerativeModule, Force):
         self._losses: list[Tensor] = []
         self._images = 0
         self._clock = 0.0
+        self._must_calibrate = False
 
     def _build_network(
         self, architecture: str, widths: Sequence[int] | None, blocks: int, patch: int, attention: bool
@@ -193,10 +196,14 @@ class Diffusion(GenerativeModule, Force):
     # The force
 
     def calibrate(self, x: Tensor) -> None:
-        """Measures the mean of each coordinate, and the standard deviation about it, of samples (N, *input_shape)."""
+        """Measures the mean of each coordinate, and the standard deviation about it, of samples (N, *input_shape).
+
+        Done once, when training begins: the network's weights are worth nothing with others.
+        """
         self.mean.copy_(x.mean(0))
         if self.hparams["sigma_data"] is None:
             self.sigma_data.copy_((x - self.mean).square().mean().sqrt().clamp_min(1e-3))
+        self.calibrated.fill_(True)
 
     def _precondition(
         self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None
@@ -301,12 +308,12 @@ class Diffusion(GenerativeModule, Force):
             (rows, steps, *input_shape).
         """
         with evaluating(self):
-            generator = generator or torch.Generator()
+            generator = generator or fresh_generator()
             labels = self.draw_labels(rows, generator) if labels is None else labels.to(self.device)
             noise = SampleNoise(sample_seeds(rows, generator), self.input_shape, self.device)
             start, end = noise().flatten(1), noise().flatten(1)
             ways = [slerp(start, end, weight).view(-1, *self.input_shape) for weight in torch.linspace(0, 1, steps)]
-            solver = self.solver if self.solver in ("euler", "heun", "dpmpp_2m", "ipndm", "deis") else "deis"
+            solver = self.solver if self.solver in DETERMINISTIC else "deis"
             sigmas = noise_levels(self.steps, self.sigma_min, self.sigma_max)
             denoise = self.denoiser(labels, self.guidance)
             ends = [solve(denoise, self.mean + self.sigma_max * way, sigmas, solver).x for way in ways]
@@ -326,7 +333,7 @@ class Diffusion(GenerativeModule, Force):
         guidance = self.guidance if guidance is None else guidance
         self.check_guidance(guidance)
         with evaluating(self):
-            generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            generator = generator or fresh_generator()
             seeds = sample_seeds(n, generator) if seeds is None else seeds
             labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
             noise = SampleNoise(seeds, self.input_shape, self.device)
@@ -349,7 +356,7 @@ class Diffusion(GenerativeModule, Force):
 
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.sigma_data.isnan() and hasattr(data, "reference"):
+        if stage == "fit" and not self.calibrated and hasattr(data, "reference"):
             self.calibrate(data.reference(CALIBRATION))
         if self.excess_samples and stage in ("fit", "validate") and hasattr(data, "split"):
             x, y = data.split("train")
@@ -360,6 +367,7 @@ class Diffusion(GenerativeModule, Force):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._losses, self._images, self._clock = [], 0, time.perf_counter()
+        self._must_calibrate = not self.calibrated
 
     def stratified_noise_levels(self, n: int) -> Tensor:
         """Noise levels (n,) of a training batch, log-normal, one from each of as many equally likely intervals.
@@ -390,9 +398,10 @@ class Diffusion(GenerativeModule, Force):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        if self.sigma_data.isnan():
+        if self._must_calibrate:
             rank_zero_warn("mean and sigma_data are measured on one batch, as the data module has no reference(n)")
             self.calibrate(cast(Tensor, self.all_gather(x)).reshape(-1, *self.input_shape))
+            self._must_calibrate = False
         labels = None
         if self.conditional:
             hidden = torch.rand(len(y), device=y.device) < self.label_dropout
@@ -515,3 +524,8 @@ class Diffusion(GenerativeModule, Force):
         metric = cast(MeanMetric, self.val_metrics[name])
         metric.update(values)
         self.log(f"val/{name}", metric)
+
+
+def fresh_generator() -> torch.Generator:
+    """A generator of its own, seeded by the global one: different every time, and repeated by the run's seed."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))

@@ -226,6 +226,9 @@ SOLVERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "predictor_corrector": predictor_corrector,
 }
 
+#: Those that draw no random numbers, and so run in both directions.
+DETERMINISTIC = ("euler", "heun", "dpmpp_2m", "ipndm", "deis")
+
 
 @dataclass(frozen=True)
 class Solution:
