@@ -39,7 +39,7 @@ def test_the_error_falls_with_the_solvers_order(solver, order, tolerance):
     assert math.log(errors[0] / errors[1], 3) == pytest.approx(order, abs=tolerance)
 
 
-def test_at_few_evaluations_the_default_is_the_most_exact():
+def test_at_few_evaluations_deis_is_the_most_exact():
     x = 80 * torch.randn(500, 1, generator=seeded(0)).double()
     exact = solve(FORCE.denoise, x, noise_levels(1500), "heun").x
 
