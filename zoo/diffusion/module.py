@@ -99,7 +99,7 @@ class Diffusion(GenerativeModule, Force):
         noise_std: float = 1.2,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
-        solver: str = "dpmpp_2m",
+        solver: str = "deis",
         steps: int = 10,
         guidance: float = 0.0,
         diffusivity: float = 1.0,
