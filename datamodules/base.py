@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.augment import Augment
-from zoo.errors import UserError
+from zoo.errors import UserError, check_at_least
 
 
 class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -98,9 +98,7 @@ class InMemoryDataModule(LightningDataModule):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "repeats": repeats}.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
         if val_size <= 0:
             raise UserError(f"val_size is {val_size}; give a number of samples, or a share between 0 and 1")
         self.batch_size = batch_size

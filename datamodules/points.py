@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from zoo.datamodules.base import InMemoryDataModule
-from zoo.errors import UserError
+from zoo.errors import UserError, check_at_least
 
 Distribution = Literal["gaussians", "ring", "grid", "moons"]
 MOONS_NOISE = 0.05
@@ -147,9 +147,7 @@ class Points(InMemoryDataModule):
         super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed)
         if distribution not in get_args(Distribution):
             raise UserError(f"distribution is {distribution!r}; it must be one of {', '.join(get_args(Distribution))}")
-        for name, value in {"num_train": num_train, "num_test": num_test}.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_at_least(1, num_train=num_train, num_test=num_test)
         self.distribution = distribution
         self.num_train = num_train
         self.num_test = num_test

@@ -27,8 +27,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from zoo.base import ZooModule, evaluating
 from zoo.checkpoints import load_model
 from zoo.ema import EMA
-from zoo.errors import UserError
-from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, parameter_groups
+from zoo.errors import UserError, check_at_least
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_optimizer
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -127,9 +127,7 @@ class Classifier(ZooModule):
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble"])
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-        for name, value in {"mixup": mixup, "ema_half_life": ema_half_life, "mc_passes": mc_passes}.items():
-            if not value >= 0:
-                raise UserError(f"{name} is {value}; it must be 0 or more")
+        check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_passes=mc_passes)
         if num_classes < 2:
             raise UserError(f"a classifier needs at least 2 classes, and the data has {num_classes}")
         if mc_passes and not any(isinstance(m, _DropoutNd) and m.p > 0 for m in network.modules()):
@@ -223,11 +221,7 @@ class Classifier(ZooModule):
     # Training
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.network))
-        scheduler = build_scheduler(self.lr_scheduler, optimizer, self.trainer.estimated_stepping_batches)
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer)
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_network:

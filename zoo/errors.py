@@ -15,3 +15,10 @@ def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
     """Raises a `UserError` that names the choices unless `choice` is one of them."""
     if choice not in choices:
         raise UserError(f"{name} is {choice!r}; choose one of {', '.join(choices)}")
+
+
+def check_at_least(least: float, **values: float | None) -> None:
+    """Raises a `UserError` that names the first of the values that is below `least`, or nan; None is left out."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise UserError(f"{name} is {value}; it must be {f'at least {least}' if least else '0 or more'}")

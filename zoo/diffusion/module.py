@@ -25,9 +25,9 @@ from zoo.diffusion.network import ResidualMLP, UNet
 from zoo.diffusion.process import Process
 from zoo.diffusion.samplers import DETERMINISTIC, SOLVERS, Denoise, SampleNoise, Solution, noise_levels, solve
 from zoo.ema import EMA
-from zoo.errors import UserError, check_choice
+from zoo.errors import UserError, check_at_least, check_choice
 from zoo.generative import GenerativeModule, sample_seeds, slerp
-from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, parameter_groups
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_optimizer
 
 CALIBRATION = 10_000  # training samples that mean and standard deviation are measured on, at most
 MEMORIZED = 1 / 3  # ratio of the distances to the nearest training sample, below which a warning is given
@@ -119,14 +119,9 @@ class Diffusion(GenerativeModule, Force):
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         check_choice("architecture", architecture, ("auto", "mlp", "unet"))
         check_choice("solver", solver, SOLVERS)
-        for name, count in {"blocks": blocks, "patch": patch, "steps": steps}.items():
-            if count < 1:
-                raise UserError(f"{name} is {count}; it must be at least 1")
-        amounts = {"ema_half_life": ema_half_life, "excess_samples": excess_samples}
-        amounts |= {"likelihood_samples": likelihood_samples, "likelihood_probes": likelihood_probes or 0}
-        for name, number in amounts.items():
-            if not number >= 0:
-                raise UserError(f"{name} is {number}; it must be 0 or more")
+        check_at_least(1, blocks=blocks, patch=patch, steps=steps)
+        check_at_least(0, ema_half_life=ema_half_life, excess_samples=excess_samples)
+        check_at_least(0, likelihood_samples=likelihood_samples, likelihood_probes=likelihood_probes)
         for name, deviation in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
             if deviation is not None and not deviation > 0:
                 raise UserError(f"{name} is {deviation}; it must be above 0")
@@ -348,11 +343,7 @@ class Diffusion(GenerativeModule, Force):
     # Training
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.network))
-        scheduler = build_scheduler(self.lr_scheduler, optimizer, self.trainer.estimated_stepping_batches)
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer)
 
     def setup(self, stage: str) -> None:
         data: Any = getattr(self.trainer, "datamodule", None)

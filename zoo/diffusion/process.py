@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_at_least
 
 Score = Callable[[Tensor, float], Tensor]
 
@@ -46,8 +46,7 @@ class Process:
         for name in ("diffusivity", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not self.stiffness >= 0:
-            raise UserError(f"stiffness is {self.stiffness}; it must be 0 or more")
+        check_at_least(0, stiffness=self.stiffness)
 
     @property
     def mobility(self) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError, check_choice
+from zoo.errors import UserError, check_at_least, check_choice
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[], Tensor]
@@ -32,8 +32,7 @@ def noise_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
         sigma_max: the first.
         rho: 1 for equal steps; the higher, the finer at low noise.
     """
-    if steps < 1:
-        raise UserError(f"steps is {steps}; it must be at least 1")
+    check_at_least(1, steps=steps)
     if not 0 < sigma_min < sigma_max:
         raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} must be above 0, and in this order")
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

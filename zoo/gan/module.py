@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from zoo.base import evaluating
 from zoo.ema import EMA
-from zoo.errors import UserError, check_choice
+from zoo.errors import UserError, check_at_least, check_choice
 from zoo.gan.losses import GAMES, gradient_penalty, gradient_square, value
 from zoo.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator, halvings
 from zoo.generative import GenerativeModule, slerp
@@ -97,14 +97,9 @@ class GAN(GenerativeModule):
         check_choice("loss", loss, GAMES)
         check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
         check_choice("architecture", architecture, ("auto", "mlp", "conv"))
-        counts = {"latent_dim": latent_dim, "penalty_every": penalty_every, "d_steps": d_steps, "width": width}
-        for name, count in {**counts, "depth": depth, "accumulate": accumulate}.items():
-            if count is not None and count < 1:
-                raise UserError(f"{name} is {count}; it must be at least 1")
-        weights = {"penalty_weight": penalty_weight, "clip_norm": clip_norm, "ema_half_life": ema_half_life}
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise UserError(f"{name} is {weight}; it must be 0 or more")
+        check_at_least(1, latent_dim=latent_dim, penalty_every=penalty_every, d_steps=d_steps, accumulate=accumulate)
+        check_at_least(1, width=width, depth=depth)
+        check_at_least(0, penalty_weight=penalty_weight, clip_norm=clip_norm, ema_half_life=ema_half_life)
         self.automatic_optimization = False
         self.latent_dim = latent_dim
         self.loss_name = loss

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from zoo.classifier import Classifier
-from zoo.errors import UserError
+from zoo.errors import UserError, check_at_least
 from zoo.mlp.network import MLP
 
 
@@ -38,14 +38,11 @@ class MLPClassifier(Classifier):
         max_norm: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        for name, count in {"width": width, "depth": depth}.items():
-            if count < 1:
-                raise UserError(f"{name} is {count}; it must be at least 1")
+        check_at_least(1, width=width, depth=depth)
         for name, share in {"input_dropout": input_dropout, "hidden_dropout": hidden_dropout}.items():
             if not 0 <= share < 1:
                 raise UserError(f"{name} is {share}; it must be at least 0 and below 1")
-        if not max_norm >= 0:
-            raise UserError(f"max_norm is {max_norm}; it must be 0 or more")
+        check_at_least(0, max_norm=max_norm)
         features, pixels = math.prod(input_shape), len(input_shape) == 3
         network = MLP(features, num_classes, width, depth, input_dropout, hidden_dropout, batch_norm, pixels)
         super().__init__(network, input_shape, num_classes, **kwargs)

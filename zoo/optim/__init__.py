@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.optim.groups import parameter_groups
 from zoo.optim.scalar_adam import ScalarAdam
-from zoo.optim.schedule import WarmupDecay, build_scheduler
+from zoo.optim.schedule import WarmupDecay, build_optimizer, build_scheduler
 
 # The same as in lightning.pytorch.cli, which cannot be imported where jsonargparse is missing.
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
@@ -19,6 +19,7 @@ __all__ = [
     "OptimizerCallable",
     "ScalarAdam",
     "WarmupDecay",
+    "build_optimizer",
     "build_scheduler",
     "parameter_groups",
 ]

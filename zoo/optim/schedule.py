@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from zoo.errors import UserError
+from zoo.optim.groups import parameter_groups
 
 
 class WarmupDecay(LambdaLR):
@@ -84,3 +86,24 @@ def build_scheduler(
             )
         scheduler.run_for(int(total_steps))
     return scheduler
+
+
+def build_optimizer(
+    optimizer: Callable[[Any], Optimizer],
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
+    network: nn.Module,
+    trainer: Any,
+) -> Any:
+    """What `configure_optimizers` returns where one optimizer trains one network.
+
+    Args:
+        optimizer: makes the optimizer; its weight decay reaches matrices and kernels alone.
+        lr_scheduler: makes the learning-rate schedule, stepped with every optimizer step; None for a constant.
+        network: what is trained.
+        trainer: of the run, which knows its length.
+    """
+    built = optimizer(parameter_groups(network))
+    scheduler = build_scheduler(lr_scheduler, built, trainer.estimated_stepping_batches)
+    if scheduler is None:
+        return built
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
