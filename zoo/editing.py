@@ -20,7 +20,16 @@ from zoo.errors import UserError, check_choice
 from zoo.generative import sample_seeds
 from zoo.pictures import grid, refuse_existing, save_png, to_uint8
 
-TASKS = ("inpaint", "vary", "class", "interpolate", "invert", "denoise", "super_resolve")
+# What each task does with the options that have no default.
+TASKS = {
+    "inpaint": ("mask", "box"),
+    "vary": ("sigma",),
+    "class": ("to", "sigma"),
+    "interpolate": ("other", "sigma"),
+    "invert": ("sigma",),
+    "denoise": ("sigma",),
+    "super_resolve": (),
+}
 Task = Literal["inpaint", "vary", "class", "interpolate", "invert", "denoise", "super_resolve"]
 
 
@@ -58,8 +67,9 @@ def edit(
         mask: for inpaint, a picture that is white where pixels are to be kept and black where they are to be drawn.
         box: for inpaint, in place of a mask: left, top, right and bottom of what is to be drawn, in the model's pixels.
         other: for interpolate, the picture at the other end.
-        sigma: noise level up to which the picture is taken, in units of its range of [-1, 1]; for vary and denoise.
-            From the model's sigma_max on, nothing is left of it.
+        sigma: noise level up to which the picture is taken, in units of its range of [-1, 1]. For vary it is the
+            strength, at the model's sigma_max nothing is left of the picture; for denoise that of the noise which is in
+            it; for class, interpolate and invert the model's sigma_max where it is not given.
         label: the picture's class, for a conditional model; none where it is not given.
         to: for class, the class that it is to become.
         guidance: w of classifier-free guidance; the model's own where it is not given.
@@ -75,6 +85,13 @@ def edit(
     """
     check_choice("task", task, TASKS)
     paths = [Path(name) for name in (out, compare) if name is not None]
+    if len(set(paths)) != len(paths):
+        raise UserError(f"--out and --compare are both {out}; give two names")
+    for name, given in {"mask": mask, "box": box, "other": other, "sigma": sigma, "to": to}.items():
+        if given is not None and name not in TASKS[task]:
+            raise UserError(f"--{name} says nothing to the task {task}: leave it out")
+    if n > 1 and task in ("class", "invert"):
+        raise UserError(f"the task {task} has one result: leave out --n")
     for path in paths:
         if path.suffix != ".png":
             raise UserError(f"{path} must end in .png")
@@ -87,11 +104,11 @@ def edit(
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
     if len(network.input_shape) != 3:
         raise UserError(f"{ckpt_path} draws points, not pictures: there is nothing to edit")
-    for name, given in {"label": label, "to": to}.items():
-        if given is not None and not network.conditional:
+    for name, number in {"label": label, "to": to}.items():
+        if number is not None and not network.conditional:
             raise UserError(f"the model was trained without labels: leave out --{name}")
-        if given is not None and not 0 <= given < network.num_classes:
-            raise UserError(f"--{name} {given} is not among the classes 0 to {network.num_classes - 1}")
+        if number is not None and not 0 <= number < network.num_classes:
+            raise UserError(f"--{name} {number} is not among the classes 0 to {network.num_classes - 1}")
     guidance = network.guidance if guidance is None else guidance
     network.check_guidance(guidance)
     work = Work(network, image, n, steps, seed, label, guidance, sigma)

@@ -62,6 +62,8 @@ def draw(
     if film is not None:
         if film.suffix != ".gif":
             raise UserError(f"--trajectory {trajectory} must end in .gif")
+        if path.suffix == ".gif":
+            raise UserError(f"--out {out} is a film already: leave out --trajectory, or let --out end in .png or .npz")
         refuse_existing(film)
     if n < 1:
         raise UserError(f"--n is {n}; it must be at least 1")
@@ -78,11 +80,14 @@ def draw(
         for name in [*options, *(["trajectory"] if film else [])]:
             raise UserError(f"--{name} and --interpolate do not go together: leave one out")
         return _draw_interpolation(network, path, n, interpolate, classes, generator)
-    if film is not None or path.suffix == ".gif":
-        _draw_film(network, film or path, count, frames, classes, columns, seed, options)
     if path.suffix == ".gif":
+        if "steps" in options:
+            raise UserError("--steps says nothing to a film, which has as many as --frames: leave it out")
+        _draw_film(network, path, count, frames, classes, columns, seed, options)
         return f"a film of {count} samples of {type(network).__name__} in {path}"
     samples = _draw_samples(network, count, classes, seed, options)
+    if film is not None:
+        _draw_film(network, film, count, frames, classes, columns, seed, options)
     if path.suffix == ".npz":
         save_npz(path, samples, classes)
     else:

@@ -152,8 +152,9 @@ class Diffusion(GenerativeModule, Force):
             {name: MeanMetric() for name in ("loss", "force_loss", "excess", "distance_to_analytic", "nn_ratio")}
         )
         self._analytic: AnalyticForce | None = None
-        self._losses: list[Tensor] = []
-        self._images = 0
+        self._losses: list[Tensor] = []  # since the last log
+        self._images = 0  # since the last optimizer step
+        self._window_images = 0  # since the last log
         self._clock = 0.0
         self._must_calibrate = False
 
@@ -357,7 +358,7 @@ class Diffusion(GenerativeModule, Force):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._losses, self._images, self._clock = [], 0, time.perf_counter()
+        self._losses, self._images, self._window_images, self._clock = [], 0, 0, time.perf_counter()
         self._must_calibrate = not self.calibrated
 
     def stratified_noise_levels(self, n: int) -> Tensor:
@@ -401,7 +402,7 @@ class Diffusion(GenerativeModule, Force):
         noisy = x + column(sigma, x) * torch.randn_like(x)
         loss = self.weighted_loss(self.network, x, noisy, sigma, labels).mean()
         self._images += len(x)
-        self._log_training(loss.detach())
+        self._log_training(loss.detach(), len(x))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -410,17 +411,18 @@ class Diffusion(GenerativeModule, Force):
             self.ema.update(self.network, self._images * self.trainer.world_size)
         self._images = 0
 
-    def _log_training(self, loss: Tensor) -> None:
+    def _log_training(self, loss: Tensor, images: int) -> None:
         """Logs means over the last `log_every_n_steps` batches, since a call costs more than a small step does."""
         self._losses.append(loss)
+        self._window_images += images
         period: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not period or (self.trainer.fit_loop.total_batch_idx + 1) % period:
             return
         self.log("train/loss", torch.stack(self._losses).mean(), prog_bar=True)
         self.log("train/lr", cast(Any, self.optimizers()).param_groups[0]["lr"])
-        now, before, batches = time.perf_counter(), self._clock, len(self._losses)
-        self._losses, self._clock = [], now
-        self.log("train/steps_per_second", batches / (now - before))
+        now, before, total = time.perf_counter(), self._clock, self._window_images
+        self._losses, self._window_images, self._clock = [], 0, now
+        self.log("train/images_per_second", total * self.trainer.world_size / (now - before))
 
     # Validation
 
