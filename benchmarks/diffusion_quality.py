@@ -8,11 +8,15 @@ were asked to be is the judgement of the extractor's own classifier, which has s
     python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
     python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --data.root data --seeds 3
     python benchmarks/diffusion_quality.py --ckpt_path best.ckpt --data FashionMNIST --data.root data
+    python benchmarks/diffusion_quality.py consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
+
+where the last measures a student, which has no choice of solver.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo import Diffusion
+from zoo import ConsistencyModel
 from zoo.catalog import find_class
+from zoo.checkpoints import load_model
 from zoo.cli import run_trainer
 from zoo.diffusion.samplers import SOLVERS
 from zoo.metrics import FrechetDistance
@@ -37,7 +42,7 @@ TWO_A_STEP = ("heun", "predictor_corrector")
 class Judge:
     """The test split, and what the extractor makes of samples beside it."""
 
-    def __init__(self, model: Diffusion, data: Any) -> None:
+    def __init__(self, model: Any, data: Any) -> None:
         data.setup()
         self.x, self.y = data.split("test")
         self.model = model
@@ -93,24 +98,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.first_seed, arguments.first_seed + (1 if arguments.ckpt_path else arguments.seeds)):
             if arguments.ckpt_path:
-                model = Diffusion.load_from_checkpoint(arguments.ckpt_path, map_location="cpu", weights_only=True)
+                model = load_model(arguments.ckpt_path)
                 root = {"root": arguments.root} if arguments.root else {}
                 judge, cost = Judge(model, find_class(arguments.data)(**root)), {}
             else:
                 judge, cost = train(arguments, extra, seed, folder)
             print(json.dumps({"seed": seed, "floor": round(judge.floor, 3), **cost}), flush=True)
-            for solver in arguments.solvers:
-                for guidance in arguments.guidance:
-                    for evaluations in arguments.evaluations:
-                        steps = steps_for(solver, evaluations)
-                        if steps is None:
-                            continue
-                        options = {"solver": solver, "steps": steps, "guidance": guidance}
-                        draws = [judge.draw(100 * seed + draw, **options) for draw in range(arguments.draws)]
-                        fd, hits = (statistics.mean(values) for values in zip(*draws, strict=True))
-                        results.setdefault((solver, guidance, evaluations), []).append((fd, hits))
-                        row = {"evaluations": evaluations, "fd": round(fd, 3), "as_asked": round(hits, 2)}
-                        print(json.dumps({"seed": seed, **options, **row}), flush=True)
+            student = isinstance(judge.model, ConsistencyModel)
+            choices = itertools.product(
+                [""] if student else arguments.solvers, [0.0] if student else arguments.guidance
+            )
+            for (solver, guidance), evaluations in itertools.product(choices, arguments.evaluations):
+                steps = steps_for(solver, evaluations)
+                if steps is None:
+                    continue
+                options = {"steps": steps} if student else {"solver": solver, "steps": steps, "guidance": guidance}
+                draws = [judge.draw(100 * seed + draw, **options) for draw in range(arguments.draws)]
+                fd, hits = (statistics.mean(values) for values in zip(*draws, strict=True))
+                results.setdefault((solver or "student", guidance, evaluations), []).append((fd, hits))
+                row = {"evaluations": evaluations, "fd": round(fd, 3), "as_asked": round(hits, 2)}
+                print(json.dumps({"seed": seed, **options, **row}), flush=True)
     print(table(results, arguments.evaluations))
 
 
@@ -125,7 +132,7 @@ def train(arguments: argparse.Namespace, extra: list[str], seed: int, folder: st
     best = Path(trainer.log_dir or "") / "checkpoints" / "best.ckpt"
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     cost = {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
-    return Judge(Diffusion.load_from_checkpoint(best, map_location="cpu", weights_only=True), data), cost
+    return Judge(load_model(str(best)), data), cost
 
 
 def table(results: dict[tuple[str, float, int], list[tuple[float, float]]], evaluations: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of what a generative model can do, over the course of its training."""
+"""What a generative model can do, over the course of its training: pictures, or text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from zoo.errors import UserError
 from zoo.pictures import Picture, film_of, picture_of, save_gif, save_png, unused_path
 
 FILM_FRAMES = 100  # at most
+RULE = "\n" + "-" * 40 + "\n"  # between two texts
 
 
 class SampleLogger(Callback):
     """Draws samples from the same noise again and again, to disk and to Weights & Biases.
 
-    For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1] or
-    points (n, D). The pictures lie in `samples/` in the run's folder: one for each time, and at the end a film of
-    all of them; of a model that has `trajectory(n, *, labels, generator) -> (frames, n, ...)` also the film of how its
-    samples come about, from noise by diffusion or on a way through a GAN's latent space. Training is not disturbed:
-    the random numbers are the callback's own.
+    For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1], points
+    (n, D), or tokens (n, T), for which it has `decode(tokens) -> list[str]`. The pictures lie in `samples/` in the
+    run's folder: one for each time, and at the end a film of all of them; of a model that has `trajectory(n, *, labels,
+    generator) -> (frames, n, ...)` also the film of how its samples come about, from noise by diffusion or on a way
+    through a GAN's latent space. Text is written to files there, and to a table of Weights & Biases. Training is not
+    disturbed: the random numbers are the callback's own.
 
     Args:
         n: samples in a picture. A conditional model draws its classes in turn, one in a column.
@@ -103,6 +105,9 @@ class SampleLogger(Callback):
         model: Any = pl_module
         labels = self._labels(model)
         samples = model.sample(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
+        if callable(getattr(model, "decode", None)):
+            self._write(trainer, step, model.decode(samples))
+            return
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
         picture = picture_of(samples, columns=None if labels is None else model.num_classes, data=data)
@@ -112,6 +117,15 @@ class SampleLogger(Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [picture], step=step)
+
+    def _write(self, trainer: Trainer, step: int, texts: list[str]) -> None:
+        assert self._folder is not None
+        path = unused_path(self._folder / f"step_{step:07d}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(RULE.join(texts) + "\n", encoding="utf-8")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_text"):
+                logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)
 
 
 def _read(path: Path) -> Picture:

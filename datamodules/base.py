@@ -158,13 +158,13 @@ class InMemoryDataModule(LightningDataModule):
                 f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, which leaves no "
                 f"batch; use a batch_size of at most {len(dataset)}, or drop_last false"
             )
-        return self._loader(dataset, self.batch_size, shuffle=True, drop_last=self.drop_last)
+        return batch_loader(dataset, self.batch_size, shuffle=True, drop_last=self.drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(TensorBatches(*self._splits["val"]), self.eval_batch_size)
+        return batch_loader(TensorBatches(*self._splits["val"]), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(TensorBatches(*self._splits["test"]), self.eval_batch_size)
+        return batch_loader(TensorBatches(*self._splits["test"]), self.eval_batch_size)
 
     predict_dataloader = test_dataloader
 
@@ -174,18 +174,20 @@ class InMemoryDataModule(LightningDataModule):
             x = self.augment(x)
         return to_unit_range(x), y
 
-    def _loader(
-        self, dataset: TensorBatches, batch_size: int, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            # By their names, since Lightning makes the DataLoader anew for DDP, by the names of what it was given.
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            collate_fn=cast(Any, as_is),
-            pin_memory=torch.cuda.is_available(),
-            # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
-            # their own, so that training goes on with the same random numbers with and without validation.
-            generator=None if shuffle else torch.Generator(),
-        )
+
+def batch_loader(
+    dataset: Dataset[Any], batch_size: int, shuffle: bool = False, drop_last: bool = False
+) -> DataLoader[Any]:
+    """An ordinary DataLoader of a dataset that hands out whole batches by `__getitems__`."""
+    return DataLoader(
+        dataset,
+        # By their names, since Lightning makes the DataLoader anew for DDP, by the names of what it was given.
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        collate_fn=cast(Any, as_is),
+        pin_memory=torch.cuda.is_available(),
+        # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
+        # their own, so that training goes on with the same random numbers with and without validation.
+        generator=None if shuffle else torch.Generator(),
+    )

@@ -9,7 +9,6 @@ several checkpoints, and what is reported belongs to the mean of their probabili
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from zoo.base import ZooModule, evaluating
+from zoo.base import TrainingWindow, ZooModule, evaluating
 from zoo.checkpoints import load_model
 from zoo.ema import EMA
 from zoo.errors import UserError, check_at_least
@@ -157,9 +156,7 @@ class Classifier(ZooModule):
             }
         )
         self._seen = 0  # images since the last optimizer step
-        self._window: Tensor | None = None  # sums of loss and hits since the last log
-        self._window_images = 0
-        self._clock = 0.0  # when the window began
+        self._window = TrainingWindow("images")
 
     # Predictions
 
@@ -241,8 +238,8 @@ class Classifier(ZooModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._seen, self._window, self._window_images = 0, None, 0
-        self._clock = time.perf_counter()
+        self._seen = 0
+        self._window.start()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
@@ -252,7 +249,8 @@ class Classifier(ZooModule):
         logits = self._run(self.network, x)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         self._seen += len(x)
-        self._log_training(loss.detach(), (logits.detach().argmax(1) == y).sum(), len(x))
+        hits = {} if self.mixup else {"acc": (logits.detach().argmax(1) == y).float().mean()}
+        self._window.add(self, len(x), loss=loss, **hits)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -264,25 +262,6 @@ class Classifier(ZooModule):
 
     def constrain(self) -> None:
         """Called after every optimizer step, for a subclass that keeps its parameters within bounds."""
-
-    def _log_training(self, loss: Tensor, hits: Tensor, images: int) -> None:
-        """Logs means over the last `log_every_n_steps` batches, since a call costs more than a small step does."""
-        sums = torch.stack([loss * images, hits.to(loss)])
-        self._window = sums if self._window is None else self._window + sums
-        self._window_images += images
-        period: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not period or (self.trainer.fit_loop.total_batch_idx + 1) % period:
-            return
-        (total_loss, total_hits), total = self._window, self._window_images
-        self._window, self._window_images = None, 0
-        now, before = time.perf_counter(), self._clock
-        self._clock = now
-        self.log("train/loss", total_loss / total, prog_bar=True)
-        values = {"lr": cast(Any, self.optimizers()).param_groups[0]["lr"]}
-        values["images_per_second"] = total * self.trainer.world_size / (now - before)
-        if not self.mixup:
-            values["acc"] = total_hits / total
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
 
     # Validation and test
 

@@ -81,6 +81,7 @@ class ZooCLI(LightningCLI):
         parser.add_class_arguments(WandbOptions, "wandb")
         for name in ("input_shape", "num_classes"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.link_arguments("data.tokenizer_description", "model.init_args.tokenizer", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """The model is built from the configuration; the checkpoint's hyperparameters do not override it."""

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from zoo import GAN, MLPClassifier, ResNetClassifier
+from zoo import GAN, MLPClassifier, ResNetClassifier, base
 from zoo import classifier as shell
 from zoo.base import ZooModule, evaluating
 from zoo.classifier import Classifier, dropout_on, mixup
@@ -303,7 +303,7 @@ def test_no_training_accuracy_on_mixed_labels():
 
 def test_images_per_second_are_those_of_the_window_also_in_a_resumed_run(monkeypatch, tmp_path):
     seconds = count()
-    monkeypatch.setattr(shell, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))  # a second between calls
+    monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))  # a second between calls
     path = tmp_path / "model.ckpt"
     for steps, ckpt_path in ((4, None), (8, path)):
         logger = Recorder()

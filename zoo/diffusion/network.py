@@ -1,7 +1,7 @@
 """Networks that look at a noisy sample and at how noisy it is: a U-Net for images, residual layers for points.
 
 Plain torch. They know nothing of diffusion: `forward(x, c_noise, labels)` maps inputs of unit variance to outputs of
-unit variance, and the preconditioning of `zoo.diffusion.module` makes a denoiser of it. Every block is the lecture's
+unit variance; the preconditioning of `zoo.diffusion.preconditioned` makes a denoiser of it. Each block is the lecture's
 y = F(x, w) + x, starts as the identity, and is told noise level and label by a scale and a shift of its channels.
 """
 

@@ -1,0 +1,171 @@
+"""Text for language models: any file, any folder, or what every machine with Python has.
+
+A batch is `(x, y)`, int64 (N, T) each: tokens, and the tokens after them. `input_shape` is (T,), `num_classes` the
+number of tokens, and `tokenizer_description` says how to make text of them again.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.datamodules.base import batch_loader
+from zoo.errors import UserError, check_at_least, check_choice
+from zoo.tokens import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
+
+TOKENIZERS = ("bytes", "characters", "bpe")
+
+
+class Windows(Dataset[tuple[Tensor, Tensor]]):
+    """Stretches of a text, side by side; an epoch goes over the text once.
+
+    Args:
+        tokens: the text, (L,), any integer dtype.
+        length: tokens T of a stretch.
+        jitter: begin each stretch at a random place up to T - 1 tokens on, so that no epoch cuts like another.
+    """
+
+    def __init__(self, tokens: Tensor, length: int, jitter: bool) -> None:
+        self.tokens, self.length, self.jitter = tokens, length, jitter
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        start = torch.as_tensor(indices) * self.length
+        if self.jitter:
+            start += torch.randint(self.length, (len(indices),))
+            start.clamp_(max=len(self.tokens) - 1 - self.length)
+        stretches = self.tokens[start[:, None] + torch.arange(self.length + 1)].long()  # (N, T + 1)
+        return stretches[:, :-1], stretches[:, 1:]
+
+
+class Text(LightningDataModule):
+    """A text, cut into stretches; its end is held out.
+
+    Args:
+        path: a file, or a folder whose files (UTF-8, in the order of their names) follow one another; where it is not
+            given, the sources of Python's standard library, some megabytes of real text that are on every machine.
+        tokenizer: "bytes" of UTF-8; "characters", those of the text; "bpe" for byte-pair encoding, learned from the
+            training text by the library `tokenizers`.
+        vocabulary: number of tokens of "bpe", at most.
+        context: tokens T in a stretch.
+        batch_size: stretches in a training batch, on each device.
+        eval_batch_size: stretches in a validation or test batch.
+        val_size: share of the text that is held out for validation, at its end.
+        test_size: share that is held out for testing, behind that; 0 for none.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        tokenizer: Literal["bytes", "characters", "bpe"] = "bytes",
+        vocabulary: int = 1024,
+        context: int = 64,
+        batch_size: int = 12,
+        eval_batch_size: int = 64,
+        val_size: float = 0.1,
+        test_size: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_choice("tokenizer", tokenizer, TOKENIZERS)
+        check_at_least(1, context=context, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, test_size=test_size)
+        if not 0 < val_size < 1 - test_size:
+            raise UserError(f"val_size {val_size} and test_size {test_size} must be shares that leave some to train on")
+        self.path = path
+        self.context = context
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.input_shape = (context,)
+        text = read_text(path)
+        ends = [round(len(text) * share) for share in (1 - test_size - val_size, 1 - test_size)]
+        self._text = {"train": text[: ends[0]], "val": text[ends[0] : ends[1]], "test": text[ends[1] :]}
+        self.tokenizer: Tokenizer
+        if tokenizer == "bytes":
+            self.tokenizer = ByteTokenizer()
+        elif tokenizer == "characters":
+            self.tokenizer = CharacterTokenizer(text)
+        else:
+            self.tokenizer = BytePairTokenizer.train(self._text["train"], vocabulary)
+        self.tokenizer_description = self.tokenizer.description
+        self.num_classes = self.tokenizer.size
+        self._splits: dict[str, Tensor] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        for name in ("train", "val") if stage in ("fit", "validate") else ("test",) if stage else self._text:
+            if name not in self._splits:
+                self._splits[name] = self.tokenizer.encode(self._text[name]).to(torch.int32)
+
+    def split(self, name: str) -> Tensor:
+        """The tokens of the split `train`, `val` or `test`, int64 (L,)."""
+        return self._splits[name].long()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = self._windows("train", jitter=True)
+        if len(dataset) < self.batch_size:
+            raise UserError(
+                f"batch_size {self.batch_size} is larger than the {len(dataset)} stretches of {self.context} tokens in "
+                "the training text; make it or context smaller, or give more text"
+            )
+        return batch_loader(dataset, self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return batch_loader(self._windows("val"), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        if not self._text["test"]:
+            raise UserError("there is no test split, since test_size is 0: validate, or train with some test_size")
+        return batch_loader(self._windows("test"), self.eval_batch_size)
+
+    def _windows(self, name: str, jitter: bool = False) -> Windows:
+        windows = Windows(self._splits[name], self.context, jitter)
+        if not len(windows):
+            raise UserError(
+                f"the {name} split has {len(windows.tokens)} tokens, not enough for one stretch of context "
+                f"{self.context} and the token after it; make context smaller, or give more text"
+            )
+        return windows
+
+
+def read_text(path: str | None) -> str:
+    """The text of a file or a folder, or that of Python's standard library.
+
+    Raises:
+        UserError: there is none, or it is not UTF-8.
+    """
+    folder = Path(path).expanduser() if path else Path(sysconfig.get_path("stdlib"))
+    if not folder.exists():
+        raise UserError(f"{folder.absolute()} does not exist; point path to a text file or a folder of them")
+    if folder.is_file():
+        files = [folder]
+    elif path:
+        files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    else:
+        files = sorted(folder.glob("*.py"))
+    texts, problems = [], []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(
+                f"{file} ({'no UTF-8' if isinstance(error, ValueError) else cast(OSError, error).strerror})"
+            )
+    text = "\n".join(texts)
+    if not text:
+        why = problems[0] if problems else f"{folder.absolute()} has none"
+        raise UserError(f"there is no text to read: {why}; point path to a text file or a folder of them")
+    if problems:
+        rank_zero_warn(f"{len(problems)} of {len(files)} files are no text and are left out, the first {problems[0]}")
+    return text
