@@ -1,5 +1,6 @@
 """The callbacks. In the repository this folder stands at the top; installed, it is `zoo.callbacks`."""
 
+from zoo.callbacks.attention_maps import AttentionMaps
 from zoo.callbacks.checkpoints import BestAndLast
 from zoo.callbacks.curves import CurvePlotter
 from zoo.callbacks.equilibrium import EquilibriumReport
@@ -11,6 +12,7 @@ from zoo.callbacks.progress import ShortProgressBar
 from zoo.callbacks.samples import SampleLogger
 
 __all__ = [
+    "AttentionMaps",
     "BestAndLast",
     "CurvePlotter",
     "EquilibriumReport",

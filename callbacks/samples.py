@@ -14,9 +14,9 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.pictures import Picture, film_of, picture_of, save_gif, save_png, unused_path
+from zoo.writing import save_texts
 
 FILM_FRAMES = 100  # at most
-RULE = "\n" + "-" * 40 + "\n"  # between two texts
 
 
 class SampleLogger(Callback):
@@ -120,9 +120,7 @@ class SampleLogger(Callback):
 
     def _write(self, trainer: Trainer, step: int, texts: list[str]) -> None:
         assert self._folder is not None
-        path = unused_path(self._folder / f"step_{step:07d}.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(RULE.join(texts) + "\n", encoding="utf-8")
+        save_texts(self._folder / f"step_{step:07d}.txt", texts)
         for logger in trainer.loggers:
             if hasattr(logger, "log_text"):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)

@@ -5,6 +5,7 @@ from zoo.datamodules.base import InMemoryDataModule
 from zoo.datamodules.digits import Digits
 from zoo.datamodules.image_folder import ImageFolder
 from zoo.datamodules.points import Points
+from zoo.datamodules.sequences import Sequences
 from zoo.datamodules.text import Text
 from zoo.datamodules.torchvision_sets import CIFAR10, MNIST, FashionMNIST
 
@@ -17,5 +18,6 @@ __all__ = [
     "ImageFolder",
     "InMemoryDataModule",
     "Points",
+    "Sequences",
     "Text",
 ]

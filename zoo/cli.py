@@ -81,7 +81,8 @@ class ZooCLI(LightningCLI):
         parser.add_class_arguments(WandbOptions, "wandb")
         for name in ("input_shape", "num_classes"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.link_arguments("data.tokenizer_description", "model.init_args.tokenizer", apply_on="instantiate")
+        for name, argument in {"tokenizer_description": "tokenizer", "output_length": "output_length"}.items():
+            parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """The model is built from the configuration; the checkpoint's hyperparameters do not override it."""
@@ -133,12 +134,15 @@ class ZooCLI(LightningCLI):
                 f"  best {best.monitor}: {best.best_model_score.item():.4g} after epoch "
                 f"{_epochs_in(best.best_model_path)}, in {_relative(best.best_model_path)}"
             )
-        if pictures := [str(path) for path in (folder / "samples", *sorted(folder.glob("*.png"))) if path.exists()]:
-            rank_zero_info(f"  pictures: {', '.join(pictures)}")
+        folders = (folder / "samples", folder / "attention")
+        shown = [path for path in (*folders, *sorted(folder.glob("*.png"))) if path.exists()]
+        if shown:
+            rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
         if path and isinstance(self.model, Classifier):
             rank_zero_info(f"Next: python cli.py test --ckpt_path {_relative(path)}")
         if path and callable(getattr(self.model, "sample", None)):
-            rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} --n 64 --out samples.png")
+            options = "--length 500" if callable(getattr(self.model, "stream", None)) else "--n 64 --out samples.png"
+            rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} {options}")
 
 
 def _silence_what_says_nothing() -> None:

@@ -115,6 +115,25 @@ def draw(figure: Any) -> Picture:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
+def plot_attention(maps: dict[str, Tensor], looking: Sequence[str], looked_at: Sequence[str]) -> Picture:
+    """Who looks at whom: a panel for each head, one layer in each row, dark where the weight is near 1.
+
+    Args:
+        maps: by the name of the layer, (H, T, S), rows of weights that sum to 1.
+        looking: names of the T positions, from top to bottom.
+        looked_at: names of the S positions, from left to right.
+    """
+    heads = len(next(iter(maps.values())))
+    figure, axes = new_figure(heads * len(maps), size=2.2, columns=heads)
+    panels = ((name, head, weights) for name, layer in maps.items() for head, weights in enumerate(layer))
+    for ax, (name, head, weights) in zip(axes, panels, strict=True):
+        ax.imshow(weights.detach().cpu().float().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        ax.set_xticks(range(len(looked_at)), looked_at, fontsize=7)
+        ax.set_yticks(range(len(looking)), looking, fontsize=7)
+        ax.set_title(f"{name}, head {head + 1}", fontsize=7)
+    return draw(figure)
+
+
 def refuse_existing(path: Path) -> Path:
     """The path, if nothing is there.
 

@@ -13,15 +13,17 @@ from zoo.checkpoints import load_model
 from zoo.errors import UserError
 from zoo.generative import sample_seeds
 from zoo.pictures import film_of, picture_of, refuse_existing, save_gif, save_npz, save_png
+from zoo.writing import save_texts, write_texts
 
 CHUNK = 1000  # samples drawn at a time, which bounds the memory
-ENDINGS = (".png", ".npz", ".gif")
+ENDINGS = (".png", ".npz", ".gif", ".txt")
+PICTURES = 64  # drawn where no number is given
 
 
 def draw(
     ckpt_path: str,
-    out: str = "samples.png",
-    n: int = 64,
+    out: str | None = None,
+    n: int | None = None,
     seed: int = 0,
     labels: list[int] | None = None,
     per_class: bool = False,
@@ -31,15 +33,22 @@ def draw(
     steps: int | None = None,
     solver: str | None = None,
     guidance: float | None = None,
+    prompt: str | None = None,
+    length: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     model: str | None = None,
 ) -> str:
     """Draws samples from a generative model and writes them.
 
     Args:
         ckpt_path: the checkpoint.
-        out: the file to write; its ending chooses the form: .png a grid, .npz the raw samples (`arr_0`, uint8
-            (N, H, W, C); labels as `arr_1`), .gif a film of the samples on their trajectory.
-        n: number of samples; rows of samples with `per_class`, pairs with `interpolate`.
+        out: the file to write, samples.png where it is not given; its ending chooses the form: .png a grid, .npz the
+            raw samples (`arr_0`, uint8 (N, H, W, C); labels as `arr_1`), .gif a film of the samples on their
+            trajectory. Text is shown as it is written, and goes to a .txt if one is given.
+        n: number of samples, 64 where it is not given, of text 1; rows of samples with `per_class`, pairs with
+            `interpolate`.
         seed: of the noise.
         labels: classes to draw, in turn, from a conditional model.
         per_class: one class in each row, `n` samples of each.
@@ -49,28 +58,41 @@ def draw(
         steps: of a diffusion model's solver; the model's own where it is not given, as for the next two.
         solver: of a diffusion model: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector.
         guidance: w of a conditional diffusion model's classifier-free guidance, 0 for none.
+        prompt: what a language model's text begins with.
+        length: of text, in tokens.
+        temperature: of text: above 1 for bolder, below 1 for safer, 0 for the likeliest token always.
+        top_k: draw text from so many of the likeliest tokens.
+        top_p: draw text from the fewest of the likeliest tokens that have this probability together.
         model: class of the model; what the checkpoint says where it is not given.
 
     Returns:
         What was written, in a sentence.
     """
-    path = Path(out)
+    path = Path(out or "samples.png")
     if path.suffix not in ENDINGS:
         raise UserError(f"--out {out} must end in one of {', '.join(ENDINGS)}")
-    refuse_existing(path)
-    film = Path(trajectory) if trajectory else None
-    if film is not None:
-        if film.suffix != ".gif":
-            raise UserError(f"--trajectory {trajectory} must end in .gif")
-        if path.suffix == ".gif":
-            raise UserError(f"--out {out} is a film already: leave out --trajectory, or let --out end in .png or .npz")
-        refuse_existing(film)
-    if n < 1:
+    if n is not None and n < 1:
         raise UserError(f"--n is {n}; it must be at least 1")
+    film = Path(trajectory) if trajectory else None
+    if film is not None and film.suffix != ".gif":
+        raise UserError(f"--trajectory {trajectory} must end in .gif")
+    if film is not None and path.suffix == ".gif":
+        raise UserError(f"--out {out} is a film already: leave out --trajectory, or let --out end in .png or .npz")
+    for file in filter(None, (path if out else None, film)):
+        refuse_existing(file)
     network = load_model(ckpt_path, model)
     if not callable(getattr(network, "sample", None)):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which does not generate anything")
-    options = _options(network, {"steps": steps, "solver": solver, "guidance": guidance})
+    drawing = {"steps": steps, "solver": solver, "guidance": guidance}
+    writing = {"prompt": prompt, "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = _options(network, drawing | writing)
+    if callable(getattr(network, "stream", None)):
+        pictorial = {"labels": labels, "per_class": per_class, "interpolate": interpolate, "trajectory": trajectory}
+        return _write(network, out, n or 1, seed, options, [name for name, given in pictorial.items() if given])
+    if path.suffix == ".txt":
+        raise UserError(f"--out {out} is for text; let it end in .png, .npz or .gif")
+    refuse_existing(path)
+    n = n or PICTURES
     classes, columns = _choose_labels(network, n, labels, per_class)
     count = n if classes is None else len(classes)
     generator = torch.Generator().manual_seed(seed)
@@ -93,6 +115,21 @@ def draw(
     else:
         save_png(path, picture_of(samples, columns))
     return f"{count} samples of {type(network).__name__} in {path}" + (f", a film of them in {film}" if film else "")
+
+
+def _write(network: Any, out: str | None, n: int, seed: int, options: dict[str, Any], of_no_use: list[str]) -> str:
+    """Text, shown as it is written."""
+    for name in of_no_use:
+        raise UserError(f"--{name} says nothing to a {type(network).__name__}: leave it out")
+    if out is not None and Path(out).suffix != ".txt":
+        raise UserError(f"--out {out} is no place for text; let it end in .txt, or leave it out")
+    generator = torch.Generator().manual_seed(seed)
+    text = write_texts(network, n, generator, lambda piece: print(piece, end="", flush=True), options)
+    print()
+    if out is None:
+        return f"{n} text{'s' if n > 1 else ''} of {type(network).__name__}"
+    save_texts(Path(out), [text])
+    return f"{n} text{'s' if n > 1 else ''} of {type(network).__name__} in {out}"
 
 
 def _options(network: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Who looks at whom in a Transformer that translates, as pictures over the course of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from zoo.errors import UserError, check_at_least
+from zoo.pictures import plot_attention, save_png, unused_path
+
+
+class AttentionMaps(Callback):
+    """Draws what each position of an answer looks at in its source: a panel for each head, one layer in each row.
+
+    For any LightningModule with `attention(source, target) -> {name: (N, H, T, S)}`, of which the maps from the decoder
+    to the encoder, named `...to_memory`, are drawn; of the longest source in the first validation batch. The pictures
+    lie in `attention/` in the run's folder and go to Weights & Biases.
+
+    Args:
+        every_n_steps: optimizer steps from one picture to the next; there is always one after training.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        check_at_least(1, every_n_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+        self._folder: Path | None = None
+        self._last_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not callable(getattr(pl_module, "attention", None)):
+            raise UserError(f"AttentionMaps needs a model with a method attention; {type(pl_module).__name__} has none")
+        log_dir = trainer.log_dir  # on every rank, since Lightning agrees on the folder by a broadcast
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if log_dir is None or not trainer.loggers:
+            rank_zero_warn("AttentionMaps draws nothing: the Trainer has no logger, so there is no folder for it")
+        else:
+            self._folder = Path(log_dir) / "attention"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, model: Any) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or self._folder is None or step == self._last_step:
+            return
+        self._last_step = step
+        source, target = (tokens.to(model.device) for tokens in self._longest(trainer, model.padding))
+        maps = {
+            name.removesuffix(".to_memory"): weights[0]
+            for name, weights in model.attention(source, target).items()
+            if name.endswith("to_memory")
+        }
+        # The first row is the answer's first token, which is given while the decoder has only `start` before it.
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        rows, columns = ([names[token] if names else str(token) for token in x[0].tolist()] for x in (target, source))
+        picture = plot_attention(maps, rows, columns)
+        save_png(unused_path(self._folder / f"step_{step:07d}.png"), picture)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("attention", [picture], step=step)
+
+    def _longest(self, trainer: Trainer, padding: int) -> tuple[Tensor, Tensor]:
+        """The longest source (1, S) among the first of the validation split, and its answer (1, T), without padding."""
+        dataset = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
+        x, y = dataset.__getitems__(list(range(min(100, len(dataset)))))
+        index = (x != padding).sum(1).argmax()
+        source, target = x[index], y[index]
+        return source[source != padding][None], target[target != padding][None]

@@ -1,0 +1,5 @@
+"""The Vision Transformer."""
+
+from zoo.vit.module import ViTClassifier
+
+__all__ = ["ViTClassifier"]
