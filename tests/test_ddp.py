@@ -127,6 +127,47 @@ def test_both_ranks_of_a_diffusion_model_agree_and_draw_noise_of_their_own(tmp_p
         assert set(one).isdisjoint(other), "the same noise on both ranks"
 
 
+TRANSFORMERS = """
+import hashlib, json, sys, warnings
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from zoo import Seq2Seq, TransformerLM
+from zoo.datamodules import Sequences, Text
+warnings.filterwarnings("ignore")
+seed_everything(0)
+if sys.argv[1] == "text":
+    data = Text("text.txt", "characters", context=8, batch_size=4)
+    model = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, layers=1, width=16, heads=2)
+else:
+    data = Sequences(digits=4, num_train=900, num_test=100, val_size=101, batch_size=16)
+    model = Seq2Seq(data.input_shape, data.num_classes, data.output_length, layers=1, width=16, heads=2)
+seen = []
+step = model.training_step
+model.training_step = lambda batch, batch_idx: (seen.append(batch[0][0].tolist()), step(batch, batch_idx))[1]
+trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=1, limit_train_batches=8, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(model, datamodule=data)
+parameters = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+result = {"hash": hashlib.sha256(parameters).hexdigest(), "seen": seen}
+result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "metrics"),
+    [("text", {"val/loss", "val/perplexity", "val/bits_per_byte"}), ("answers", {"val/loss", "val/exact_match"})],
+)
+def test_both_ranks_of_a_transformer_agree_and_read_texts_of_their_own(model, metrics, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(chr(97 + index * index % 23) for index in range(2000)))
+    first, second = results_of_both_ranks(TRANSFORMERS, model, tmp_path)
+    assert first["hash"] == second["hash"]
+    assert {name for name in first if name.startswith("val/")} == metrics
+    for name in metrics:
+        assert first[name] == second[name], name
+    assert first["seen"] != second["seen"]
+
+
 def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
     floors = []
     for devices in (1, 2):

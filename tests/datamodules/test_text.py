@@ -56,9 +56,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_what_is_no_text_is_named
     (tmp_path / "deep" / "c.txt").write_text("third: ß")
     (tmp_path / ".hidden").write_text("no")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.warns(
-        UserWarning, match=r"1 of 4 files are no text .*picture.png \(no UTF-8\)"
-    ):
+    with pytest.warns(UserWarning, match=r"1 of 4 files are no text .*picture.png \(no UTF-8\)"):
         assert read_text(str(tmp_path)) == "first\nsecond\nthird: ß"
 
 

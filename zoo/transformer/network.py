@@ -396,6 +396,7 @@ class VisionTransformer(nn.Module):
         self.stack = Stack(layers, width, heads, dropout, norm, positions=None, bias=True, checkpointing=checkpointing)
         self.head = nn.Linear(width, num_classes)
         nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, height, width) to logits (N, num_classes)."""
