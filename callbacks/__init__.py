@@ -6,10 +6,12 @@ from zoo.callbacks.curves import CurvePlotter
 from zoo.callbacks.equilibrium import EquilibriumReport
 from zoo.callbacks.gradient_flow import GradientFlow
 from zoo.callbacks.modes import ModeCoverage
+from zoo.callbacks.non_finite import StopOnNonFinite
 from zoo.callbacks.out_of_distribution import OutOfDistribution
 from zoo.callbacks.predictions import PredictionWriter
 from zoo.callbacks.progress import ShortProgressBar
 from zoo.callbacks.samples import SampleLogger
+from zoo.callbacks.signals import StopOnSignal
 
 __all__ = [
     "AttentionMaps",
@@ -22,4 +24,6 @@ __all__ = [
     "PredictionWriter",
     "SampleLogger",
     "ShortProgressBar",
+    "StopOnNonFinite",
+    "StopOnSignal",
 ]

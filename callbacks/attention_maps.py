@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from zoo.callbacks.samples import forget_after
 from zoo.errors import UserError, check_at_least
 from zoo.pictures import plot_attention, save_png, unused_path
 
@@ -40,6 +41,16 @@ class AttentionMaps(Callback):
             rank_zero_warn("AttentionMaps draws nothing: the Trainer has no logger, so there is no folder for it")
         else:
             self._folder = Path(log_dir) / "attention"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["last_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self._folder is not None and trainer.global_step:
+            forget_after(self._folder, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

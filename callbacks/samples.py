@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
@@ -47,6 +48,7 @@ class SampleLogger(Callback):
         self._folder: Path | None = None
         self._last_step = -1
         self._pictures: list[Path] = []
+        self._resumed: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "sample", None)):
@@ -62,9 +64,22 @@ class SampleLogger(Callback):
         else:
             self._folder = Path(log_dir) / "samples"
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step, "pictures": [path.name for path in self._pictures]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step, self._pictures = -1, []
-        self._draw(trainer, pl_module)
+        resumed, self._resumed = self._resumed, None
+        if resumed and self._folder and all((self._folder / name).is_file() for name in resumed["pictures"]):
+            self._last_step = resumed["last_step"]
+            self._pictures = [self._folder / name for name in resumed["pictures"]]
+            if trainer.is_global_zero:
+                forget_after(self._folder, trainer.global_step)
+        else:
+            self._draw(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,12 +114,16 @@ class SampleLogger(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or self._folder is None or step == self._last_step:
+        # Of a sharded model every process has a part, so that all of them must draw.
+        draws = trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+        if not draws or self._folder is None or step == self._last_step:
             return
         self._last_step = step
         model: Any = pl_module
         labels = self._labels(model)
         samples = model.sample(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
+        if not trainer.is_global_zero:
+            return
         if callable(getattr(model, "decode", None)):
             self._write(trainer, step, model.decode(samples))
             return
@@ -124,6 +143,14 @@ class SampleLogger(Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_text"):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Removes the pictures and texts of later steps, which a run that goes on from this one makes anew, and films."""
+    for path in folder.glob("*"):
+        number = path.stem.removeprefix("step_")
+        if path.suffix == ".gif" or (number.isdigit() and int(number) > step):
+            path.unlink()
 
 
 def _read(path: Path) -> Picture:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.augment import Augment
+from zoo.datamodules.evaluation import evaluation_loader
+from zoo.datamodules.loading import training_loader
 from zoo.errors import UserError, check_at_least
 
 
@@ -81,6 +83,8 @@ class InMemoryDataModule(LightningDataModule):
         augment: of the training images, on the device, a whole batch at a time.
     """
 
+    #: Whether a sample is a row of tokens, and not an image or a point.
+    tokens: bool = False
     #: Whether the mirror image of a sample has the same label.
     mirror_symmetric: bool = True
     input_shape: tuple[int, ...]
@@ -124,7 +128,7 @@ class InMemoryDataModule(LightningDataModule):
         if self.augment is not None:
             self.augment.check(self.input_shape)
         if stage in (None, "fit", "validate", "test") and "train" not in self._splits:
-            x, y = self.load_split(train=True)
+            x, y = self._load(train=True)
             count = round(self.val_size * len(x)) if self.val_size < 1 else int(self.val_size)
             if not 0 < count < len(x):
                 raise UserError(
@@ -135,7 +139,22 @@ class InMemoryDataModule(LightningDataModule):
             for name, index in {"val": order[:count], "train": order[count:]}.items():
                 self._splits[name] = (x[index], y[index])
         if stage in (None, "test", "predict") and "test" not in self._splits:
-            self._splits["test"] = self.load_split(train=False)
+            self._splits["test"] = self._load(train=False)
+
+    def _load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Reads a split, and sees that it is what the data module says of itself."""
+        x, y = self.load_split(train)
+        what = f"the {'training' if train else 'test'} split of {type(self).__name__}"
+        if not len(x) or len(x) != len(y):
+            raise UserError(f"{what} has {len(x)} samples and {len(y)} labels; there must be as many, and one at least")
+        if tuple(x.shape[1:]) != tuple(self.input_shape):
+            raise UserError(f"{what} has samples of the shape {tuple(x.shape[1:])}, not {tuple(self.input_shape)}")
+        low, high = y.min().item(), y.max().item()
+        if y.dtype.is_floating_point or low < 0 or high >= self.num_classes:
+            raise UserError(
+                f"{what} has labels from {low} to {high}; they must be whole, from 0 to {self.num_classes - 1}"
+            )
+        return x, y
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Samples, as floats in the models' range, and labels of the split `train`, `val` or `test`."""
@@ -158,13 +177,13 @@ class InMemoryDataModule(LightningDataModule):
                 f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, which leaves no "
                 f"batch; use a batch_size of at most {len(dataset)}, or drop_last false"
             )
-        return batch_loader(dataset, self.batch_size, shuffle=True, drop_last=self.drop_last)
+        return training_loader(dataset, self.batch_size, self.drop_last, as_is, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return batch_loader(TensorBatches(*self._splits["val"]), self.eval_batch_size)
+        return evaluation_loader(TensorBatches(*self._splits["val"]), self.eval_batch_size, as_is, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return batch_loader(TensorBatches(*self._splits["test"]), self.eval_batch_size)
+        return evaluation_loader(TensorBatches(*self._splits["test"]), self.eval_batch_size, as_is, self.trainer)
 
     predict_dataloader = test_dataloader
 
@@ -173,21 +192,3 @@ class InMemoryDataModule(LightningDataModule):
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             x = self.augment(x)
         return to_unit_range(x), y
-
-
-def batch_loader(
-    dataset: Dataset[Any], batch_size: int, shuffle: bool = False, drop_last: bool = False
-) -> DataLoader[Any]:
-    """An ordinary DataLoader of a dataset that hands out whole batches by `__getitems__`."""
-    return DataLoader(
-        dataset,
-        # By their names, since Lightning makes the DataLoader anew for DDP, by the names of what it was given.
-        batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        collate_fn=cast(Any, as_is),
-        pin_memory=torch.cuda.is_available(),
-        # A DataLoader draws a number whenever it is iterated over; those of evaluation draw it from a generator of
-        # their own, so that training goes on with the same random numbers with and without validation.
-        generator=None if shuffle else torch.Generator(),
-    )

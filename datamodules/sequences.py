@@ -51,6 +51,7 @@ class Sequences(InMemoryDataModule):
         UserError: there are not so many different questions.
     """
 
+    tokens = True
     mirror_symmetric = False
 
     def __init__(

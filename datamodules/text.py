@@ -16,7 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.datamodules.base import batch_loader
+from zoo.datamodules.base import as_is
+from zoo.datamodules.evaluation import evaluation_loader
+from zoo.datamodules.loading import training_loader
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.tokens import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 
@@ -66,6 +68,8 @@ class Text(LightningDataModule):
         val_size: share of the text that is held out for validation, at its end.
         test_size: share that is held out for testing, behind that; 0 for none.
     """
+
+    tokens = True
 
     def __init__(
         self,
@@ -119,15 +123,15 @@ class Text(LightningDataModule):
                 f"batch_size {self.batch_size} is larger than the {len(dataset)} stretches of {self.context} tokens in "
                 "the training text; make it or context smaller, or give more text"
             )
-        return batch_loader(dataset, self.batch_size, shuffle=True, drop_last=True)
+        return training_loader(dataset, self.batch_size, True, as_is, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return batch_loader(self._windows("val"), self.eval_batch_size)
+        return evaluation_loader(self._windows("val"), self.eval_batch_size, as_is, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         if not self._text["test"]:
             raise UserError("there is no test split, since test_size is 0: validate, or train with some test_size")
-        return batch_loader(self._windows("test"), self.eval_batch_size)
+        return evaluation_loader(self._windows("test"), self.eval_batch_size, as_is, self.trainer)
 
     def _windows(self, name: str, jitter: bool = False) -> Windows:
         windows = Windows(self._splits[name], self.context, jitter)

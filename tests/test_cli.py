@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -269,80 +268,7 @@ def test_help_names_every_command(capsys):
     assert all(f"  {command} " in output for command in ("fit", "validate", "test", "predict", "sample", "list"))
 
 
-# Mistakes: one line, exit code 2, nothing written
-
-FIT = ["fit", "--config", "gan.yaml"]
-MISTAKES = {
-    "a command that does not exist": (["fitt"], r"no command fitt; did you mean fit\?"),
-    "a recipe that does not exist": (["fit", "--config", "gna.yaml"], r"gna\.yaml is neither a file nor a recipe; did you mean gan\.yaml\?"),
-    "a folder for a recipe": (["fit", "--config", "."], "is neither a file nor a recipe"),
-    "no model": (["fit"], "no model is given: take a recipe"),
-    "no data": (["fit", "--model", "GAN"], "no data is given"),
-    "an unknown model": ([*FIT, "--model", "GAM"], r"--model GAM is neither .*; did you mean GAN\?"),
-    "an unknown model in a module": ([*FIT, "--model", "zoo.gan.GAMM"], r"--model zoo\.gan\.GAMM .* did you mean GAN\?"),
-    "an unknown data module": ([*FIT, "--data", "Digitz"], r"--data Digitz is neither .*; did you mean Digits\?"),
-    "an unknown package": ([*FIT, "--data", "nopkg.Foo"], r"--data nopkg\.Foo is neither .*; there are CIFAR10, Digits"),
-    "an unknown callback": ([*FIT, "--trainer.callbacks+=SampleLoger"], r"SampleLoger .* did you mean SampleLogger\?"),
-    "an unknown optimizer": ([*FIT, "--model.optimizer_g", "Adan"], r"--model\.optimizer_g Adan .*; did you mean Adam\?"),
-    "an unknown option of the model": ([*FIT, "--model.los", "hinge"], r"--model\.los is not an option; did you mean loss\?"),
-    "an unknown option of the data": ([*FIT, "--data.batchsize", "3"], r"--data\.batchsize .* did you mean batch_size\?"),
-    "an unknown option of the trainer": ([*FIT, "--trainer.max_stepz", "3"], r"--trainer\.max_stepz is not an option"),
-    "an unknown option": ([*FIT, "--foo", "3"], "--foo is not an option"),
-    "a wrong choice": ([*FIT, "--model.loss", "hing"], "--model.loss hing is not possible; choose one of minimax, non_sat"),
-    "a word for a number": ([*FIT, "--trainer.max_steps", "abc"], r"--trainer\.max_steps abc .* must be of type int"),
-    "a word for a learning rate": ([*FIT, "--model.optimizer_g.lr", "x"], r"--model\.optimizer_g\.lr x .* type float"),
-    "a number out of range": ([*FIT, "--model.latent_dim", "0"], "latent_dim is 0; it must be at least 1"),
-    "a folder without the data": ([*FIT, "--data=FashionMNIST", "--data.root=nowhere"], "FashionMNIST is not in .*nowhere .*root"),
-    "a batch above the training set": ([*FIT, "--data.batch_size=5000", "--data.repeats=1"], "batch_size 5000 is larger .* 1200"),
-    "no training data left": ([*FIT, "--data.val_size", "5000"], "val_size .* takes 5000 of 1500"),
-    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], "torch_xla|TPU"),
-    "a strategy that does not exist": ([*FIT, "--trainer.strategy", "foo"], "strategy='foo'"),
-    "the trainer's accumulation": ([*FIT, "--trainer.accumulate_grad_batches=2"], r"use model\.accumulate"),
-    "a monitor that is not logged": ([*FIT, *TINY, "--trainer.callbacks.monitor=val/foo"], "val/foo.* not available.*val/fd"),
-    "a checkpoint to resume from that is not there": ([*FIT, "--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt is not a file"),
-    "a checkpoint to validate that is not there": (["validate", *FIT[1:], "--ckpt_path", "no.ckpt"], "no.ckpt is not a file"),
-    "a checkpoint to sample from that is not there": (["sample", "--ckpt_path", "no.ckpt"], "no.ckpt is not a file"),
-    "sampling without a checkpoint": (["sample"], "--ckpt_path must be given"),
-    "an ending that says nothing": (["sample", "--ckpt_path", "x", "--out", "x.jpeg"], r"must end in one of \.png, \.npz, \.gif"),
-    "a number of samples that is none": (["sample", "--ckpt_path", "x", "--n", "a"], "--n a .* must be of type int"),
-    "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN predicts nothing .* command sample"),
-    "arguments for list": (["list", "everything"], "list takes no arguments"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_with_one_line(name, capsys, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
-    args, expected = MISTAKES[name]
-    assert re.search(expected, fails(capsys, *args))
-    if "monitor" not in name:  # which is known only after the first validation
-        assert not list(Path.cwd().iterdir()), "nothing was written"
-
-
-class Hostile:
-    def __reduce__(self):
-        return (Path("owned").touch, ())
-
-
-@pytest.mark.parametrize("content", ["hostile", "text", "truncated", "other"])
-def test_a_file_that_is_no_checkpoint_is_refused_and_not_run(content, run, capsys):
-    path = Path("bad.ckpt")
-    good = (run[0] / "checkpoints" / "last.ckpt").read_bytes()
-    if content == "hostile":
-        torch.save({"state_dict": {}, "payload": Hostile()}, path)
-    elif content == "other":
-        torch.save({"model_class": "os.system", "state_dict": {}}, path)
-    else:
-        path.write_bytes(b"hello" if content == "text" else good[: len(good) // 2])
-    message = fails(capsys, "sample", "--ckpt_path", "bad.ckpt", "--out", "new/x.png")
-    expected = (
-        "os.system is not in the zoo" if content == "other" else "bad.ckpt is not a checkpoint that can be read safely"
-    )
-    assert expected in message
-    assert not Path("owned").exists() and not Path("new").exists()
+# Impossible samples; other mistakes are in test_bad_input.py
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Two processes on the CPU: the same parameters on both, one writer, and the measures of one process."""
+"""What is particular to some models on two processes, and how a run of several processes is seen, and ends."""
 
 import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,10 @@ def results_of_both_ranks(script: str, argument: str, folder: Path) -> list[dict
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"penalty": "gradient_penalty", "loss": "wasserstein", "d_steps": 2},
         {"accumulate": 2, "clip_norm": 1.0, "conditional": True},
     ],
-    ids=["default", "wasserstein with its penalty", "accumulating, clipped, conditional"],
+    ids=["wasserstein with its penalty", "accumulating, clipped, conditional"],
 )
 def test_both_ranks_end_with_the_same_parameters(options, tmp_path):
     first, second = results_of_both_ranks(SCRIPT, json.dumps(options), tmp_path)
@@ -56,37 +56,6 @@ def test_both_ranks_end_with_the_same_parameters(options, tmp_path):
     assert first["val/fd_floor"] == second["val/fd_floor"]
     assert first["steps"] == 12 // options.get("accumulate", 1)
     assert first["images"] == 12 * 32 * 2, "images of both ranks"
-
-
-CLASSIFIERS = """
-import hashlib, json, sys, warnings
-import torch
-from lightning.pytorch import Trainer, seed_everything
-from zoo import MLPClassifier, ResNetClassifier
-from zoo.datamodules import Digits
-warnings.filterwarnings("ignore")
-seed_everything(0)
-common = {"input_shape": (1, 8, 8), "num_classes": 10, "ema_half_life": 1000}
-model = {"mlp": lambda: MLPClassifier(width=16, depth=2, **common),
-         "resnet": lambda: ResNetClassifier(depth=8, widths=(4, 4, 4), **common)}[sys.argv[1]]()
-trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=1, logger=False,
-                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(model, datamodule=Digits(batch_size=32))
-parameters = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-result = {"hash": hashlib.sha256(parameters).hexdigest(), "images": model.ema.images, "noise": torch.rand(1).item()}
-result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
-"""
-
-
-@pytest.mark.parametrize("model", ["mlp", "resnet"])
-def test_both_ranks_of_a_classifier_agree_and_draw_noise_of_their_own(model, tmp_path):
-    first, second = results_of_both_ranks(CLASSIFIERS, model, tmp_path)
-    assert first["hash"] == second["hash"]
-    assert first["val/loss"] == second["val/loss"]
-    assert first["val/acc"] == second["val/acc"]
-    assert first["images"] == 18 * 32 * 2, "images of both ranks"
-    assert first["noise"] != second["noise"], "dropout masks and augmentation differ"
 
 
 DIFFUSION = """
@@ -127,47 +96,6 @@ def test_both_ranks_of_a_diffusion_model_agree_and_draw_noise_of_their_own(tmp_p
         assert set(one).isdisjoint(other), "the same noise on both ranks"
 
 
-TRANSFORMERS = """
-import hashlib, json, sys, warnings
-import torch
-from lightning.pytorch import Trainer, seed_everything
-from zoo import Seq2Seq, TransformerLM
-from zoo.datamodules import Sequences, Text
-warnings.filterwarnings("ignore")
-seed_everything(0)
-if sys.argv[1] == "text":
-    data = Text("text.txt", "characters", context=8, batch_size=4)
-    model = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, layers=1, width=16, heads=2)
-else:
-    data = Sequences(digits=4, num_train=900, num_test=100, val_size=101, batch_size=16)
-    model = Seq2Seq(data.input_shape, data.num_classes, data.output_length, layers=1, width=16, heads=2)
-seen = []
-step = model.training_step
-model.training_step = lambda batch, batch_idx: (seen.append(batch[0][0].tolist()), step(batch, batch_idx))[1]
-trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=1, limit_train_batches=8, logger=False,
-                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(model, datamodule=data)
-parameters = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-result = {"hash": hashlib.sha256(parameters).hexdigest(), "seen": seen}
-result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
-"""
-
-
-@pytest.mark.parametrize(
-    ("model", "metrics"),
-    [("text", {"val/loss", "val/perplexity", "val/bits_per_byte"}), ("answers", {"val/loss", "val/exact_match"})],
-)
-def test_both_ranks_of_a_transformer_agree_and_read_texts_of_their_own(model, metrics, tmp_path):
-    (tmp_path / "text.txt").write_text("".join(chr(97 + index * index % 23) for index in range(2000)))
-    first, second = results_of_both_ranks(TRANSFORMERS, model, tmp_path)
-    assert first["hash"] == second["hash"]
-    assert {name for name in first if name.startswith("val/")} == metrics
-    for name in metrics:
-        assert first[name] == second[name], name
-    assert first["seen"] != second["seen"]
-
-
 def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
     floors = []
     for devices in (1, 2):
@@ -182,6 +110,76 @@ def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path):
         floors += [float(row["val/fd_floor"]) for row in rows if row["val/fd_floor"]][:1]
         assert yaml.safe_load((folder / "version_0" / "config.yaml").read_text())["trainer"]["strategy"] == "ddp"
     assert floors[0] == pytest.approx(floors[1], rel=1e-4)
+
+
+FAULTS = """
+import os, signal, time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Fault(Callback):
+    '''A process that fails before the fourth batch; one that is stuck at the same time knows nothing of it.'''
+    def __init__(self, kind: str, rank: int = 1, stuck: int = -1):
+        self.kind, self.rank, self.stuck = kind, rank, stuck
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 3 and trainer.global_rank == self.stuck:
+            time.sleep(1000)
+        if batch_idx == 3 and trainer.global_rank == self.rank:
+            Path("when").write_text(str(time.time()))
+            if self.kind == "raise":
+                raise RuntimeError("the error that mattered")
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_with_a_fault(folder: Path, processes: int = 2, **fault: str | int) -> tuple[int, str, float]:
+    """Exit code, what was said, and seconds from the fault to the end of all."""
+    (folder / "faults.py").write_text(FAULTS)
+    args = ["--config=ddp.yaml", "--model=MLPClassifier", "--model.width=16", "--data=Digits", "--data.batch_size=32"]
+    args += [f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.max_epochs=5"]
+    args += ["--trainer.callbacks=faults.Fault", *(f"--trainer.callbacks.{key}={fault[key]}" for key in fault)]
+    # The others of the program's processes hold its output open until they have ended.
+    done = run_program("fit", *args, cwd=folder, WANDB_MODE="disabled", PYTHONPATH=str(folder), OMP_NUM_THREADS="1")
+    return done.returncode, done.stdout + done.stderr, time.time() - float((folder / "when").read_text())
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_an_error_in_one_process_ends_all_and_is_the_only_one_that_is_shown(rank, tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, kind="raise", rank=rank)
+    assert code == 1
+    assert said.count("RuntimeError: the error that mattered") == 1
+    assert said.count("Traceback") == 1
+    assert "Connection closed" not in said
+    assert seconds < 30
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_ends_all_and_is_named(processes, tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, processes, kind="kill", rank=processes - 1)
+    assert code == 1
+    assert f"process {processes - 1} (counted from 0) was ended by SIGKILL, and the other processes with it" in said
+    assert "Traceback" not in said
+    assert seconds < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_waits_for_a_dead_one_is_ended(rank, tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, kind="kill", rank=rank, stuck=1 - rank)
+    assert code in (1, -9)
+    assert "Traceback" not in said
+    assert seconds < 30
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_notice_is_told_once(tmp_path):
+    args = ["--config=mlp.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    done = run_program("fit", *args, "--data=Digits", "--data.val_size=5000", cwd=tmp_path, WANDB_MODE="disabled")
+    assert done.returncode == 2
+    assert done.stderr.count("val_size") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists(), "a run that did not start leaves no folder"
 
 
 @pytest.mark.slow

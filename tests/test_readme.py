@@ -49,6 +49,7 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, shared_data):
         for index in range(100):
             Image.new("RGB", (70 + index, 90), (2 * index, green, 90)).save(pictures / f"{index}.jpg")
     (tmp_path / "data").symlink_to(shared_data)
+    (tmp_path / "tinyshakespeare.txt").symlink_to(shared_data / "text" / "tinyshakespeare.txt")
     for command in COMMANDS:
         arguments = shlex.split(command)[2:]
         if arguments[0] == "fit":

@@ -7,11 +7,17 @@ import pytest
 import yaml
 
 from tests.helpers import CHECKOUT, TINY, run_program
+from tests.models import teacher_checkpoint
 from zoo.cli import main
 
 RECIPES = sorted(path.name for path in (CHECKOUT / "zoo" / "configs").glob("*.yaml"))
 # Recipes that change one thing are stacked on one that is whole, as their first line says.
-STACKED = {"fashion_mnist.yaml": ["gan.yaml"], "ddp.yaml": ["gan.yaml"]}
+STACKED = {
+    "fashion_mnist.yaml": ["gan.yaml"],
+    "ddp.yaml": ["gan.yaml"],
+    "fsdp.yaml": ["transformer.yaml"],
+    "gpu.yaml": ["gan.yaml"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +32,18 @@ def arguments(recipe: str, request: pytest.FixtureRequest) -> list[str]:
         args += ["--config", name]
     if recipe == "fashion_mnist.yaml":
         args.append(f"--data.root={request.getfixturevalue('shared_data')}")
-    if recipe in ("mlp.yaml", "resnet.yaml", "resnet20.yaml", "diffusion_fashion.yaml"):  # what every machine has
-        args += ["--data=Digits", "--data.batch_size=64"]
+    if recipe in ("mlp.yaml", "resnet.yaml", "resnet20.yaml", "diffusion_fashion.yaml", "vit.yaml"):
+        args += ["--data=Digits", "--data.batch_size=64"]  # what every machine has
+    if recipe == "consistency.yaml":
+        args.append(f"--model.teacher={teacher_checkpoint(Path.cwd())}")
+    if recipe == "shakespeare.yaml":  # made for a GPU
+        args += ["--model.layers=1", "--model.width=96", "--data.context=64"]
     return [*args, *TINY, "--trainer.devices=1"]
 
 
 def run(recipe: str, args: list[str]) -> None:
     """In this process, but for a process group, which would stay in it."""
-    if recipe == "ddp.yaml":
+    if recipe in ("ddp.yaml", "fsdp.yaml"):
         done = run_program(*args, cwd=Path.cwd(), WANDB_MODE="disabled")
         assert done.returncode == 0, done.stderr
     else:

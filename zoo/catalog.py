@@ -72,9 +72,9 @@ def find_class(path: str, entries: Iterable[Entry] | None = None) -> type:
     raise UserError(f"{path} is not in the zoo{did_you_mean(path.rsplit('.', 1)[-1], known)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
     """The end of a message about an unknown name: the known one that looks like it, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -105,6 +105,8 @@ class Classifier(ZooModule):
         lr_scheduler: makes the learning-rate schedule, stepped with every optimizer step; None for a constant.
     """
 
+    _window: TrainingWindow
+
     def __init__(
         self,
         network: nn.Module,
@@ -239,7 +241,6 @@ class Classifier(ZooModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._seen = 0
-        self._window.start()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,13 +22,18 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo.callbacks import PredictionWriter, ShortProgressBar
+from zoo.callbacks import PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.catalog import catalog, did_you_mean
+from zoo.checkpoints import check_checkpoint
+from zoo.checks import check_match, check_port, check_trainer_options
 from zoo.classifier import Classifier
-from zoo.errors import UserError
-from zoo.messages import explain, one_line
+from zoo.errors import NonFiniteError, UserError
+from zoo.messages import as_user_error, explain, one_line, option_names
+from zoo.pictures import unused_path
+from zoo.processes import ending_together
+from zoo.recipes import resolve_recipes
+from zoo.resume import Continued, LoggedSoFar, RunLock, find_last
 from zoo.tracking import RunFolders, RunOptions, WandbOptions, run_loggers
 
 PROGRAM = "zoo"
@@ -43,14 +46,14 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside another one's trial of types, which goes on with its message
             super().error(message, ex)
-        raise UserError(explain(message))
+        raise UserError(explain(message, option_names(self)))
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         # Values that the data gave the model by a link are not in it: the next run links them again.
         arguments = config["model"].setdefault("init_args", {})
         arguments.update({name: value for name, value in pl_module.hparams.items() if arguments.get(name) is None})
@@ -65,6 +68,7 @@ class ZooCLI(LightningCLI):
     def __init__(self, recipe: str, folders: RunFolders) -> None:
         self.recipe = recipe
         self.folders = folders
+        self.continued: Continued | None = None
         super().__init__(
             save_config_callback=SaveConfig,
             parser_class=OneLineParser,
@@ -86,9 +90,25 @@ class ZooCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """The model is built from the configuration; the checkpoint's hyperparameters do not override it."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path == "last" and self.config.subcommand == "fit":
+            self.continued = find_last(config.run.root, config.run.name or self.recipe)
+            config.ckpt_path = str(self.continued.path) if self.continued else None
+        elif path == "last":
+            raise UserError(
+                f"--ckpt_path last is for fit, which goes on with a run; for {self.config.subcommand}, name the file"
+            )
+        elif path and path not in ("best", "hpc", "registry") and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path} is not a file")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Without --weights_only: a checkpoint is always read so that nothing in it is run."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -99,9 +119,14 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
+        check_match(self.model, self.datamodule)
+        if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+            check_checkpoint(config.ckpt_path, self.model)
+        check_trainer_options(config.trainer)
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             training = self.subcommand == "fit"
-            kwargs["logger"] = run_loggers(config.run, config.wandb, self.recipe, self.folders) if training else False
+            options = (config.run, config.wandb, self.recipe, self.folders, self.continued)
+            kwargs["logger"] = run_loggers(*options) if training else False
         elif config.trainer.fast_dev_run:
             kwargs["logger"] = False
         if kwargs.get("logger", config.trainer.logger) is False:
@@ -112,12 +137,29 @@ class ZooCLI(LightningCLI):
             callbacks.append(ShortProgressBar())
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(PredictionWriter())
+        if self.subcommand == "fit":
+            callbacks += [StopOnSignal(), LoggedSoFar()]
+            if not any(isinstance(c, StopOnNonFinite) for c in callbacks):
+                callbacks.append(StopOnNonFinite())
+        if self.continued is not None:  # what was typed this time stands beside what was typed at first
+            self.save_config_kwargs["config_filename"] = unused_path(self.continued.folder / "config.yaml").name
         # The loggers get the whole configuration, nested; the model's part of it need not lie flat beside it.
         self.model._log_hyperparams = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        check_port(trainer)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with ending_together(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         trainer = self.trainer
+        if trainer.num_training_batches == 0:
+            raise UserError(
+                "there is not one training batch (on each device): use a smaller --data.batch_size, fewer "
+                "--trainer.devices, or more of --trainer.limit_train_batches"
+            )
         if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or "")  # asked on every rank, since rank zero tells the others
@@ -153,7 +195,7 @@ def _silence_what_says_nothing() -> None:
         "Using ModelCheckpoint with manual optimization.*",  # a checkpoint after a step is what anybody expects
         "Grad strides do not match.*",  # of a layer with one output, whose copy costs nothing
         "The dirpath has changed from.*",  # a run's folder may be moved
-        "Experiment logs directory .* exists and is not empty.*",  # the folder was made for this run
+        "Checkpoint directory .* exists and is not empty.*",  # as it is where a run goes on
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
@@ -187,38 +229,6 @@ def _relative(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Replaces bare recipe names after --config by the files of the package.
-
-    Returns:
-        The arguments, and the first recipe's name without its ending.
-
-    Raises:
-        UserError: there is no such file and no such recipe.
-    """
-    resolved, first, expected = list(args), None, False
-    for index, argument in enumerate(resolved):
-        option, _, inline = argument.partition("=")
-        if expected or (option in ("--config", "-c") and inline):
-            name = argument if expected else inline
-            path = _recipe_path(name)
-            first = first or Path(name).stem
-            resolved[index] = path if expected else f"{option}={path}"
-            expected = False
-        else:
-            expected = argument in ("--config", "-c")
-    return resolved, first
-
-
-def _recipe_path(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    shipped = {file.name: file for file in resources.files("zoo.configs").iterdir() if file.name.endswith(".yaml")}
-    if name in shipped:
-        return str(shipped[name])
-    raise UserError(f"--config {name} is neither a file nor a recipe{did_you_mean(name, sorted(shipped))}")
-
-
 def _with_config_of_run(args: list[str]) -> list[str]:
     """For a checkpoint that is given without a configuration, the one that lies in its run's folder."""
     if args[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in args):
@@ -242,15 +252,16 @@ def run_trainer(args: list[str]) -> ZooCLI:
     sys.argv = [typed[0], *args]
     try:
         return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
-    except (MisconfigurationException, ValueError, ImportError):
-        folders.discard()
-        raise
-    except RuntimeError as error:
-        if "which is not available" in str(error):  # EarlyStopping's monitor
-            raise UserError(str(error)) from error
-        raise
+    except Exception as error:
+        mistake = as_user_error(error)
+        # What was typed can be typed again; what a full disk has left of a run is not ours to remove.
+        folders.discard(begun=mistake is None or isinstance(error, OSError))
+        if mistake is None:
+            raise
+        raise mistake from error
     finally:
         sys.argv = typed
+        RunLock.release()
 
 
 def run_list(args: list[str]) -> None:
@@ -315,21 +326,15 @@ def main(args: Sequence[str] | None = None) -> None:
         if command is None:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
         command(typed if command is run_trainer else typed[1:])
-    except (UserError, MisconfigurationException) as error:
-        _fail(str(error))
-    except (ValueError, ImportError) as error:
-        # What the constructor of a model, a data module or a trainer says of its arguments reaches us through
-        # jsonargparse, or from Lightning's Trainer; what is raised later is no answer to what was typed.
-        if not _raised_while_building(error):
+    except NonFiniteError as error:
+        _fail(str(error), code=1)
+    except Exception as error:
+        mistake = as_user_error(error)
+        if mistake is None:
             raise
-        _fail(explain(str(error)))
+        _fail(str(mistake))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _raised_while_building(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name in ("instantiate_classes", "instantiate_trainer") for frame in frames)
+    sys.exit(code)

@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+class NonFiniteError(ArithmeticError):
+    """Training has left the numbers: a loss, a gradient or a parameter is infinite or not a number.
+
+    Nothing that was typed is impossible in itself, so the command line exits with code 1 and not 2.
+    """
+
+
 def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
     """Raises a `UserError` that names the choices unless `choice` is one of them."""
     if choice not in choices:

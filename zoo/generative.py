@@ -43,6 +43,11 @@ def sample_seeds(n: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(2**62, (n,), generator=generator, device=device)
 
 
+def seeds_at(places: Tensor, seed: int) -> Tensor:
+    """Seeds int64 (n,) for the samples at these places (n,) of a split, which do not depend on how it is cut."""
+    return sample_seeds(int(places.max()) + 1, torch.Generator().manual_seed(seed))[places]
+
+
 def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[str, Metric] | None:
     """The distance between samples and data of this shape, with the name that it is logged under.
 
@@ -86,10 +91,29 @@ class GenerativeModule(ZooModule):
         self.floor = distance[1].clone() if distance else None
         self._floors: dict[str, float] = {}
         self._reference: Tensor | None = None
+        self._places = torch.arange(0)
 
     @abstractmethod
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draws `n` samples, (n, *input_shape), images in [-1, 1]; mode and global random numbers stay as they were."""
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Draws `n` samples; mode and global random numbers stay as they were.
+
+        Args:
+            n: how many.
+            labels: int64 (n,) for a conditional model; drawn uniformly where they are not given.
+            generator: random numbers; the same ones give the same samples on every device.
+            seeds: int64 (n,), one for each sample, in place of the generator: the same seed, and label, give the same
+                sample in every batch.
+
+        Returns:
+            (n, *input_shape), images in [-1, 1].
+        """
 
     def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
         """Labels (n,), drawn uniformly, for a conditional model; None for any other."""
@@ -97,6 +121,23 @@ class GenerativeModule(ZooModule):
             return None
         device = generator.device if generator else self.device
         return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
+
+    # Validation and test
+
+    def on_validation_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._locate(len(batch[0]), batch_idx)
+
+    def on_test_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._locate(len(batch[0]), batch_idx)
+
+    def _locate(self, n: int, batch_idx: int) -> None:
+        """Finds the places (n,) of a batch's samples in the split, which the processes take in turn.
+
+        What is random in evaluation depends on them, so that what is measured is the same on one process and on many.
+        """
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        start = int(self._places[-1]) + ranks if batch_idx else rank
+        self._places = start + torch.arange(n) * ranks
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._compare(batch, batch_idx, "val")
@@ -112,11 +153,9 @@ class GenerativeModule(ZooModule):
         if self.distance is None:
             return
         x, y = batch
-        # The same noise in every validation: what changes between two of them is the model. Its generator is its own,
+        # The same noise in every validation: what changes between two of them is the model. It has seeds of its own,
         # so that training sees the same random numbers with and without validation.
-        seed = batch_idx * self.trainer.world_size + self.global_rank
-        generator = torch.Generator().manual_seed(seed)
-        fake = self.sample(len(x), labels=y if self.conditional else None, generator=generator)
+        fake = self.sample(len(x), labels=y if self.conditional else None, seeds=seeds_at(self._places, seed=0))
         self.distance.update(x, real=True)
         self.distance.update(fake, real=False)
         name = f"{split}/{self.distance_name}"

@@ -5,17 +5,26 @@ from __future__ import annotations
 import netrc
 import os
 import shutil
+import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from zoo.errors import UserError
+from zoo.loggers import RunCSVLogger, RunWandbLogger, wandb_id
+from zoo.messages import one_line
+from zoo.resume import Continued, RunLock, remove_partial
+
+WANDB_URL = "https://api.wandb.ai"
+CONNECT_SECONDS = 5.0  # for the first connection to the server
+INIT_SECONDS = 30.0  # for the start of a run there
 
 
 @dataclass
@@ -73,17 +82,24 @@ class RunFolders:
                 self._made += [folder, *missing]
                 return folder
         except OSError as error:
+            for made in missing:  # those that could be made
+                with suppress(OSError):
+                    made.rmdir()
             raise UserError(
                 f"the run's folder cannot be made in {parent}: {error.strerror}; choose another --run.root"
             ) from error
 
-    def discard(self) -> None:
-        """Removes the folders that `new` made in which no training has left a trace, for a run that did not start."""
+    def discard(self, begun: bool = True) -> None:
+        """Removes the folders that `new` made, for a run that did not start.
+
+        Args:
+            begun: keep those in which training has left numbers; a folder with a checkpoint is always kept.
+        """
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish(exit_code=1)
         for folder in self._made:
-            started = (folder / "metrics.csv").exists() or (folder / "checkpoints").exists()
+            started = (folder / "checkpoints").exists() or (begun and (folder / "metrics.csv").exists())
             if folder.name.startswith("version_") and not started:
                 shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # there are other runs in it
@@ -95,7 +111,7 @@ def has_wandb_credentials() -> bool:
     """Whether an API key or identity token is at hand, without asking anybody and without the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL)).hostname or ""
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
@@ -116,16 +132,44 @@ def wandb_mode(options: WandbOptions) -> str:
     return "online" if has_wandb_credentials() else "offline"
 
 
-def run_loggers(run: RunOptions, wandb: WandbOptions, recipe: str, folders: RunFolders) -> list[Logger]:
-    """The loggers of a new run: metrics.csv in a folder of its own, and Weights & Biases in the same folder."""
+def run_loggers(
+    run: RunOptions, wandb: WandbOptions, recipe: str, folders: RunFolders, continued: Continued | None = None
+) -> list[Logger]:
+    """The loggers of a run: metrics.csv in a folder of its own, and Weights & Biases in the same folder.
+
+    Args:
+        run: where.
+        wandb: how.
+        recipe: name of the run where it has none.
+        folders: makes the folder.
+        continued: the run to go on with, in its folder, for one that is not new.
+    """
     name = run.name or recipe
     # Only the first rank writes; the others learn its folder from Lightning, by a broadcast.
     first = getattr(rank_zero_only, "rank", 0) == 0
-    folder = folders.new(run.root, name) if first else Path(run.root) / name / "version_of_rank_0"
-    loggers: list[Logger] = [CSVLogger(run.root, name=name, version=folder.name)]
+    if continued is not None:
+        folder, logged = continued.folder, continued.logged
+        if first:
+            RunLock.take(folder)
+            remove_partial(folder)
+    else:
+        folder, logged = folders.new(run.root, name) if first else Path(run.root) / name / "version_of_rank_0", {}
+        if first:
+            RunLock.take(folder)
+    loggers: list[Logger] = [RunCSVLogger(run.root, name, folder.name, logged.get(RunCSVLogger.__name__, 0))]
     mode = wandb_mode(wandb)
+    if mode == "online" and first:
+        logger, problem = _online_logger(folder, wandb, name, continued)
+        if problem:
+            mode, logger = "offline", _wandb_logger(folder, "offline", wandb, name, continued)
+            rank_zero_warn(
+                f"Weights & Biases cannot be used ({problem}), so the run stays on disk; to upload it later: "
+                f"wandb sync {folder}/wandb/offline-run-*"
+            )
+        loggers.append(logger)
+        return loggers
     if mode != "disabled":
-        loggers.append(_wandb_logger(folder, f"{name}-{folder.name}", mode, wandb))
+        loggers.append(_wandb_logger(folder, mode, wandb, name, continued))
     if mode == "offline" and wandb.mode == "auto" and "WANDB_MODE" not in os.environ:
         rank_zero_info(
             f"Weights & Biases has no API key here, so the run stays on disk; to upload it later: "
@@ -134,13 +178,47 @@ def run_loggers(run: RunOptions, wandb: WandbOptions, recipe: str, folders: RunF
     return loggers
 
 
-def _wandb_logger(folder: Path, name: str, mode: str, options: WandbOptions) -> Logger:
+def _online_logger(
+    folder: Path, options: WandbOptions, name: str, continued: Continued | None
+) -> tuple[RunWandbLogger, str]:
+    """A logger whose run has been started, or what prevents it, in a few words."""
+    logger = _wandb_logger(folder, "online", options, name, continued)
+    if problem := _connection_problem():
+        return logger, problem
+    from wandb.errors import Error
+
+    try:
+        logger.experiment  # noqa: B018 - starts the run
+    except (Error, ValueError) as error:  # a wrong key, no answer, a project that may not be written to
+        return logger, one_line(str(error))[:200]
+    return logger, ""
+
+
+def _connection_problem() -> str:
+    """Why W&B's server cannot be reached; nothing if it can, or if a proxy stands between."""
+    url = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL))
+    if getproxies() or not url.hostname:
+        return ""
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return f"no connection to {url.hostname}: {error.strerror or error}"
+    return ""
+
+
+def _wandb_logger(
+    folder: Path, mode: str, options: WandbOptions, name: str, continued: Continued | None
+) -> RunWandbLogger:
     import wandb
 
-    settings: dict[str, Any] = {"silent": True} if mode == "offline" else {}
-    logger = WandbLogger(
-        name=name,
-        save_dir=str(folder),
+    # Whoever waits for a server that does not answer waits for training to begin.
+    settings: dict[str, Any] = {"silent": True} if mode == "offline" else {"init_timeout": INIT_SECONDS}
+    logger = RunWandbLogger(
+        folder,
+        rows=continued.logged.get(RunWandbLogger.__name__, 0) if continued else 0,
+        id=wandb_id(folder) if continued else None,
+        name=f"{name}-{folder.name}",
         project=options.project,
         log_model=options.log_model,
         mode=mode,

@@ -114,9 +114,11 @@ def test_batches_reach_a_lightning_module_as_floats_in_the_models_range(make, tm
 def test_training_and_validation_samples_are_disjoint_and_together_the_training_split(make, monkeypatch):
     data = make()
     _, labels = data.load_split(train=True)
-    monkeypatch.setattr(data, "load_split", lambda train: (torch.arange(len(labels)), labels))
+    numbers = torch.arange(len(labels)).view(-1, *[1] * len(data.input_shape)).expand(-1, *data.input_shape)
+    monkeypatch.setattr(data, "load_split", lambda train: (numbers, labels))
     data.setup("fit")
     (train, train_labels), (val, val_labels) = data.split("train"), data.split("val")
+    train, val = train.flatten(1)[:, 0], val.flatten(1)[:, 0]
     together, labels_together = torch.cat([train, val]), torch.cat([train_labels, val_labels])
     assert torch.equal(together.sort().values, torch.arange(len(labels)))
     assert torch.equal(labels_together, labels[together])  # every sample kept its label

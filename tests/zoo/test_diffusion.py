@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from zoo import Diffusion
 from zoo.checkpoints import load_model
 from zoo.datamodules import Digits, Points
-from zoo.datamodules.base import TensorBatches, batch_loader
+from zoo.datamodules.base import TensorBatches, as_is
+from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.points import MIXTURES
 from zoo.diffusion import AnalyticForce
 from zoo.diffusion.network import ResidualMLP, UNet
@@ -414,7 +415,7 @@ class InOrder(Digits):
     """Digits in the same order in every epoch."""
 
     def train_dataloader(self):
-        return batch_loader(TensorBatches(*self._splits["train"]), self.batch_size)
+        return evaluation_loader(TensorBatches(*self._splits["train"]), self.batch_size, as_is, None)
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(tmp_path):

@@ -70,23 +70,41 @@ def test_what_it_reports_is_by_hand_whatever_the_lengths_of_the_batches(tmp_path
     assert report["val/bits_per_byte"] == pytest.approx(losses.sum().item() / math.log(2) / len(written), rel=1e-5)
 
 
-def test_the_window_of_training_counts_tokens(tmp_path):
+def test_means_over_the_window_of_training_are_logged(tmp_path):
     from lightning.pytorch.loggers.logger import DummyLogger
 
     class Keeping(DummyLogger):
-        rows: list = []
+        def __init__(self):
+            super().__init__()
+            self.rows: list = []
 
         def log_metrics(self, metrics, step=None):
             self.rows.append(metrics)
 
+    losses = []
+
+    class Noting(TransformerLM):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            losses.append(loss.item())
+            return loss
+
     data = text_of(tmp_path, "the quick brown fox\n" * 50)
-    model = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, **SHAPE)
+    model = Noting(data.input_shape, data.num_classes, data.tokenizer_description, **SHAPE)
     logger = Keeping()
-    logger.rows = []
     quiet(max_steps=4, limit_val_batches=0, logger=logger, log_every_n_steps=2).fit(model, data)
     assert len(logger.rows) == 2
-    assert {"train/loss", "train/lr", "train/tokens_per_second"} <= set(logger.rows[0])
-    assert logger.rows[0]["train/loss"] == pytest.approx(math.log(data.num_classes), abs=1)
+    for row, first in zip(logger.rows, (0, 2), strict=True):
+        assert row["train/loss"] == pytest.approx(sum(losses[first : first + 2]) / 2, rel=1e-6)
+        assert {"train/lr", "train/tokens_per_second"} <= set(row)
+
+
+def test_a_text_without_line_breaks_is_written_on_all_the_same(tmp_path):
+    data = text_of(tmp_path, "abc" * 500)
+    model = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, **SHAPE)
+    assert model.sample(2, length=5).shape == (2, 5)
+    with pytest.raises(UserError, match=r"the character '\\n' is not in the text"):
+        model.sample(1, prompt="\n")
 
 
 # Narrowing

@@ -187,7 +187,7 @@ class ConsistencyModel(Preconditioned):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        noise, sigma = self.fixed_noise(x, batch_idx)
+        noise, sigma = self.fixed_noise(x)
         labels = y if self.conditional else None
         sigma = sigma.clamp(self.sigma_min, self.sigma_max)
         loss = self.consistency_loss(self.ema or self.network, x, noise, sigma, labels, self.divisor)

@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from zoo.base import evaluating
 from zoo.diffusion.force import AnalyticForce, Force, column
@@ -25,6 +27,28 @@ from zoo.errors import UserError, check_at_least, check_choice
 from zoo.generative import slerp
 
 MEMORIZED = 1 / 3  # ratio of the distances to the nearest training sample, below which a warning is given
+
+
+class MedianRatio(Metric):
+    """The median of some numbers over the median of others, of all ranks; nan while there are none."""
+
+    full_state_update = False
+    above: list[Tensor]
+    below: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("above", [], dist_reduce_fx="cat")
+        self.add_state("below", [], dist_reduce_fx="cat")
+
+    def update(self, above: Tensor, below: Tensor) -> None:
+        """Adds numbers (N,) to either side."""
+        self.above.append(above)
+        self.below.append(below)
+
+    def compute(self) -> Tensor:
+        """The ratio, a scalar."""
+        return dim_zero_cat(self.above).median() / dim_zero_cat(self.below).median()
 
 
 class Diffusion(Preconditioned, Force):
@@ -41,8 +65,8 @@ class Diffusion(Preconditioned, Force):
             2207.12598, eq. 6); 0 for none. It doubles the evaluations of the network.
         diffusivity: D of the process. It sets the clock and nothing else.
         temperature: k_B T of the process. It is the unit of the force and nothing else.
-        excess_samples: of a validation batch, that the learned force is compared with the analytic one on, and as many
-            drawn ones with the training data; 0 for none.
+        excess_samples: validation samples, the first ones, that the learned force is compared with the analytic one on,
+            and as many drawn ones with the training data; 0 for none.
         likelihood_samples: of the first validation batch, whose likelihood is measured in bits per dimension (of
             points, as negative log-likelihood in nats); 0 for none. It takes hundreds of evaluations of the network.
         likelihood_probes: random vectors by which the divergence is estimated for it, 0 for the exact one; where it is
@@ -50,7 +74,7 @@ class Diffusion(Preconditioned, Force):
         **kwargs: of `zoo.diffusion.preconditioned.Preconditioned`.
     """
 
-    validated = ("loss", "force_loss", "excess", "distance_to_analytic", "nn_ratio")
+    validated = ("loss", "force_loss", "excess", "distance_to_analytic")
 
     def __init__(
         self,
@@ -75,6 +99,7 @@ class Diffusion(Preconditioned, Force):
         self.check_guidance(guidance)
         self.excess_samples = excess_samples
         self.likelihood_samples, self.likelihood_probes = likelihood_samples, likelihood_probes
+        self.nearness = MedianRatio()
         self._analytic: AnalyticForce | None = None
 
     def check_guidance(self, guidance: float) -> None:
@@ -239,7 +264,7 @@ class Diffusion(Preconditioned, Force):
     # Validation
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._measure_loss(batch, batch_idx)
+        self._measure_loss(batch)
         if self.likelihood_samples and batch_idx == 0 and not self.trainer.sanity_checking:
             self._measure_likelihood(*batch)
         super().validation_step(batch, batch_idx)
@@ -266,24 +291,27 @@ class Diffusion(Preconditioned, Force):
         error = value.std() / math.sqrt(len(x) * self.trainer.world_size)
         self.log(f"{name}_error", error.float(), on_epoch=True, sync_dist=True, batch_size=len(x))
 
-    def _measure_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def _measure_loss(self, batch: tuple[Tensor, Tensor]) -> None:
         """The loss, by the same noise in every validation, and what it is beside that of the analytic force."""
         x, y = batch
         labels = y if self.conditional else None
-        noise, sigma = self.fixed_noise(x, batch_idx)
+        noise, sigma = self.fixed_noise(x)
         noisy = x + column(sigma, x) * noise
         error = (self.denoise(noisy, sigma, labels) - x).square().flatten(1).mean(1)
         loss = self._weight(sigma) * error
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
-        if self._analytic is not None and batch_idx == 0:
-            few = slice(self.excess_samples)
-            self._compare_with_analytic(
-                x[few], labels if labels is None else labels[few], noise[few], sigma[few], loss[few]
-            )
+        if self._analytic is not None:
+            few = self._places < self.excess_samples
+            if few.any():
+                self._compare_with_analytic(
+                    self._places[few], x[few], y[few] if self.conditional else None, noise[few], sigma[few], loss[few]
+                )
+            for name in ("excess", "distance_to_analytic"):  # also where this rank has none of them
+                self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
 
     def _compare_with_analytic(
-        self, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
+        self, places: Tensor, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
     ) -> None:
         """What of the loss the analytic force has, too, on held-out samples and on training samples.
 
@@ -294,14 +322,16 @@ class Diffusion(Preconditioned, Force):
         """
         analytic = cast(AnalyticForce, self._analytic)
         best = analytic.denoise(x + column(sigma, x) * noise, sigma, labels)
-        self._log_mean("excess", loss - self._weight(sigma) * (best - x).square().flatten(1).mean(1))
-        few = slice(self.global_rank, None, self.trainer.world_size)
-        train = analytic.data[few][: len(x)].to(x)
-        labels = None if analytic.labels is None else analytic.labels[few][: len(x)].to(x.device)
+        excess = loss - self._weight(sigma) * (best - x).square().flatten(1).mean(1)
+        cast(MeanMetric, self.val_metrics["excess"]).update(excess)
+        places = places[places < len(analytic.data)]
+        train = analytic.data[places].to(x)
+        labels = None if analytic.labels is None else analytic.labels[places].to(x.device)
         noise, sigma = noise[: len(train)], sigma[: len(train)]
         noisy = train + column(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - analytic.denoise(noisy, sigma, labels)
-        self._log_mean("distance_to_analytic", self._weight(sigma) * distance.square().flatten(1).mean(1))
+        mean_square = self._weight(sigma) * distance.square().flatten(1).mean(1)
+        cast(MeanMetric, self.val_metrics["distance_to_analytic"]).update(mean_square)
 
     def _weight(self, sigma: Tensor) -> Tensor:
         """EDM's weight of the denoiser's squared error, (N,)."""
@@ -309,13 +339,20 @@ class Diffusion(Preconditioned, Force):
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """The alarm of memorization: how near samples are to the training data, beside how near held-out data is."""
-        if split != "val" or batch_idx > 0 or self._analytic is None:
+        if split != "val" or self._analytic is None:
             return
-        data = self._analytic.data.flatten(1).to(real)
-        near = [torch.cdist(x[: self.excess_samples].flatten(1), data).amin(1).median() for x in (fake, real)]
-        ratio = near[0] / near[1]
-        self._log_mean("nn_ratio", ratio)
-        if ratio < MEMORIZED and not self.trainer.sanity_checking:
+        few = self._places < self.excess_samples
+        if few.any() or batch_idx == 0:
+            data = self._analytic.data.flatten(1).to(real)
+            self.nearness.update(*(torch.cdist(x[few].flatten(1), data).amin(1) for x in (fake, real)))
+        self.log("val/nn_ratio", self.nearness)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self._analytic is None or self.distance is None or self.trainer.sanity_checking:
+            return
+        ratio = self.nearness.compute()
+        if ratio < MEMORIZED:
             rank_zero_warn(
                 f"samples lie {ratio:.2f} times as far from the training data as held-out data does: the model "
                 "repeats what it has learned from; train it for less long, make it smaller, or give it more data"

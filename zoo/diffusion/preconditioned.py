@@ -20,9 +20,10 @@ from zoo.diffusion.network import ResidualMLP, UNet
 from zoo.diffusion.samplers import SampleNoise, noise_levels
 from zoo.ema import EMA
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.generative import GenerativeModule, sample_seeds
+from zoo.generative import GenerativeModule, sample_seeds, seeds_at
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_optimizer
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 CALIBRATION = 10_000  # training samples that mean and standard deviation are measured on, at most
 
 
@@ -67,6 +68,7 @@ class Preconditioned(GenerativeModule):
     mean: Tensor
     sigma_data: Tensor
     calibrated: Tensor
+    _window: TrainingWindow
     #: Means that validation logs.
     validated: Sequence[str] = ("loss",)
 
@@ -177,7 +179,8 @@ class Preconditioned(GenerativeModule):
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, seeds: Tensor | None
     ) -> tuple[SampleNoise, Tensor | None]:
         """The noise of `n` samples, each from a seed of its own, and their labels, drawn where they are not given."""
-        generator = generator or fresh_generator()
+        if generator is None and (seeds is None or (labels is None and self.conditional)):
+            generator = fresh_generator()
         seeds = sample_seeds(n, generator) if seeds is None else seeds
         labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
         return SampleNoise(seeds, self.input_shape, self.device), labels
@@ -201,7 +204,6 @@ class Preconditioned(GenerativeModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._images = 0
-        self._window.start()
         self._must_calibrate = not self.calibrated
 
     def stratified_noise_levels(self, n: int) -> Tensor:
@@ -233,13 +235,16 @@ class Preconditioned(GenerativeModule):
         self._window.add(self, images, loss=loss)
         return loss
 
-    def fixed_noise(self, x: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Noise like x and noise levels (N,) for a validation batch, the same in every validation."""
-        seed = batch_idx * self.trainer.world_size + self.global_rank
-        generator = torch.Generator().manual_seed(seed)
-        quantile = (torch.randperm(len(x), generator=generator) + 0.5) / len(x)
-        sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp().to(x)
-        return torch.randn(x.shape, generator=generator).to(x), sigma
+    def fixed_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise like x and noise levels (N,) for a validation batch, by the places of its samples in the split.
+
+        Multiples of the golden ratio, without their whole part, fill the unit interval evenly however many there are,
+        and so they do the quantiles.
+        """
+        noise = SampleNoise(seeds_at(self._places, seed=1), self.input_shape)
+        quantile = ((self._places + 0.5).double() * GOLDEN_RATIO) % 1
+        sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp()
+        return noise().to(x), sigma.to(x)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

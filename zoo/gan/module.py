@@ -116,7 +116,7 @@ class GAN(GenerativeModule):
         self.lr_scheduler_d = lr_scheduler_d
         self.generator, self.discriminator = self._build_networks(architecture, width, depth)
         self.ema = EMA(self.generator, ema_half_life) if ema_half_life > 0 else None
-        self._window: list[tuple[Tensor, Tensor | None]] = []
+        self._batches: list[tuple[Tensor, Tensor | None]] = []
         self._clock: tuple[float, int] | None = None
         self._penalty: Tensor | None = None
         self._stepping: list[nn.Parameter] = []  # those whose gradient is measured or clipped in the step being taken
@@ -149,8 +149,11 @@ class GAN(GenerativeModule):
 
     # Sampling
 
-    def latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device whatever the generator's."""
+    def latents(self, n: int, generator: torch.Generator | None = None, seeds: Tensor | None = None) -> Tensor:
+        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device whatever the generator's; or each by its seed."""
+        if seeds is not None:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+            return torch.stack([torch.randn(self.latent_dim, generator=g) for g in generators]).to(self.device)
         device = generator.device if generator else self.device
         return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
 
@@ -158,19 +161,28 @@ class GAN(GenerativeModule):
         """z (N, latent_dim), labels (N,) to samples (N, *input_shape), by the averaged generator where there is one."""
         return (self.ema or self.generator)(z, labels)
 
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
         """Draws `n` samples.
 
         Args:
             n: how many.
             labels: int64 (n,) for a conditional GAN; drawn uniformly where they are not given.
             generator: random numbers; the same ones give the same samples on every device.
+            seeds: int64 (n,), one for each sample, in place of the generator: the same seed, and label, give the same
+                sample in every batch.
 
         Returns:
             (n, *input_shape), images in [-1, 1].
         """
         with evaluating(self):
-            z = self.latents(n, generator)
+            z = self.latents(n, generator, seeds)
             labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
             return self(z, labels).float()
 
@@ -248,16 +260,24 @@ class GAN(GenerativeModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._window = []
+        self._batches = []
         self._clock = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["penalty"] = self._penalty
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._penalty = checkpoint.get("penalty")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         labels = y if self.conditional else None
         optimizer_g, optimizer_d = cast(list[LightningOptimizer], self.optimizers())
         log = self._should_log()
-        self._window.append((x, labels))
-        complete = len(self._window) == self.accumulate or self.trainer.is_last_batch
+        self._batches.append((x, labels))
+        complete = len(self._batches) == self.accumulate or self.trainer.is_last_batch
         metrics = self._backward_discriminator(x, labels, optimizer_d, complete)
         if complete:
             metrics |= self._step(optimizer_d, self.discriminator, "d", log)
@@ -265,11 +285,11 @@ class GAN(GenerativeModule):
                 metrics |= self._backward_generator(optimizer_g)
                 metrics |= self._step(optimizer_g, self.generator, "g", log, counted=False)
                 if self.ema is not None:
-                    images = sum(len(x) for x, _ in self._window) * self.d_steps * self.trainer.world_size
+                    images = sum(len(x) for x, _ in self._batches) * self.d_steps * self.trainer.world_size
                     self.ema.update(self.generator, images)
             for scheduler in self._schedulers():
                 scheduler.step()
-            self._window = []
+            self._batches = []
         if log:
             self._log(metrics)
 
@@ -321,8 +341,8 @@ class GAN(GenerativeModule):
     def _backward_generator(self, optimizer: LightningOptimizer) -> dict[str, Tensor]:
         """Backward passes of the generator's loss over the window, with new latents."""
         losses = []
-        for index, (x, labels) in enumerate(self._window):
-            with self._training_only(optimizer, sync=index == len(self._window) - 1):
+        for index, (x, labels) in enumerate(self._batches):
+            with self._training_only(optimizer, sync=index == len(self._batches) - 1):
                 fake = self.generator(self.latents(len(x)), labels)
                 with torch.no_grad():
                     real_logits = self.discriminator(x, labels).float()

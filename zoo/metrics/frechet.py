@@ -83,8 +83,11 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     """Squared Fréchet (Wasserstein-2) distance of two normal distributions: means (d,), covariances (d, d), a scalar.
 
     Dowson and Landau (1982). The trace of (C_a C_b)^(1/2) is taken as that of (A C_b A)^(1/2), A = C_a^(1/2), whose
-    matrices are symmetric: it holds for singular covariances, of fewer samples than dimensions, too.
+    matrices are symmetric: it holds for singular covariances, of fewer samples than dimensions, too. Of moments that
+    are not finite it is nan.
     """
+    if not all(moment.isfinite().all() for moment in (mean_a, cov_a, mean_b, cov_b)):
+        return mean_a.new_full((), torch.nan)  # which has no eigenvalues; no matrix decomposition says so
     eigenvalues, vectors = torch.linalg.eigh(cov_a)
     root_a = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()

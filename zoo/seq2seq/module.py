@@ -46,6 +46,10 @@ class Seq2Seq(ZooModule):
         lr_scheduler: makes the learning-rate schedule, stepped with every optimizer step; None for a constant.
     """
 
+    tokens = True
+
+    _window: TrainingWindow
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -72,6 +76,8 @@ class Seq2Seq(ZooModule):
             raise UserError(
                 f"Seq2Seq reads tokens, not samples of the shape {tuple(input_shape)}; use --data Sequences"
             )
+        if output_length is None:  # which is what a link makes of data that has none
+            raise UserError("Seq2Seq needs data with an output_length, the tokens of an answer; use --data Sequences")
         check_at_least(1, layers=layers, heads=heads, output_length=output_length)
         check_choice("norm", norm, NORMS)
         check_choice("positions", positions, POSITIONS)
@@ -149,10 +155,6 @@ class Seq2Seq(ZooModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_network:
             self.network.compile()
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._window.start()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         source, target = batch

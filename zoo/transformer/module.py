@@ -16,7 +16,7 @@ from zoo.errors import UserError, check_at_least, check_choice
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_optimizer
 from zoo.tokens import BYTES, tokenizer_from
 from zoo.transformer.generate import check_narrowing, generate
-from zoo.transformer.network import NORMS, POSITIONS, LanguageModel
+from zoo.transformer.network import NORMS, POSITIONS, Block, LanguageModel
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -51,7 +51,11 @@ class TransformerLM(ZooModule):
         lr_scheduler: makes the learning-rate schedule, stepped with every optimizer step; None for a constant.
     """
 
+    tokens = True
     token_bytes: Tensor
+    _window: TrainingWindow
+
+    sharded = (Block,)
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class TransformerLM(ZooModule):
         self,
         n: int = 1,
         *,
-        prompt: str = "\n",
+        prompt: str | None = None,
         length: int = 500,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -126,7 +130,7 @@ class TransformerLM(ZooModule):
 
         Args:
             n: how many texts.
-            prompt: what they begin with; it is not among what is yielded.
+            prompt: what they begin with, a line break where it is not given; it is not among what is yielded.
             length: tokens to write.
             temperature: above 1 for bolder text, below 1 for safer; 0 for the likeliest token always.
             top_k: draw from so many of the likeliest tokens; None for all.
@@ -138,11 +142,20 @@ class TransformerLM(ZooModule):
         """
         check_narrowing(temperature, top_k, top_p)
         check_at_least(0, length=length)
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one character, such as a line break")
-        start = self.tokenizer.encode(prompt).to(self.device).expand(n, -1)
+        start = self._start(prompt).to(self.device).expand(n, -1)
         writing = generate(self.network, start, length, self.context, temperature, top_k, top_p, generator)
         return self._in_evaluation(writing)
+
+    def _start(self, prompt: str | None) -> Tensor:
+        """The tokens (T,) to go on from."""
+        if prompt == "":
+            raise UserError("the prompt is empty; give at least one character, such as a line break")
+        try:
+            return self.tokenizer.encode("\n" if prompt is None else prompt)
+        except UserError:
+            if prompt is None:  # a text without line breaks
+                return torch.zeros(1, dtype=torch.int64)
+            raise
 
     def _in_evaluation(self, writing: Iterator[Tensor]) -> Iterator[Tensor]:
         """Each step in evaluation mode, so that what the caller does in between is not."""
@@ -159,7 +172,7 @@ class TransformerLM(ZooModule):
         *,
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
-        prompt: str = "\n",
+        prompt: str | None = None,
         length: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -197,10 +210,6 @@ class TransformerLM(ZooModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_network:
             self.network.compile()
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._window.start()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch

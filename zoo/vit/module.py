@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from zoo.classifier import Classifier
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.transformer.network import NORMS, VisionTransformer
+from zoo.transformer.network import NORMS, Block, VisionTransformer
 
 
 class ViTClassifier(Classifier):
@@ -27,6 +27,8 @@ class ViTClassifier(Classifier):
         checkpointing: compute activations anew on the way back, for a fraction of the memory.
         **kwargs: of `zoo.classifier.Classifier`.
     """
+
+    sharded = (Block,)
 
     def __init__(
         self,

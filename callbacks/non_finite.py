@@ -1,0 +1,160 @@
+"""Stopping a run that has left the numbers, with a word on what left them first, and with its last good checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from zoo.errors import NonFiniteError, check_at_least
+
+MOST = 1000  # losses that wait to be looked at
+
+
+class Seen(NamedTuple):
+    """What was seen at a step: its value, or its largest absolute value."""
+
+    what: str
+    step: int
+    value: Tensor
+    loss: bool = False
+
+
+class StopOnNonFinite(Callback):
+    """Stops training when a loss, a gradient or a parameter is infinite or not a number, and says which was the first.
+
+    For any LightningModule, also with manual optimization. The command line adds it to every `fit`.
+
+    Looking at a number means waiting for the device, so it is done once in `every_n_steps` batches, and before every
+    validation and checkpoint: a checkpoint with such parameters is never written, and the last good one stays. The loss
+    of every batch is kept until then, without waiting, so that the step is exact where the loss was the first. Of
+    gradients and parameters those of the batches that are looked at count; to find the culprit, go on from the last
+    checkpoint with `every_n_steps` 1.
+
+    With 16-bit gradient scaling gradients overflow now and then, and the step is left out: there only a loss that is
+    bad in all batches since the last look stops the run, or a parameter.
+
+    EarlyStopping's `check_finite` looks at the metric that it monitors, after a validation, and ends the run as if all
+    were well; this callback is earlier, and ends it with an error.
+
+    Args:
+        every_n_steps: batches from one look to the next; the Trainer's log_every_n_steps where it is not given, and
+            0 for no look at all.
+
+    Raises:
+        NonFiniteError: from training, where it has happened; on all processes.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        check_at_least(0, every_n_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+        self._step = 0
+        self._due = False
+        self._last_good = 0
+        self._backwards = 0  # in this batch
+        self._seen: list[Seen] = []  # since the last look
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen, self._last_good = [], trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step, self._backwards = trainer.global_step + 1, 0
+        given = self.every_n_steps
+        period: int = trainer.log_every_n_steps if given is None else given  # type: ignore[attr-defined]
+        self._due = (period > 0 and (trainer.fit_loop.total_batch_idx + 1) % period == 0) or len(self._seen) > MOST
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self.every_n_steps != 0:
+            self._backwards += 1
+            what = "the loss" if self._backwards == 1 else f"loss {self._backwards} of the batch"
+            self._seen.append(Seen(what, self._step, loss.detach(), loss=True))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._due or _scales(trainer):
+            return
+        stepping = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        gradients = {name: p.grad for name, p in pl_module.named_parameters() if id(p) in stepping}
+        self._note("the gradient of", {name: grad for name, grad in gradients.items() if grad is not None})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._due:
+            self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, pl_module)
+
+    def _note(self, what: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps the largest absolute values, nan where there is one, without waiting for the device."""
+        local = {name: getattr(t, "to_local", lambda t=t: t)().detach() for name, t in tensors.items()}
+        filled = {name: t for name, t in local.items() if t.numel()}
+        if filled:
+            largest = torch._foreach_norm(list(filled.values()), ord=math.inf)
+            self._seen += [Seen(f"{what} {name}", self._step, n) for name, n in zip(filled, largest, strict=True)]
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.every_n_steps == 0 or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._note("the parameter", dict(module.named_parameters()))
+        fault = _first_fault(self._seen, _scales(trainer))
+        self._seen = []
+        # Together, since the others would wait forever for a process that has stopped alone.
+        if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
+            raise NonFiniteError(f"{self._describe(fault)}; {_kept(trainer)}; {_remedy(module)}")
+        self._last_good = self._step
+
+    def _describe(self, fault: Seen | None) -> str:
+        if fault is None:
+            return f"training left the numbers at step {self._step} on another process"
+        if fault.loss or self._last_good >= fault.step - 1:
+            return f"{fault.what} became {fault.value.item()} at step {fault.step}"
+        return f"{fault.what} is {fault.value.item()} at step {fault.step} (all was well at step {self._last_good})"
+
+
+def _first_fault(seen: list[Seen], scaled: bool) -> Seen | None:
+    if not seen:
+        return None
+    device = seen[0].value.device
+    finite = torch.stack([s.value.float().to(device) for s in seen]).isfinite().tolist()  # waits, once
+    faults = [s for s, good in zip(seen, finite, strict=True) if not good]
+    if scaled and any(good for s, good in zip(seen, finite, strict=True) if s.loss):
+        faults = [s for s in faults if not s.loss]
+    return faults[0] if faults else None
+
+
+def _scales(trainer: Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def _kept(trainer: Trainer) -> str:
+    """Where the newest checkpoint is; it is good, since no other one is written."""
+    # By what is there: ModelCheckpoint names a file before it is written.
+    folders = {Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))}
+    paths = [path for folder in folders for path in folder.glob("*.ckpt") if path.is_file()]
+    if not paths:
+        return "no checkpoint had been written"
+    return f"the last good checkpoint is {_relative(max(paths, key=lambda path: path.stat().st_mtime_ns))}"
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _remedy(module: LightningModule) -> str:
+    clip = "--trainer.gradient_clip_val" if module.automatic_optimization else "--model.clip_norm"
+    return f"try a lower learning rate, {clip} or --trainer.precision 32"

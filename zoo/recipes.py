@@ -1,0 +1,156 @@
+"""Recipes before the parser sees them: where they lie, and whether each is YAML that can be a configuration at all.
+
+The parser knows which options there are, but neither the file nor the line that a mistake stands in, and of a key that
+is there twice it silently takes the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from zoo.catalog import did_you_mean, nearest
+from zoo.errors import UserError
+
+#: What is there for everybody, whatever the model; these must be mappings.
+SECTIONS = ("trainer", "run", "wandb")
+#: Keys of a class.
+CLASS = ("class_path", "init_args", "dict_kwargs")
+
+
+def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replaces bare recipe names after --config by the files of the package, and checks all files.
+
+    Returns:
+        The arguments, and the first recipe's name without its ending.
+
+    Raises:
+        UserError: there is no such file and no such recipe, or it is no configuration.
+    """
+    resolved, first, expected = list(args), None, False
+    for index, argument in enumerate(resolved):
+        option, _, inline = argument.partition("=")
+        if expected or (option in ("--config", "-c") and inline):
+            name = argument if expected else inline
+            path = _recipe_path(name)
+            check_recipe(path)
+            first = first or _name_of_run(Path(name))
+            resolved[index] = path if expected else f"{option}={path}"
+            expected = False
+        else:
+            expected = argument in ("--config", "-c")
+    return resolved, first
+
+
+def _name_of_run(config: Path) -> str:
+    """The recipe's, or that of the run in whose folder the configuration lies."""
+    return config.parent.parent.name if config.parent.name.startswith("version_") else config.stem
+
+
+def _recipe_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = {file.name: file for file in resources.files("zoo.configs").iterdir() if file.name.endswith(".yaml")}
+    if name in shipped:
+        return str(shipped[name])
+    raise UserError(f"--config {name} is neither a file nor a recipe{did_you_mean(name, sorted(shipped))}")
+
+
+def check_recipe(path: str) -> None:
+    """Raises a `UserError`, which names file and line, unless the file holds the mappings of a configuration."""
+    node = _read(path)
+    if node is None:
+        raise UserError(f"{path} is empty; a recipe begins with a line such as 'model: GAN'")
+    _require_mapping(path, node, "a recipe")
+    for where, twice in _duplicates(node, set()):
+        raise UserError(f"{_place(path, twice.start_mark)}: {where} is there twice; leave one of them out")
+    for name, value in _items(node):
+        if name in SECTIONS and not _is_null(value):
+            _require_mapping(path, value, name)
+        if name in ("model", "data"):
+            _check_class(path, name, value)
+        for callback in _callbacks(name, value):
+            _check_class(path, "trainer.callbacks", callback)
+
+
+def _read(path: str) -> yaml.Node | None:
+    """The nodes of the file's one document."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text in UTF-8, so it is no recipe; save it in this encoding") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        yaml.safe_load(text)  # also finds tags that nothing can be made of
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{_place(path, mark)}: {_problem(error)}") from error
+    except yaml.YAMLError as error:  # characters that YAML does not know
+        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, RecursionError) as error:  # a date of the 13th month; a key that is a list; depth
+        raise UserError(f"{path} is not YAML that a recipe can be made of: {error}") from error
+
+
+def _place(path: str, mark: yaml.Mark | None) -> str:
+    return path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, in words; the parser's own where there are no better ones."""
+    mark = error.problem_mark
+    if r"'\t'" in (error.problem or ""):
+        return "a tab, where YAML wants spaces"
+    problem = (error.problem or "not YAML").replace("the tag 'tag:yaml.org,2002:", "the tag '!!")
+    context = error.context_mark
+    if context is not None and mark is not None and context.line != mark.line:
+        problem += f" ({error.context}, which began in line {context.line + 1})"
+    return problem
+
+
+def _items(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        yield from ((str(key.value), value) for key, value in node.value)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null"
+
+
+def _require_mapping(path: str, node: yaml.Node, what: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise UserError(f"{_place(path, node.start_mark)}: {what} must be lines of 'name: value', not {found}")
+
+
+def _duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """Keys that are there twice in one mapping, with the second of them."""
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))
+    children = [value for _, value in _items(node)] if isinstance(node, yaml.MappingNode) else node.value
+    keys: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode) and key.value in keys:
+            yield key.value, key
+        keys.add(str(key.value))
+    for child in children:
+        yield from _duplicates(child, seen)
+
+
+def _callbacks(name: str, value: yaml.Node) -> list[yaml.Node]:
+    given = next((v for key, v in _items(value) if key == "callbacks"), None) if name == "trainer" else None
+    return given.value if isinstance(given, yaml.SequenceNode) else []
+
+
+def _check_class(path: str, name: str, node: yaml.Node) -> None:
+    """A class is its name, or a mapping of `class_path` and `init_args`."""
+    for key, value in _items(node):
+        if key not in CLASS and (hint := nearest(key, CLASS)):
+            raise UserError(f"{_place(path, value.start_mark)}: {key} is no part of {name}{hint}")
+        if key == "init_args" and not _is_null(value):
+            _require_mapping(path, value, f"{name}.init_args")
