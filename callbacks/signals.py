@@ -51,8 +51,8 @@ class StopOnSignal(Callback):
             self._before[number] = signal.signal(number, self._note)
         # The one place where a batch is over, with its validation and its logs, and the next one has not begun: there
         # is no hook for it.
-        loop: Any = trainer.fit_loop.epoch_loop
-        loop.on_advance_end = self._after(loop.on_advance_end, trainer)
+        self._loop: Any = trainer.fit_loop.epoch_loop
+        self._loop.on_advance_end = self._after(self._loop.on_advance_end, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
@@ -68,6 +68,8 @@ class StopOnSignal(Callback):
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            del self._loop.on_advance_end  # the loop's own is there again
         self._before = {}
 
     def _after(self, advance: Callable[..., None], trainer: Trainer) -> Callable[..., None]:

@@ -368,3 +368,16 @@ def test_random_states_come_back_through_a_checkpoint(tmp_path):
     expected = draw()
     random_states.restore(torch.load(tmp_path / "states.pt", weights_only=True), torch.device("cpu"))
     assert draw() == expected
+
+
+def test_a_trainer_that_trains_again_has_lightnings_own_loop():
+    from lightning.pytorch import Trainer
+
+    from zoo import MLPClassifier
+    from zoo.callbacks import StopOnSignal
+    from zoo.datamodules import Digits
+
+    shown = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, callbacks=[StopOnSignal()], **shown)
+    trainer.fit(MLPClassifier((1, 8, 8), 10, width=8, depth=1), Digits())
+    assert "on_advance_end" not in vars(trainer.fit_loop.epoch_loop)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo.atomic import PARTIAL
+from zoo.checkpoints import read_checkpoint
 from zoo.errors import UserError
 
 
@@ -66,8 +66,8 @@ def _read(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} in it is damaged")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not {"state_dict", "loops", "global_step"} <= set(checkpoint):
+    checkpoint = read_checkpoint(path)
+    if not {"loops", "global_step"} <= set(checkpoint):
         raise ValueError("it holds no run to go on with")
     return checkpoint
 
