@@ -229,6 +229,23 @@ def test_a_checkpoint_that_is_named_starts_a_run_of_its_own():
     RunLock.release()
 
 
+def test_a_run_that_early_stopping_has_ended_stays_at_its_end(caplog):
+    # A learning rate of zero: the metric never falls.
+    still = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0", "--trainer.callbacks+=EarlyStopping",
+             "--trainer.callbacks.monitor=val/acc", "--trainer.callbacks.mode=max",
+             "--trainer.callbacks.patience=1")  # fmt: skip
+    main(arguments("MLPClassifier", "run", *still))
+    last = folder_of("run") / "checkpoints" / "last.ckpt"
+    steps = torch.load(last, weights_only=True)["global_step"]
+    assert steps == 14, "two validations"
+    before, rows = last.read_bytes(), (folder_of("run") / "metrics.csv").read_text()
+    with caplog.at_level("INFO"):
+        main(arguments("MLPClassifier", "run", *still, "--ckpt_path=last"))
+    assert "had been stopped early by val/acc" in caplog.text
+    assert last.read_bytes() == before
+    assert (folder_of("run") / "metrics.csv").read_text() == rows
+
+
 # The newest checkpoint that is whole
 
 

@@ -33,7 +33,7 @@ from zoo.messages import as_user_error, explain, one_line, option_names
 from zoo.pictures import unused_path
 from zoo.processes import ending_together
 from zoo.recipes import resolve_recipes
-from zoo.resume import Continued, LoggedSoFar, RunLock, find_last
+from zoo.resume import Continued, LoggedSoFar, RunLock, StaysStopped, find_last
 from zoo.tracking import RunFolders, RunOptions, WandbOptions, run_loggers
 
 PROGRAM = "zoo"
@@ -138,7 +138,7 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "predict" and not any(isinstance(c, BasePredictionWriter) for c in callbacks):
             callbacks.append(PredictionWriter())
         if self.subcommand == "fit":
-            callbacks += [StopOnSignal(), LoggedSoFar()]
+            callbacks += [StopOnSignal(), LoggedSoFar(), StaysStopped()]
             if not any(isinstance(c, StopOnNonFinite) for c in callbacks):
                 callbacks.append(StopOnNonFinite())
         if self.continued is not None:  # what was typed this time stands beside what was typed at first

@@ -128,3 +128,16 @@ class LoggedSoFar(Callback):
             logger.save()
         counts = {type(logger).__name__: getattr(logger, "rows", None) for logger in trainer.loggers}
         checkpoint["logged"] = {name: rows for name, rows in counts.items() if rows is not None}
+
+
+class StaysStopped(Callback):
+    """A run that early stopping has ended is at its end when it is gone on with, too."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback in trainer.early_stopping_callbacks:
+            stopping: Any = callback
+            if trainer.ckpt_path and stopping.wait_count >= stopping.patience:
+                rank_zero_info(
+                    f"The run had been stopped early by {stopping.monitor}, so there is nothing to go on with"
+                )
+                trainer.should_stop = True
