@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from PIL import Image
 
 from tests.helpers import CHECKOUT, fails
 from tests.kill_and_resume import differences, recipe
@@ -270,13 +271,42 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def anything(path: Path) -> None:
+    """A check that every run passes."""
+
+
+def test_of_runs_of_one_name_the_newest_that_fits_is_gone_on_with(caplog):
+    main(arguments("MLPClassifier", "run", "--trainer.max_steps=8"))
+    main(arguments("MLPClassifier", "run", "--trainer.max_steps=8", "--model.width=24"))
+    other = (
+        "--data=ImageFolder",
+        "--data.root=pictures",
+        "--data.image_size=8",
+        "--data.channels=1",
+        "--data.val_size=2",
+    )
+    for kind in "0123456789":
+        folder = Path("pictures") / kind
+        folder.mkdir(parents=True)
+        for index in range(4):
+            Image.new("L", (8, 8), 20 * int(kind) + index).save(folder / f"{index}.png")
+    main(arguments("MLPClassifier", "run", "--trainer.max_steps=8", *other))
+    with caplog.at_level("INFO"):
+        main(arguments("MLPClassifier", "run", "--trainer.max_steps=12", "--ckpt_path=last"))
+    assert "version_2/checkpoints/last.ckpt is left out, since it is of another run (its data is" in caplog.text
+    assert "version_1/checkpoints/last.ckpt is left out, since it is of another run" in caplog.text
+    assert "Going on with runs/run/version_0 from last.ckpt, after 8 steps" in caplog.text
+    assert torch.load(folder_of("run") / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+    assert not folder_of("run", 3).exists()
+
+
 @pytest.mark.parametrize("spoil", [cut, damage, empty])
 def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_it_taken(run, spoil, caplog):
     with caplog.at_level("INFO"):
-        assert find_last("runs", "run").path == run / "last.ckpt"
+        assert find_last("runs", "run", anything).path == run / "last.ckpt"
         spoil(run / "last.ckpt")
         with pytest.warns(UserWarning, match=r"last\.ckpt is left out, since it is no whole checkpoint"):
-            found = find_last("runs", "run")
+            found = find_last("runs", "run", anything)
     assert found.path == run / "best.ckpt"
     assert found.logged["RunCSVLogger"] > 0
     assert f"Going on with {run.parent} from best.ckpt, after 7 steps" in caplog.text
@@ -285,7 +315,7 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_it_taken(run
 def test_where_there_is_none_the_run_starts_and_says_so(caplog):
     with caplog.at_level("INFO"):
         main(arguments("MLPClassifier", "run", "--ckpt_path=last", "--trainer.max_steps=8"))
-    assert "--ckpt_path last: there is no checkpoint in runs/run, so the run starts from the beginning" in caplog.text
+    assert "--ckpt_path last: in runs/run is no checkpoint of it, so the run starts from the beginning" in caplog.text
     assert (folder_of("run") / "checkpoints" / "last.ckpt").is_file()
 
 

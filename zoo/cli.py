@@ -92,14 +92,11 @@ class ZooCLI(LightningCLI):
         """The model is built from the configuration; the checkpoint's hyperparameters do not override it."""
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        if path == "last" and self.config.subcommand == "fit":
-            self.continued = find_last(config.run.root, config.run.name or self.recipe)
-            config.ckpt_path = str(self.continued.path) if self.continued else None
-        elif path == "last":
+        if path == "last" and self.config.subcommand != "fit":
             raise UserError(
                 f"--ckpt_path last is for fit, which goes on with a run; for {self.config.subcommand}, name the file"
             )
-        elif path and path not in ("best", "hpc", "registry") and not Path(path).is_file():
+        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path} is not a file")
 
     @staticmethod
@@ -120,7 +117,10 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         check_match(self.model, self.datamodule)
-        if config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+        if config.get("ckpt_path") == "last":
+            self.continued = find_last(config.run.root, config.run.name or self.recipe, self._check_run)
+            config.ckpt_path = str(self.continued.path) if self.continued else None
+        elif config.get("ckpt_path") and Path(config.ckpt_path).is_file():
             check_checkpoint(config.ckpt_path, self.model)
         check_trainer_options(config.trainer)
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
@@ -148,6 +148,16 @@ class ZooCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         check_port(trainer)
         return trainer
+
+    def _check_run(self, path: Path) -> None:
+        """Sees whether a checkpoint of another run of this name is of this model and this data."""
+        check_checkpoint(path, self.model)
+        config = path.parent.parent / "config.yaml"
+        if not config.is_file() or self.config[self.subcommand].data is None:
+            return
+        data, here = yaml.safe_load(config.read_text()).get("data"), self.config[self.subcommand].data.class_path
+        if data and data["class_path"] != here:
+            raise UserError(f"its data is {data['class_path']}, not {here}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         with ending_together(self.trainer):

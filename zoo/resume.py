@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from zoo.atomic import PARTIAL
 from zoo.checkpoints import read_checkpoint
 from zoo.errors import UserError
+from zoo.messages import one_line
 
 
 @dataclass
@@ -32,8 +34,13 @@ class Continued:
     logged: dict[str, int] = field(default_factory=dict)
 
 
-def find_last(root: str | Path, name: str) -> Continued | None:
-    """The newest checkpoint that is whole among the runs in `<root>/<name>`; says which it is, and which are not.
+def find_last(root: str | Path, name: str, check: Callable[[Path], None]) -> Continued | None:
+    """The newest checkpoint that is whole and fits, among the runs in `<root>/<name>`; says which, and which do not.
+
+    Args:
+        root: folder of all runs.
+        name: of this kind of run; runs of one name may be of different models and data.
+        check: raises a `UserError` for a checkpoint that does not fit what is to be trained.
 
     Returns:
         None where there is none, with a word on it: a run that is to go on whenever it is started has a first time.
@@ -44,15 +51,19 @@ def find_last(root: str | Path, name: str) -> Continued | None:
         try:
             checkpoint = _read(path)
         except Exception as error:  # the bytes can be anything
-            reason = " ".join(str(error).split())[:100]
-            rank_zero_warn(f"{path} is left out, since it is no whole checkpoint ({reason})")
+            rank_zero_warn(f"{path} is left out, since it is no whole checkpoint ({one_line(str(error))[:100]})")
+            continue
+        try:
+            check(path)
+        except UserError as error:
+            rank_zero_info(f"{path} is left out, since it is of another run ({one_line(str(error))})")
             continue
         folder = path.parent.parent
         step = checkpoint["global_step"]
         rank_zero_info(f"Going on with {folder} from {path.name}, after {step} steps")
         return Continued(path, folder, checkpoint.get("logged", {}))
-    found = f"no checkpoint in {parent} is whole" if candidates else f"there is no checkpoint in {parent}"
-    rank_zero_info(f"--ckpt_path last: {found}, so the run starts from the beginning")
+    found = "of this run that is whole" if candidates else "of it"
+    rank_zero_info(f"--ckpt_path last: in {parent} is no checkpoint {found}, so the run starts from the beginning")
     return None
 
 
