@@ -52,7 +52,7 @@ class StopOnSignal(Callback):
         # The one place where a batch is over, with its validation and its logs, and the next one has not begun: there
         # is no hook for it.
         self._loop: Any = trainer.fit_loop.epoch_loop
-        self._loop.on_advance_end = self._after(self._loop.on_advance_end, trainer)
+        self._loop.on_advance_end = self._after(self._loop.on_advance_end, trainer)  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
