@@ -13,6 +13,8 @@ from PIL import Image
 
 from zoo.pictures import plot_curves
 
+POINTS = 1000  # of a curve at most: a panel is less than a thousand pixels wide
+
 
 class CurvePlotter(Callback):
     """Plots everything in metrics.csv to curves.png in the run's folder, after validations and at the end.
@@ -47,14 +49,30 @@ class CurvePlotter(Callback):
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads CSVLogger's file: for each metric the points (step, value), what is not finite left out."""
+    """Reads CSVLogger's file: for each metric points (step, value), what is not finite left out.
+
+    Of a metric with more than `POINTS` of them every second one is left out, as often as it takes, so that the curves
+    of a long run cost no more memory than those of a short one. The last point is always there.
+    """
     metrics: dict[str, list[tuple[int, float]]] = {}
     if not path.is_file():
         return metrics
+    count, stride, latest = dict[str, int](), dict[str, int](), dict[str, tuple[int, float]]()
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for name, text in row.items():
                 if name in ("step", "epoch") or not text or not math.isfinite(value := float(text)):
                     continue
-                metrics.setdefault(name, []).append((int(row["step"]), value))
+                latest[name] = (int(row["step"]), value)
+                count[name] = count.get(name, 0) + 1
+                if (count[name] - 1) % stride.setdefault(name, 1):
+                    continue
+                points = metrics.setdefault(name, [])
+                points.append(latest[name])
+                if len(points) > POINTS:
+                    del points[1::2]
+                    stride[name] *= 2
+    for name, points in metrics.items():
+        if points[-1] != latest[name]:
+            points.append(latest[name])
     return metrics

@@ -115,6 +115,18 @@ def test_curves_are_drawn_from_what_was_logged(tmp_path):
         assert "train/nothing" in next(csv.reader(file))
 
 
+def test_curves_of_a_long_run_cost_no_more_memory(tmp_path):
+    rows = [f"{step},{step / 2},{'7' if step % 1000 == 999 else ''}" for step in range(20_000)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,train/loss,val/loss", *rows]))
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    steps = [step for step, _ in metrics["train/loss"]]
+    assert 500 < len(steps) <= 1001
+    assert steps[0] == 0 and steps[-1] == 19_999, "the ends are there"
+    assert len({b - a for a, b in zip(steps[:-2], steps[1:-1], strict=True)}) == 1, "evenly thinned out"
+    assert all(value == step / 2 for step, value in metrics["train/loss"])
+    assert [step for step, _ in metrics["val/loss"]] == list(range(999, 20_000, 1000)), "rare values all stay"
+
+
 @pytest.mark.parametrize(("every_seconds", "pictures"), [(0, 6), (1e6, 2)])
 def test_curves_are_drawn_during_training_but_not_more_often_than_told(every_seconds, pictures, tmp_path, monkeypatch):
     drawn = []
