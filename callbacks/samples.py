@@ -89,7 +89,8 @@ class SampleLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module)
-        if self.film and self._folder and len(self._pictures) > 1:
+        # The pictures of a run that goes on are known to every rank, but the film is made once.
+        if self.film and self._folder and len(self._pictures) > 1 and trainer.is_global_zero:
             # Read back from disk, and thinned out, so that a long run costs no more memory than a short one.
             *paths, last = self._pictures
             frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]

@@ -7,7 +7,8 @@ and pictures must be the same to the bit at the end. Run it as
     python -m tests.kill_and_resume --kills 20
     python -m tests.kill_and_resume --models GAN Diffusion --kills 5 --processes 2
 
-A run of one process is a fork of this program, which has imported everything; of several it is a program of its own.
+The processes of a run are forks of this program, which has imported everything; several of them know of each other as
+torchrun's do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import random
 import re
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
@@ -30,11 +31,11 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from tests.models import MODELS, tiny_arguments
 from zoo.cli import main
 
-CHECKOUT = Path(__file__).parent.parent
 MONITORS = {"GAN": "val/fd", "Diffusion": "val/fd", "ConsistencyModel": "val/fd"}
 STEPS = 100
 
@@ -74,15 +75,8 @@ class Runs:
         self.arguments += [f"--trainer.devices={processes}", f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}"]
 
     def start(self, name: str, *options: str) -> int:
-        """Starts a run, in a process group of its own; returns its process."""
-        arguments = [*self.arguments, f"--run.name={name}", *options]
+        """Starts a run, in a process group of its own; returns its first process."""
         log = os.open(self.folder / f"{name}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        if self.processes > 1:
-            command = [sys.executable, str(CHECKOUT / "cli.py"), *arguments]
-            # The port is chosen by the system, so that what a killed run has left of its own does no harm.
-            started = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
-            os.close(log)
-            return started.pid
         if (process := os.fork()) == 0:
             code = 70
             try:
@@ -90,12 +84,30 @@ class Runs:
                 os.chdir(self.folder)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
-                main(arguments)
-                code = 0
+                others = self._join() if self.processes > 1 else []
+                main([*self.arguments, f"--run.name={name}", *options])
+                code = max((os.waitpid(other, 0)[1] for other in others), default=0)
             finally:
                 os._exit(code)
         os.close(log)
         return process
+
+    def _join(self) -> list[int]:
+        """Makes this process the first of several, with the variables that torchrun sets; returns the others."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        size = str(self.processes)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "RANK": "0"}
+        os.environ |= {"TORCHELASTIC_RUN_ID": "kill", "LOCAL_WORLD_SIZE": size, "WORLD_SIZE": size, "LOCAL_RANK": "0"}
+        others: list[int] = []
+        for rank in range(1, self.processes):
+            if (process := os.fork()) == 0:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                rank_zero_only.rank = rank  # it was found out at the import, when there was but one process
+                return []
+            others.append(process)
+        return others
 
     def finish(self, name: str, *options: str) -> float:
         """Lets a run come to its end; returns its seconds."""

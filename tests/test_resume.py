@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.models import MODELS, tiny_arguments
 from tests.wandb_reader import read_offline_run
 from zoo import random_states
 from zoo.atomic import AtomicCheckpointIO, replacing
+from zoo.callbacks import SampleLogger
 from zoo.callbacks.signals import Stopped
 from zoo.cli import main, run_trainer
 from zoo.datamodules.loading import ResumableLoader, ResumableSampler
@@ -84,10 +86,33 @@ def test_a_run_that_is_killed_ends_as_if_nothing_had_happened():
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_that_is_killed_ends_as_if_nothing_had_happened():
-    command = [sys.executable, "-m", "tests.kill_and_resume", "--kills", "1", "--models", "TransformerLM"]
-    done = subprocess.run([*command, "--processes", "2"], cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
+def test_runs_of_two_processes_that_are_killed_end_as_if_nothing_had_happened():
+    command = [sys.executable, "-m", "tests.kill_and_resume", "--kills", "1", "--processes", "2"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("1 of 1 identical") == len(MODELS)
+
+
+def test_the_film_of_a_run_that_goes_on_is_made_by_one_process_only():
+    folder = Path("run") / "samples"
+    folder.mkdir(parents=True)
+    names = ["step_0000000.png", "step_0000010.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+    films = []
+    for rank in (1, 0):
+        callback = SampleLogger(n=4)
+        trainer = SimpleNamespace(
+            global_step=10, is_global_zero=rank == 0, log_dir="run", loggers=[None], fast_dev_run=False, strategy=None
+        )
+        model = SimpleNamespace(sample=len)
+        callback.setup(trainer, model, "fit")
+        callback.load_state_dict({"last_step": 10, "pictures": names})
+        callback.on_train_start(trainer, model)
+        trainer.loggers = []
+        callback.on_train_end(trainer, model)
+        films.append((folder / "film.gif").exists())
+    assert films == [False, True]
 
 
 @pytest.mark.parametrize(
