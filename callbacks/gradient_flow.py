@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 import time
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
+from zoo.atomic import replacing
 from zoo.errors import UserError
 from zoo.gradients import (
     Layer,
@@ -49,6 +51,7 @@ class Row(NamedTuple):
 
 
 NOTHING = Row(math.nan, math.nan, math.nan)
+HEADER = "step,network,depth,layer,gradient_norm,weight_norm,update_ratio\n"
 
 
 @dataclass
@@ -88,6 +91,18 @@ class Measurement:
             "dead_relus": self.dead_relus,
         }
         return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def _lines(measurements: list[Measurement]) -> str:
+    """Rows of the table."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for m in measurements:
+        for depth, (layer, row) in enumerate(zip(m.layers, m.rows, strict=True), start=1):
+            if not math.isnan(row.gradient):
+                numbers = ["" if math.isnan(number) else f"{number:.6g}" for number in row]
+                writer.writerow([m.step, m.network, depth, layer, *numbers])
+    return file.getvalue()
 
 
 class _OptimizerStep:
@@ -257,11 +272,11 @@ class GradientFlow(Callback):
     `F.relu`.
 
     The three are logged as `gradient_flow/<network>/...`. In the run's folder, `gradient_flow.csv` has a row for each
-    step and layer, and `gradient_flow_<network>.png` is a picture of it; where there is a table already, new files get
-    a number. Checkpoints hold the measurements, so a run that is taken up from one writes the whole table, without
-    gaps, and nothing twice. The verdict is printed at the first measured step, when it changes, and at the end of
-    training; `verdicts` has them by network. At the first step layers may get no gradient by design, behind an output
-    or in a residual block that starts at zero.
+    step and layer, and `gradient_flow_<network>.png` is a picture of it. Checkpoints hold the measurements, so the
+    table of a run that is taken up from one is whole, without gaps, and nothing in it twice: it goes on with the one in
+    the folder where that begins with the same measurements; where it does not, new files get a number. The verdict is
+    printed at the first measured step, when it changes, and at the end of training; `verdicts` has them by network. At
+    the first step layers may get no gradient by design, behind an output or in a residual block that starts at zero.
 
     A measurement takes one transfer from the device; between two of them nothing is done and no hook is set. In
     networks that torch.compile runs, the order is that of registration and dead ReLUs are not counted: a hook would be
@@ -400,19 +415,16 @@ class GradientFlow(Callback):
         """Adds to the table; it starts with what was measured before the run was taken up from a checkpoint."""
         if self._folder is None:
             return
-        new = [measurement]
         if self._table is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._table = unused_path(self._folder / "gradient_flow.csv")
-            self._table.write_text("step,network,depth,layer,gradient_norm,weight_norm,update_ratio\n")
-            new = self.measurements
-        with self._table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            for m in new:
-                for depth, (layer, row) in enumerate(zip(m.layers, m.rows, strict=True), start=1):
-                    if not math.isnan(row.gradient):
-                        numbers = ["" if math.isnan(number) else f"{number:.6g}" for number in row]
-                        writer.writerow([m.step, m.network, depth, layer, *numbers])
+            path = self._folder / "gradient_flow.csv"
+            before = HEADER + _lines(self.measurements[:-1])
+            own = len(self.measurements) > 1 and path.is_file() and path.read_text(encoding="utf-8").startswith(before)
+            self._table = path if own else unused_path(path)
+            with replacing(self._table, "w", encoding="utf-8") as file:
+                file.write(before)
+        with self._table.open("a", encoding="utf-8") as file:
+            file.write(_lines([measurement]))
 
     def pictures(self) -> dict[str, Picture]:
         """For each network its picture; see `zoo.pictures.plot_gradient_flow`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import filecmp
+import math
 import os
 import random
 import re
@@ -26,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def recipe(model: str) -> dict[str, Any]:
     callbacks = [
         {"class_path": "BestAndLast", "init_args": monitor},
         {"class_path": "EarlyStopping", "init_args": {**monitor, "patience": 50}},
+        {"class_path": "GradientFlow", "init_args": {"every_n_steps": 10}},
     ]
     if model in (*MONITORS, "TransformerLM"):
         callbacks.append({"class_path": "SampleLogger", "init_args": {"n": 4, "every_n_steps": 11}})
@@ -112,8 +115,11 @@ class Runs:
     def finish(self, name: str, *options: str) -> float:
         """Lets a run come to its end; returns its seconds."""
         start = time.monotonic()
-        _, status = os.waitpid(self.start(name, *options), 0)
+        process = self.start(name, *options)
+        _, status = os.waitpid(process, 0)
         if status:
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)  # what waits for the process that has failed
             raise RuntimeError(f"a run ended with {status}:\n{(self.folder / f'{name}.log').read_text()[-3000:]}")
         return time.monotonic() - start
 
@@ -140,9 +146,9 @@ def differences(expected: Path, found: Path) -> list[str]:
     rows = [_rows(folder / "metrics.csv") for folder in (expected, found)]
     if rows[0] != rows[1]:
         different.append(f"metrics.csv, of {len(rows[0])} and {len(rows[1])} rows")
-    for kind in ("samples", "attention"):
-        names = {path.name for folder in (expected, found) for path in (folder / kind).glob("*")}
-        pairs = [(expected / kind / name, found / kind / name) for name in sorted(names)]
+    for pattern in ("samples/*", "attention/*", "gradient_flow*.csv"):
+        names = {path.relative_to(folder) for folder in (expected, found) for path in folder.glob(pattern)}
+        pairs = [(expected / name, found / name) for name in sorted(names)]
         different += [
             str(b) for a, b in pairs if not (a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False))
         ]
@@ -167,6 +173,8 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _same(first: Any, second: Any) -> bool:
     if torch.is_tensor(first):
         return torch.is_tensor(second) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, float) and math.isnan(first):
+        return isinstance(second, float) and math.isnan(second)
     return _without_folder(first) == _without_folder(second)
 
 

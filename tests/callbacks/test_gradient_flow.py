@@ -686,11 +686,27 @@ def test_resuming_gives_the_table_of_a_run_in_one_go(tmp_path):
     whole = run("whole", max_steps=10)
     assert [row["step"] for row in whole] == [str(step) for step in (0, 2, 4, 6, 8) for _ in range(3)]
     assert run("resumed", max_steps=10, ckpt_path=tmp_path / "checkpoints" / "step=5.ckpt") == whole
-    run("whole", max_steps=10, ckpt_path=tmp_path / "checkpoints" / "step=5.ckpt")
-    with (tmp_path / "whole" / "gradient_flow-1.csv").open() as file:
-        assert list(csv.DictReader(file)) == whole, "beside the old one, which is as it was"
-    assert table(tmp_path / "whole") == whole
-    assert (tmp_path / "whole" / "gradient_flow-1_network.png").is_file()
+    assert run("whole", max_steps=12, ckpt_path=tmp_path / "checkpoints" / "step=5.ckpt")[:15] == whole
+    assert [path.name for path in (tmp_path / "whole").glob("*flow*.csv")] == ["gradient_flow.csv"], "the same table"
+
+
+def test_a_table_of_another_run_stays_as_it_was(tmp_path):
+    def run(seed, **options):
+        seed_everything(seed, verbose=False)
+        keep = ModelCheckpoint(tmp_path / f"{seed}", "{step}", every_n_train_steps=5, save_top_k=-1)
+        logger = CSVLogger(tmp_path, name="", version="")
+        model = Classifier(mlp(3, nn.ReLU), samples=16)
+        fit(model, GradientFlow(every_n_steps=2), keep, logger=logger, enable_checkpointing=True, **options)
+
+    run(0, max_steps=10)
+    first = table(tmp_path)
+    run(1, max_steps=10)
+    run(1, max_steps=10, ckpt_path=tmp_path / "1" / "step=5.ckpt")
+    assert table(tmp_path) == first
+    for number in (1, 2):
+        with (tmp_path / f"gradient_flow-{number}.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == len(first), "new ones are beside it"
+    assert (tmp_path / "gradient_flow-1_network.png").is_file()
 
 
 def test_checkpoints_load_as_plain_values(tmp_path):
