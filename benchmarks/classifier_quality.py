@@ -44,7 +44,7 @@ class Row:
     test: tuple[str, ...] = ()
 
 
-# Early stopping without the stop: the best checkpoint of a run that goes on is the same as of one that ends.
+# Early stopping without the stop: the best checkpoint of a run that goes on is that of one whose patience suffices.
 GO_ON = "--trainer.callbacks.patience=1000"
 BARE = ("--model.input_dropout=0", "--model.hidden_dropout=0", GO_ON)
 TABLES = {
