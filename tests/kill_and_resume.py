@@ -89,7 +89,7 @@ class Runs:
                 os.dup2(log, 2)
                 others = self._join() if self.processes > 1 else []
                 main([*self.arguments, f"--run.name={name}", *options])
-                code = max((os.waitpid(other, 0)[1] for other in others), default=0)
+                code = max((abs(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])) for other in others), default=0)
             finally:
                 os._exit(code)
         os.close(log)

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from tests.helpers import CHECKOUT, fails
-from tests.kill_and_resume import differences, recipe
+from tests.kill_and_resume import Runs, differences, recipe
 from tests.models import MODELS, tiny_arguments
 from tests.wandb_reader import read_offline_run
 from zoo import random_states
@@ -91,6 +91,17 @@ def test_runs_of_two_processes_that_are_killed_end_as_if_nothing_had_happened():
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count("1 of 1 identical") == len(MODELS)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_fails_is_not_passed_over(rank, tmp_path, monkeypatch):
+    def fail(arguments):
+        if os.environ["RANK"] == rank:
+            sys.exit(2)
+
+    monkeypatch.setattr("tests.kill_and_resume.main", fail)
+    with pytest.raises(RuntimeError, match="a run ended with"):
+        Runs("MLPClassifier", tmp_path, 2).finish("run")
 
 
 def test_the_film_of_a_run_that_goes_on_is_made_by_one_process_only():
