@@ -14,7 +14,9 @@ from torch import Tensor, nn
 class EMA(nn.Module):
     """A copy of `network` whose weights follow the original's as an exponential moving average.
 
-    It is a submodule like any other: its weights are in the owner's state dict, under their own names.
+    The running statistics of batch normalization are averaged like the weights that they belong to; those of the
+    original would be foreign to the average as long as the weights move fast. It is a submodule like any other: its
+    weights are in the owner's state dict, under their own names.
 
     Args:
         network: the network to follow; it is copied.
@@ -44,6 +46,8 @@ class EMA(nn.Module):
         values: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, values, weight)
         for average, current in zip(self.network.buffers(), network.buffers(), strict=True):
+            if average.is_floating_point():  # constants stay as they are, infinite ones too
+                current = torch.where(average == current, current, average.lerp(current, weight))
             average.copy_(current)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -54,3 +54,26 @@ def test_average_takes_no_gradients_and_does_not_share_memory_with_the_network()
     assert not any(p.requires_grad for p in ema.parameters())
     network.weight.data.fill_(5.0)
     assert ema.network.weight.item() == 1.0
+
+
+def test_running_statistics_are_averaged_like_the_weights_they_belong_to():
+    network = nn.BatchNorm1d(1)
+    ema = EMA(network, half_life=1000, warmup=1e9)
+    ema.images = 1
+    nn.init.constant_(network.weight, 3.0)
+    network.running_mean.fill_(2.0)
+    network.num_batches_tracked.fill_(7)
+    for _ in range(10):
+        ema.update(network, images=100)
+    assert ema.network.weight.item() == pytest.approx(2.0, rel=1e-5), "half way from 1 to 3"
+    assert ema.network.running_mean.item() == pytest.approx(1.0, rel=1e-5), "half way from 0 to 2"
+    assert ema.network.num_batches_tracked.item() == 7
+
+
+def test_constants_stay_as_they_are():
+    network = nn.Linear(1, 1)
+    network.register_buffer("mask", torch.tensor([-torch.inf, 0.1, torch.inf]))
+    ema = EMA(network, half_life=1000)
+    for _ in range(5):
+        ema.update(network, images=64)
+    assert ema.network.mask.equal(network.mask)

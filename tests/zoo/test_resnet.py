@@ -11,7 +11,7 @@ from torch import nn
 from zoo import ResNetClassifier
 from zoo.datamodules import Digits
 from zoo.errors import UserError
-from zoo.resnet.network import KINDS, Block, ResNet, Shortcut
+from zoo.resnet.network import KINDS, Block, PooledResNet, PooledStage, ResNet, Shortcut
 
 TINY = {"depth": 8, "widths": (4, 6, 8)}
 
@@ -175,16 +175,80 @@ def test_wrong_choices_are_named(options, message):
         ResNetClassifier((3, 8, 8), 10, **options)
 
 
+# The pooled network
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("depth", "widths"), [(8, (4, 6, 8)), (11, (4, 6, 8)), (10, (1, 2, 3, 4))])
+def test_depth_counts_the_layers_of_a_pooled_network_too(kind, depth, widths):
+    network = PooledResNet(depth=depth, kind=kind, widths=widths)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == depth
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == (depth - 1 if "batch_norm" in kind else 0), "one after each convolution"
+    assert all((m.bias is None) == ("batch_norm" in kind) for m in layers[:-1])
+    assert all(stage.residual == ("residual" in kind) for stage in network.stages)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pooled_stage_is_its_formula(kind):
+    torch.manual_seed(0)
+    stage = PooledStage(3, 5, blocks=2, norm="batch_norm" in kind, residual="residual" in kind).eval()
+    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+    for tensor in [t for m in norms for t in (m.weight, m.bias, m.running_mean, m.running_var)]:
+        nn.init.uniform_(tensor, 0.5, 2.0)
+
+    def normalized(y, norm):
+        if not norms:
+            return y
+        scale = norm.weight / (norm.running_var + 1e-5).sqrt()
+        return (y - norm.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+    x = torch.randn(2, 3, 7, 8)
+    convolution, _, norm, _ = stage.entrance
+    y = F.conv2d(x, convolution.weight, convolution.bias, padding=1)[:, :, :6]
+    y = normalized(y.unflatten(3, (4, 2)).unflatten(2, (3, 2)).amax((3, 5)), norm).clamp_min(0)
+    for convolution, norm in stage.blocks:
+        change = normalized(F.conv2d(y, convolution.weight, convolution.bias, padding=1), norm)
+        y = (change + y if "residual" in kind else change).clamp_min(0)
+    torch.testing.assert_close(stage(x.clone()), y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pooled_network_is_stem_stages_maximum_and_linear_layer_in_that_order():
+    torch.manual_seed(0)
+    network = PooledResNet(3, 7, depth=6, widths=(4, 6), kind="residual").eval()
+    x = torch.randn(2, 3, 9, 9)
+    y = network.stem[1](x).clamp_min(0)
+    sizes = [tuple(y.shape[1:])]
+    for stage in network.stages:
+        y = stage(y)
+        sizes.append(tuple(y.shape[1:]))
+    assert sizes == [(2, 9, 9), (4, 4, 4), (6, 2, 2)]
+    expected = y.flatten(2).max(2).values @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_a_pooled_network_needs_images_that_can_be_halved_so_often():
+    assert ResNetClassifier((1, 8, 8), 10, backbone="pooled", depth=8)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UserError) as error:
+        ResNetClassifier((1, 8, 12), 10, backbone="pooled", depth=8, patch=2)
+    wrong, least = "images of 8x12 pixels are too small for a pooled network of 3 stages", "16x16"
+    assert str(error.value) == f"{wrong}, which needs {least}; give fewer widths"
+    with pytest.raises(UserError, match="depth 9 does not come out even over 3 stages; try 8 or 11"):
+        ResNetClassifier((1, 8, 8), 10, backbone="pooled", depth=9)
+
+
 def test_points_are_refused():
     with pytest.raises(UserError, match=r"takes images \(C, H, W\), not samples of the shape \(2,\)"):
         ResNetClassifier((2,), 2)
 
 
-def test_it_learns_digits():
+@pytest.mark.parametrize("backbone", ["cifar", "pooled"])
+def test_it_learns_digits(backbone):
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    model = ResNetClassifier((1, 8, 8), 10, depth=8, widths=(8, 16, 32), optimizer=adam)
+    model = ResNetClassifier((1, 8, 8), 10, backbone, depth=8, widths=(8, 16, 32), optimizer=adam)
     trainer = Trainer(accelerator="cpu", max_epochs=5, enable_model_summary=False, **quiet)
     trainer.fit(model, datamodule=Digits())
     (metrics,) = trainer.test(model, datamodule=Digits(), verbose=False)

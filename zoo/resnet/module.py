@@ -1,4 +1,4 @@
-"""Residual networks as a LightningModule: He et al.'s for small images, or torchvision's."""
+"""Residual networks as a LightningModule: He et al.'s for small images, quicker ones, or torchvision's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from zoo.catalog import did_you_mean
 from zoo.classifier import Classifier
 from zoo.errors import UserError, check_choice
-from zoo.resnet.network import INITS, KINDS, ResNet
+from zoo.resnet.network import INITS, KINDS, PooledResNet, ResNet
+
+NETWORKS = {"cifar": ResNet, "pooled": PooledResNet}
 
 
 class ResNetClassifier(Classifier):
@@ -20,7 +22,8 @@ class ResNetClassifier(Classifier):
     Args:
         input_shape: of one image, (C, H, W).
         num_classes: number of labels in the data.
-        backbone: "cifar" for the networks of He et al. for small images, which the next arguments describe; or one of
+        backbone: "cifar" for the networks of He et al. for small images; "pooled" for one that learns in fewer passes
+            (see `zoo.resnet.network.PooledResNet`); the arguments from `depth` on describe them. Or one of
             torchvision's, such as "resnet18".
         weights: of torchvision's network: "DEFAULT" for pretrained ones, None for random ones. The last layer is
             made anew for the data's classes; grey images are repeated over the three channels.
@@ -50,13 +53,19 @@ class ResNetClassifier(Classifier):
         check_choice("kind", kind, KINDS)
         check_choice("init", init, INITS)
         channels, height, width = input_shape
-        if backbone == "cifar":
+        if backbone in NETWORKS:
             if weights is not None:
                 raise UserError(f"weights {weights} belong to torchvision's networks; choose one by backbone: resnet18")
             if patch < 1 or height % patch or width % patch:
                 raise UserError(f"patch {patch} does not divide images of {height}x{width} pixels")
+            smallest = 2 ** len(widths) if backbone == "pooled" else 1
+            if min(height, width) // patch < smallest:
+                raise UserError(
+                    f"images of {height}x{width} pixels are too small for a pooled network of {len(widths)} stages, "
+                    f"which needs {smallest * patch}x{smallest * patch}; give fewer widths"
+                )
             try:
-                network: nn.Module = ResNet(channels, num_classes, depth, widths, kind, init, patch)
+                network: nn.Module = NETWORKS[backbone](channels, num_classes, depth, widths, kind, init, patch)
             except ValueError as error:
                 raise UserError(str(error)) from error
         else:
