@@ -4,7 +4,7 @@ Every row is the recipe as it stands with some options changed, trained by the c
 epochs. What is chosen within a run is chosen on validation; the test split is measured at the end. Run it as
 
     python benchmarks/classifier_quality.py mlp --root data --seeds 3
-    python benchmarks/classifier_quality.py resnet --root data --seeds 3
+    python benchmarks/classifier_quality.py resnet --root data --seeds 3 --precision bf16-mixed
     python benchmarks/classifier_quality.py resnet_options --root data --seeds 1 --epochs 3
     python benchmarks/classifier_quality.py resnet_speed
 
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from zoo.cli import run_trainer
-from zoo.resnet.network import ResNet
+from zoo.resnet.network import PooledResNet
 
 METRICS = ("acc", "nll", "brier", "ece")
 
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed where the device has it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", nargs="+", help="only those whose names begin so")
     arguments = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
     os.environ.setdefault("WANDB_MODE", "disabled")
     recipe = f"{arguments.table.split('_')[0]}.yaml"
     common = [f"--data={arguments.data}", f"--data.root={arguments.root}", "--trainer.enable_progress_bar=false"]
-    common += ["--trainer.enable_model_summary=false"]
+    common += ["--trainer.enable_model_summary=false", f"--trainer.precision={arguments.precision}"]
     rows = [r for r in TABLES[arguments.table] if not arguments.rows or r.name.startswith(tuple(arguments.rows))]
     results: dict[str, list[dict[str, float]]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +182,7 @@ def speed(rounds: int = 9, batch: int = 128) -> str:
 def _training_step(
     x: torch.Tensor, y: torch.Tensor, channels_last: bool = False, bf16: bool = False, compile: bool = False
 ) -> Callable[[], None]:
-    network: torch.nn.Module = ResNet(1, 10, 8, (32, 64, 128), patch=2)
+    network: torch.nn.Module = PooledResNet(1, 10, 8, (32, 64, 128))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     if channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)

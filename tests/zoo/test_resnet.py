@@ -185,8 +185,8 @@ def test_depth_counts_the_layers_of_a_pooled_network_too(kind, depth, widths):
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == depth
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == (depth - 1 if "batch_norm" in kind else 0), "one after each convolution"
-    assert all((m.bias is None) == ("batch_norm" in kind) for m in layers[:-1])
+    assert len(norms) == (depth - 2 if "batch_norm" in kind else 0), "one after each convolution but the first"
+    assert all((m.bias is None) == ("batch_norm" in kind) for m in layers[1:-1])
     assert all(stage.residual == ("residual" in kind) for stage in network.stages)
 
 
@@ -205,9 +205,8 @@ def test_a_pooled_stage_is_its_formula(kind):
         return (y - norm.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
 
     x = torch.randn(2, 3, 7, 8)
-    convolution, _, norm, _ = stage.entrance
-    y = F.conv2d(x, convolution.weight, convolution.bias, padding=1)[:, :, :6]
-    y = normalized(y.unflatten(3, (4, 2)).unflatten(2, (3, 2)).amax((3, 5)), norm).clamp_min(0)
+    y = F.conv2d(x, stage.conv.weight, stage.conv.bias, padding=1)[:, :, :6]
+    y = normalized(y.unflatten(3, (4, 2)).unflatten(2, (3, 2)).amax((3, 5)), stage.norm).clamp_min(0)
     for convolution, norm in stage.blocks:
         change = normalized(F.conv2d(y, convolution.weight, convolution.bias, padding=1), norm)
         y = (change + y if "residual" in kind else change).clamp_min(0)
@@ -223,17 +222,21 @@ def test_a_pooled_network_is_stem_stages_maximum_and_linear_layer_in_that_order(
     for stage in network.stages:
         y = stage(y)
         sizes.append(tuple(y.shape[1:]))
-    assert sizes == [(2, 9, 9), (4, 4, 4), (6, 2, 2)]
+    assert sizes == [(2, 8, 8), (4, 4, 4), (6, 2, 2)]
     expected = y.flatten(2).max(2).values @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(x), expected)
 
 
-def test_a_pooled_network_needs_images_that_can_be_halved_so_often():
-    assert ResNetClassifier((1, 8, 8), 10, backbone="pooled", depth=8)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (3, 9), (28, 28)])
+def test_a_pooled_network_halves_images_of_any_size_as_long_as_there_is_something_to_halve(size):
+    assert ResNetClassifier((1, *size), 10, backbone="pooled")(torch.randn(2, 1, *size)).shape == (2, 10)
+
+
+def test_what_a_pooled_network_cannot_take_is_named():
     with pytest.raises(UserError) as error:
-        ResNetClassifier((1, 8, 12), 10, backbone="pooled", depth=8, patch=2)
-    wrong, least = "images of 8x12 pixels are too small for a pooled network of 3 stages", "16x16"
-    assert str(error.value) == f"{wrong}, which needs {least}; give fewer widths"
+        ResNetClassifier((1, 4, 12), 10, backbone="pooled", depth=8, patch=4)
+    expected = "images of 4x12 pixels are too small for backbone pooled with patch 4; it needs 8x8"
+    assert str(error.value) == expected
     with pytest.raises(UserError, match="depth 9 does not come out even over 3 stages; try 8 or 11"):
         ResNetClassifier((1, 8, 8), 10, backbone="pooled", depth=9)
 

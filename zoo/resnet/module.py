@@ -58,11 +58,10 @@ class ResNetClassifier(Classifier):
                 raise UserError(f"weights {weights} belong to torchvision's networks; choose one by backbone: resnet18")
             if patch < 1 or height % patch or width % patch:
                 raise UserError(f"patch {patch} does not divide images of {height}x{width} pixels")
-            smallest = 2 ** len(widths) if backbone == "pooled" else 1
-            if min(height, width) // patch < smallest:
+            if backbone == "pooled" and min(height, width) // patch < 2:
                 raise UserError(
-                    f"images of {height}x{width} pixels are too small for a pooled network of {len(widths)} stages, "
-                    f"which needs {smallest * patch}x{smallest * patch}; give fewer widths"
+                    f"images of {height}x{width} pixels are too small for backbone pooled with patch {patch}; it needs "
+                    f"{2 * patch}x{2 * patch}"
                 )
             try:
                 network: nn.Module = NETWORKS[backbone](channels, num_classes, depth, widths, kind, init, patch)

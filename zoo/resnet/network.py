@@ -95,7 +95,12 @@ class ResNet(nn.Module):
         super().__init__()
         blocks = _blocks_in_stage(depth, widths, head=2, block=2)
         norm, residual = _parts(kind, init)
-        self.stem = _stem(in_channels, widths[0], patch, norm)
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(patch) if patch > 1 else nn.Identity(),
+            nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1, bias=not norm),
+            nn.BatchNorm2d(widths[0]) if norm else nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
         layers: list[nn.Module] = []
         channels = widths[0]
         for stage, width in enumerate(widths):
@@ -115,6 +120,8 @@ class ResNet(nn.Module):
 class PooledStage(nn.Module):
     """Half as high and wide: a convolution, max-pooling, and blocks y = relu(F(x, w) + x) of one convolution each.
 
+    An image that is one pixel high or wide is not halved.
+
     Args:
         in_channels: channels of x.
         channels: channels of y.
@@ -125,12 +132,10 @@ class PooledStage(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, blocks: int, norm: bool, residual: bool) -> None:
         super().__init__()
-        self.entrance = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(channels) if norm else nn.Identity(),
-            nn.ReLU(inplace=True),
-        )
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, channels, 3, padding=1, bias=not norm),
@@ -143,7 +148,8 @@ class PooledStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, in_channels, H, W) to (N, channels, H // 2, W // 2)."""
-        y = self.entrance(x)
+        y = self.conv(x)
+        y = self.relu(self.norm(self.pool(y) if min(y.shape[2:]) > 1 else y))
         for block, relu in zip(self.blocks, self.relus, strict=True):
             y = relu(block(y) + y if self.residual else block(y))
         return y
@@ -152,12 +158,12 @@ class PooledStage(nn.Module):
 class PooledResNet(nn.Module):
     """A residual network for small images that learns in few passes over the data.
 
-    Every stage, the first one too, begins with a convolution and max-pooling, so that the only convolution at full
-    size is the first one; the maximum of each channel over the image is what the linear layer sees. Both are as in
-    D. Page's ResNet-9 (DAWNBench, 2018) and in the networks of Jordan 2024 (arXiv 2404.00498) for CIFAR-10.
+    A convolution of 2x2 pixels, without normalization; stages, of which the first one halves the image, too; and the
+    maximum of each channel over the image, which is what the linear layer sees. The pooling is as in D. Page's ResNet-9
+    (DAWNBench, 2018), the entrance as in the networks of Jordan 2024 (arXiv 2404.00498), both for CIFAR-10.
 
     Args:
-        in_channels: of the images, whose sides must be at least 2^stages, after `patch`.
+        in_channels: of the images, which must have at least 2x2 pixels, after `patch`.
         num_classes: number of logits.
         depth: layers with weights: the first convolution, in each stage one and one for each block, and the linear
             layer. With three stages 3 n + 5 for n blocks in each.
@@ -184,7 +190,11 @@ class PooledResNet(nn.Module):
         blocks = _blocks_in_stage(depth, widths, head=2 + len(widths), block=1)
         norm, residual = _parts(kind, init)
         channels = max(1, widths[0] // 2)
-        self.stem = _stem(in_channels, channels, patch, norm)
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(patch) if patch > 1 else nn.Identity(),
+            nn.Conv2d(in_channels * patch**2, channels, 2),
+            nn.ReLU(inplace=True),
+        )
         stages: list[nn.Module] = []
         for width in widths:
             stages.append(PooledStage(channels, width, blocks, norm, residual))
@@ -214,15 +224,6 @@ def _parts(kind: str, init: str) -> tuple[bool, bool]:
     if kind not in KINDS or init not in INITS:
         raise ValueError(f"kind {kind!r} must be one of {', '.join(KINDS)}, init {init!r} one of {', '.join(INITS)}")
     return "batch_norm" in kind, "residual" in kind
-
-
-def _stem(in_channels: int, channels: int, patch: int, norm: bool) -> nn.Sequential:
-    return nn.Sequential(
-        nn.PixelUnshuffle(patch) if patch > 1 else nn.Identity(),
-        nn.Conv2d(in_channels * patch**2, channels, 3, padding=1, bias=not norm),
-        nn.BatchNorm2d(channels) if norm else nn.Identity(),
-        nn.ReLU(inplace=True),
-    )
 
 
 def _initialize(network: nn.Module, init: str) -> None:
