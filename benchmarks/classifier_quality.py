@@ -63,9 +63,10 @@ TABLES = {
         Row("no average of the weights", ("--model.ema_half_life=0",), "last"),
         Row("no flip", ("--data.augment.flip=false",), "last"),
         Row("with crop 2", ("--data.augment.crop=2",), "last"),
-        Row("with cutout 8", ("--data.augment.cutout=8",), "last"),
+        Row("no cutout", ("--data.augment.cutout=0",), "last"),
         Row("with mixup 0.2", ("--model.mixup=0.2",), "last"),
         Row("no label smoothing", ("--model.label_smoothing=0",), "last"),
+        Row("ResNet-8 of He et al. on squares of pixels", ("--model.backbone=cifar", "--model.patch=2"), "last"),
         Row("constant rate of 0.05", ("--model.lr_scheduler=null", "--model.optimizer.lr=0.05"), "last"),
     ],
 }
