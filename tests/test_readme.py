@@ -52,7 +52,7 @@ def run_in_order(commands: list[str], folder: Path) -> str:
             arguments += [*TINY, "--trainer.limit_val_batches=2"]
             if "--trainer.devices" in command:
                 arguments.remove("--trainer.accelerator=cpu")
-        done = run_program(*arguments, cwd=folder, WANDB_MODE="disabled", OMP_NUM_THREADS="1")
+        done = run_program(*arguments, cwd=folder, timeout=900, WANDB_MODE="disabled", OMP_NUM_THREADS="1")
         if done.returncode:
             return f"{command}\n{done.stderr[-2000:]}"
     return ""
