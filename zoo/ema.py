@@ -17,8 +17,9 @@ class EMA(nn.Module):
     The running statistics of batch normalization are averaged like the weights that they belong to; those of the
     original would be foreign to the average as long as the weights move fast. An average of variances is not the
     variance under averaged weights, though: after a jump of the weights it can be far off for several half-lives.
-    Where that matters, `torch.optim.swa_utils.update_bn` measures the statistics of the average anew. It is a submodule
-    like any other: its weights are in the owner's state dict, under their own names.
+    Where that matters, `torch.optim.swa_utils.update_bn` measures the statistics of the average anew.
+
+    The average is a submodule like any other: its weights are in the owner's state dict, under their own names.
 
     Args:
         network: the network to follow; it is copied.
