@@ -23,6 +23,7 @@ from zoo import MLPClassifier, TransformerLM, ViTClassifier
 from zoo.cli import ZooCLI, run_trainer
 from zoo.datamodules.base import TensorBatches, as_is
 from zoo.datamodules.evaluation import evaluation_loader
+from zoo.processes import end_communication
 from zoo.tokens import CharacterTokenizer
 
 
@@ -107,3 +108,4 @@ if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
     results = {"in order": parameters_after_the_same_batches(plan.pop("processes")), **carry_out(**plan)}
     (Path(plan["folder"]) / f"rank_{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(results))
+    end_communication()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import TINY, run_program
+from tests.helpers import CHECKOUT, TINY, run_program
 
 SCRIPT = """
 import hashlib, json, sys, warnings
@@ -29,6 +30,7 @@ state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items
 result = {"hash": hashlib.sha256(state).hexdigest(), "steps": trainer.global_step, "images": model.ema.images}
 result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+torch.distributed.destroy_process_group()
 """
 
 
@@ -81,6 +83,7 @@ state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items
 result = {"hash": hashlib.sha256(state).hexdigest(), "noise": seen, "images": model.ema.images}
 result |= {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 open(f"rank_{trainer.global_rank}.json", "w").write(json.dumps(result))
+torch.distributed.destroy_process_group()
 """
 
 
@@ -180,6 +183,41 @@ def test_a_mistake_that_all_processes_notice_is_told_once(tmp_path):
     assert done.stderr.count("val_size") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists(), "a run that did not start leaves no folder"
+
+
+LEAVING = """
+import atexit, os
+from pathlib import Path
+import torch
+from lightning.pytorch import Callback
+
+def look():
+    threads = [Path(p, "comm").read_text().strip() for p in Path("/proc/self/task").iterdir()]
+    Path(f"left_{os.environ.get('LOCAL_RANK', '0')}").write_text(" ".join(t for t in threads if "gloo" in t))
+
+class Look(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        assert torch.distributed.is_initialized()
+        atexit.register(look)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the names of threads where Linux has them")
+@pytest.mark.parametrize("launcher", ["Lightning", "torchrun"])
+def test_no_thread_of_the_communication_is_left_when_the_interpreter_ends(launcher, tmp_path):
+    """Such a thread may need the interpreter's lock once more, and then the process ends by SIGABRT."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    ranks = range(2 if launcher == "Lightning" else 1)
+    args = ["--config=ddp.yaml", "--model=MLPClassifier", "--model.width=16", "--data=Digits", "--trainer.max_epochs=1"]
+    args += [f"--trainer.devices={len(ranks)}", "--trainer.accelerator=cpu", "--trainer.callbacks=leaving.Look"]
+    program = [sys.executable, str(CHECKOUT / "cli.py")]
+    if launcher == "torchrun":
+        program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", program[1]]
+    environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [*program, "fit", *args]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"left_{rank}").read_text() for rank in ranks] == [""] * len(ranks)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from zoo.classifier import Classifier
 from zoo.errors import NonFiniteError, UserError
 from zoo.messages import as_user_error, explain, one_line, option_names
 from zoo.pictures import unused_path
-from zoo.processes import ending_together
+from zoo.processes import end_communication, ending_together
 from zoo.recipes import resolve_recipes
 from zoo.resume import Continued, LoggedSoFar, RunLock, StaysStopped, find_last
 from zoo.tracking import RunFolders, RunOptions, WandbOptions, run_loggers
@@ -336,6 +336,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if command is None:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
         command(typed if command is run_trainer else typed[1:])
+        end_communication()  # where others than Lightning have started the processes
     except NonFiniteError as error:
         _fail(str(error), code=1)
     except Exception as error:

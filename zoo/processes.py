@@ -37,13 +37,27 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
     if FOLDER in os.environ:
         with _started_process(Path(os.environ[FOLDER])):
             yield
+            end_communication()
     elif isinstance(launcher, subprocess_script._SubprocessScriptLauncher) and not (
         launcher.cluster_environment.creates_processes_externally
     ):
         with _first_process():
             yield
+            # Before it waits for the others, whose end of a communication by NCCL waits for this one's.
+            end_communication()
     else:
         yield
+
+
+def end_communication() -> None:
+    """Leaves the group of processes, if there is one, and ends the threads that gloo has for it.
+
+    Such a thread lets go of the last communication's tensors a moment after that has returned, for which it needs the
+    interpreter's lock; where the interpreter has begun to end by then, the process is aborted. Lightning takes care of
+    that for NCCL only. Not to be called after an error: others may never answer what is still under way.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Watch:

@@ -772,6 +772,8 @@ trainer = Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices 
                   logger=CSVLogger("runs", name=f"on_{devices}", version=""), callbacks=[GradientFlow(every_n_steps=2)],
                   enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 trainer.fit(Model(), DataLoader(data, batch_size=32 // devices))
+if devices > 1:
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -236,6 +236,7 @@ model = MLPClassifier((1, 8, 8), 10, width=8, depth=1)
 trainer = Trainer(strategy="ddp", devices=devices, accelerator="cpu", logger=False, enable_checkpointing=False,
                   enable_progress_bar=False, callbacks=[PredictionWriter(f"on_{devices}.csv")])
 trainer.predict(model, datamodule=Digits(eval_batch_size=40))
+torch.distributed.destroy_process_group()
 """
 
 
