@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from zoo.cli import run_trainer
-from zoo.resnet.network import PooledResNet
+from zoo.cli.fit import run_trainer
+from zoo.models.resnet.network import PooledResNet
 
 METRICS = ("acc", "nll", "brier", "ece")
 
@@ -53,7 +53,7 @@ TABLES = {
         Row("no dropout, early stopping", BARE),
         Row("dropout", (GO_ON,), "last"),
         Row("dropout, early stopping", (GO_ON,)),
-        Row("the same, 50 dropout passes", (GO_ON,), test=("--model.mc_passes=50",)),
+        Row("the same, 50 dropout passes", (GO_ON,), test=("--model.mc_samples=50",)),
         Row("ensemble of 4 without dropout, a quarter of the epochs each", BARE, members=4),
     ],
     "resnet": [Row("recipe")],
@@ -66,7 +66,7 @@ TABLES = {
         Row("no cutout", ("--data.augment.cutout=0",), "last"),
         Row("with mixup 0.2", ("--model.mixup=0.2",), "last"),
         Row("no label smoothing", ("--model.label_smoothing=0",), "last"),
-        Row("ResNet-8 of He et al. on squares of pixels", ("--model.backbone=cifar", "--model.patch=2"), "last"),
+        Row("ResNet-8 of He et al. on squares of pixels", ("--model.backbone=cifar", "--model.patch_size=2"), "last"),
         Row("constant rate of 0.05", ("--model.lr_scheduler=null", "--model.optimizer.lr=0.05"), "last"),
     ],
 }

@@ -24,7 +24,8 @@ from torch import Tensor
 from zoo import Diffusion
 from zoo.datamodules import FashionMNIST
 from zoo.metrics import FrechetDistance, load_extractor
-from zoo.pictures import picture_of, save_png
+from zoo.plotting.images import save_png
+from zoo.plotting.samples import render_samples
 
 CHUNK = 100  # samples drawn at a time
 
@@ -107,7 +108,7 @@ def main() -> None:
         print(json.dumps({**row, "cpu_seconds": round(seconds)}), flush=True)
         if arguments.out:
             out = Path(arguments.out)
-            save_png(out.with_stem(f"{out.stem}_{n}"), picture_of(fake[:64]))
+            save_png(out.with_stem(f"{out.stem}_{n}"), render_samples(fake[:64]))
 
 
 def ddim(diffusion: GaussianDiffusion, n: int, evaluations: int) -> Tensor:

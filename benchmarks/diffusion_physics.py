@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from zoo.datamodules.points import MIXTURES
-from zoo.diffusion import AnalyticForce, Process
 from zoo.metrics.wasserstein import wasserstein1
-from zoo.pictures import draw, new_figure, save_png
+from zoo.models.diffusion.denoiser import IdealDenoiser
+from zoo.models.diffusion.process import Process
+from zoo.plotting.figures import new_figure, render_figure
+from zoo.plotting.images import save_png
 
 MIXTURE = MIXTURES["gaussians"]
 PROCESS = Process(diffusivity=1.0, temperature=1.0)
-FORCE = AnalyticForce(MIXTURE.centers.double(), weights=MIXTURE.weights, std=MIXTURE.std)
+FORCE = IdealDenoiser(MIXTURE.centers.double(), weights=MIXTURE.weights, std=MIXTURE.std)
 SIGMA_MAX, SIGMA_MIN, STEPS = 5.0, 0.01, 400
 
 # What a step adds: (share of D grad ln p in the drift, times 2D; share of sqrt(2D) in the noise).
@@ -104,7 +106,7 @@ def figure(n: int = 40) -> Any:
         side.hist(back[-1, :, 0].numpy(), bins=90, density=True, orientation="horizontal", color="tab:red", alpha=0.5)
         side.plot(MIXTURE.log_prob(grid).exp(), grid[:, 0], color="black", linewidth=1)
         side.axis("off")
-    return draw(shown)
+    return render_figure(shown)
 
 
 def _ways(ax: Any, clock: range, x: Tensor, title: str) -> None:

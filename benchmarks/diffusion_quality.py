@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from zoo import ConsistencyModel
-from zoo.catalog import find_class
-from zoo.checkpoints import load_model
-from zoo.cli import run_trainer
-from zoo.diffusion.samplers import SOLVERS
+from zoo.checkpoints.reading import load_model
+from zoo.cli.fit import run_trainer
 from zoo.metrics import FrechetDistance
+from zoo.models.diffusion.solvers import SOLVERS
+from zoo.registry import find_class
 
 EVALUATIONS = (5, 6, 8, 10, 18, 35)
 TWO_A_STEP = ("heun", "predictor_corrector")
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS)
-    parser.add_argument("--guidance", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--guidance_scale", nargs="+", type=float, default=[0.0])
     arguments, extra = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
     os.environ.setdefault("WANDB_MODE", "disabled")
@@ -112,7 +112,9 @@ def main() -> None:
                 steps = steps_for(solver, evaluations)
                 if steps is None:
                     continue
-                options = {"steps": steps} if student else {"solver": solver, "steps": steps, "guidance": guidance}
+                options = (
+                    {"steps": steps} if student else {"solver": solver, "steps": steps, "guidance_scale": guidance}
+                )
                 draws = [judge.draw(100 * seed + draw, **options) for draw in range(arguments.draws)]
                 fd, hits = (statistics.mean(values) for values in zip(*draws, strict=True))
                 results.setdefault((solver or "student", guidance, evaluations), []).append((fd, hits))

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.base import evaluating
-from zoo.catalog import find_class
-from zoo.checkpoints import load_model
-from zoo.editing import Done, Work
-from zoo.pictures import draw, grid, new_figure, save_png
+from zoo.checkpoints.reading import load_model
+from zoo.cli.edit import Done, Work
+from zoo.models.base import eval_mode
+from zoo.plotting.figures import new_figure, render_figure
+from zoo.plotting.images import image_grid, save_png
+from zoo.registry import find_class
 
 COLUMNS = 8
 
@@ -36,7 +37,7 @@ class Pictures:
 
     def save(self, name: str, x: Tensor) -> str:
         path = self.folder / f"{name}.png"
-        save_png(path, grid(x.unsqueeze(0), cell=1))
+        save_png(path, image_grid(x.unsqueeze(0), cell=1))
         return str(path)
 
     def of_class(self, label: int) -> tuple[str, Tensor]:
@@ -64,7 +65,7 @@ def rows(model: Any, pictures: Pictures, names: list[str], classes: list[int]) -
     for sigma in (0.5, 1.0, 3.0):
         done.append((f"vary: redrawn below sigma {sigma:g}", work(two, second, sigma=sigma).vary()))
     for target in (first, fourth):
-        edited = work(three, third, 1, guidance=1.0, sigma=4.0).change_class(target)
+        edited = work(three, third, 1, guidance_scale=1.0, sigma=4.0).change_class(target)
         done.append((f"class: {names[third]} to {names[target]}", edited))
     done.append((f"interpolate: {names[first]} to {names[second]}", work(one, None, sigma=None).interpolate(two)))
     done.append(("invert: the picture, its noise, and back", work(one, first, 1).invert()))
@@ -84,7 +85,7 @@ def main() -> None:
     model = load_model(arguments.ckpt_path)
     data: Any = find_class(arguments.data)
     data = data(root=arguments.root) if arguments.root else data()
-    with tempfile.TemporaryDirectory() as folder, evaluating(model):
+    with tempfile.TemporaryDirectory() as folder, eval_mode(model):
         done = rows(model, Pictures(data, Path(folder)), list(data.class_names), arguments.classes)
     figure, panels = new_figure(len(done), size=0.8, columns=1)
     figure.set_size_inches(8, 0.95 * len(done))
@@ -92,10 +93,10 @@ def main() -> None:
         shown = [picture.float() for picture in (*edit.before, edit.after)]
         count = sum(map(len, shown))
         blank = shown[0].new_ones(COLUMNS + 2 - count, *shown[0].shape[1:])
-        panel.imshow(grid(torch.cat([*shown, blank]), columns=COLUMNS + 2, cell=56), interpolation="nearest")
+        panel.imshow(image_grid(torch.cat([*shown, blank]), columns=COLUMNS + 2, cell=56), interpolation="nearest")
         panel.set_title(title, fontsize="small", loc="left")
         panel.axis("off")
-    save_png(Path(arguments.out), draw(figure))
+    save_png(Path(arguments.out), render_figure(figure))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch import Tensor, nn
 
 from zoo import GAN
-from zoo.callbacks.modes import mode_coverage
+from zoo.callbacks.mode_coverage import mode_coverage
 from zoo.datamodules import Digits, FashionMNIST, Points
 
 CONFIGS = Path(__file__).parent.parent / "zoo" / "configs"

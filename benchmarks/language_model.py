@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 
 from zoo import TransformerLM
-from zoo.cli import run_trainer
+from zoo.cli.fit import run_trainer
 from zoo.datamodules import Text
 
 
@@ -99,7 +99,7 @@ def speed(arguments: argparse.Namespace, folder: str) -> None:
         )  # fmt: skip
         clock = next(c for c in trainer.callbacks if type(c).__name__ == "Clock")
         bare = bare_loop(trainer.lightning_module, trainer.datamodule, arguments.window)
-        tokens = arguments.window * trainer.datamodule.batch_size * trainer.datamodule.context
+        tokens = arguments.window * trainer.datamodule.batch_size * trainer.datamodule.context_length
         speeds = [tokens / statistics.median(s) for s in (clock.seconds, list(islice(bare, len(clock.seconds))))]
         ratios.append(speeds[0] / speeds[1])
         row = {"lightning": round(speeds[0]), "bare loop": round(speeds[1]), "ratio": round(ratios[-1], 3)}

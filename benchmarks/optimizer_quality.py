@@ -25,10 +25,10 @@ from torch import nn
 
 from zoo.datamodules import Digits, FashionMNIST, Text
 from zoo.datamodules.text import Windows
-from zoo.mlp.network import MLP
+from zoo.models.mlp.network import MLP
+from zoo.models.resnet.network import ResNet
+from zoo.models.transformer.network import LanguageModel
 from zoo.optim import ScalarAdam, WarmupDecay, parameter_groups
-from zoo.resnet.network import ResNet
-from zoo.transformer.network import LanguageModel
 
 Factory = Callable[[Any, float], torch.optim.Optimizer]
 Data = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # inputs and targets, also held out
@@ -53,7 +53,7 @@ def of_images(root: str | None) -> tuple[Data, dict[str, Callable[[], nn.Module]
     patch = 2 if shape[-1] % 2 == 0 else 1
     return (module.split("train"), module.split("val")), {
         "MLP 2x256": lambda: MLP(math.prod(shape), classes, 256, 2, 0.0, 0.0, pixels=True),
-        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch=patch),
+        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch_size=patch),
     }
 
 

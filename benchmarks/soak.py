@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from zoo.cli import run_trainer
+from zoo.cli.fit import run_trainer
 
 
 class Watch(Callback):
@@ -98,7 +98,7 @@ def main() -> None:
             "fit", "--config", arguments.recipe, f"--run.root={folder}", "--trainer.max_steps=100000000",
             f"--trainer.max_time=00:{length.rjust(8, '0')}", "--trainer.enable_progress_bar=false",
             "--trainer.callbacks=SampleLogger", "--trainer.callbacks+=CurvePlotter",
-            "--trainer.callbacks+=BestAndLast", "--trainer.callbacks.monitor=val/fd",
+            "--trainer.callbacks+=BestAndLastCheckpoint", "--trainer.callbacks.monitor=val/fd",
             "--trainer.callbacks+=benchmarks.soak.Watch", f"--trainer.callbacks.path={table}",
             f"--trainer.callbacks.every={arguments.every}", *extra,
         ]  # fmt: skip

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from zoo.datamodules import Digits, FashionMNIST
 from zoo.gradients import execution_order, gradient_profile, verdict
+from zoo.models.resnet.network import BLOCK_TYPES, INITS, ResNet
 from zoo.optim import WarmupDecay
-from zoo.pictures import draw, new_figure, save_png
-from zoo.resnet.network import INITS, KINDS, ResNet
+from zoo.plotting.figures import new_figure, render_figure
+from zoo.plotting.images import save_png
 
 DEPTHS = (20, 56)  # 18 and 54 convolutions in the blocks, one before and a linear layer after them
 RATES = (0.1, 0.01)
@@ -91,19 +92,19 @@ def measure(
         loss = train(network, splits["train"], rate, steps, batch)
         results.append((loss, accuracy(network, splits["val"]), rate))
     loss, reached, rate = min(results)
-    network_name = {"depth": depth - 2, "kind": kind, "init": init, "seed": seed}
+    network_name = {"depth": depth - 2, "block_type": kind, "init": init, "seed": seed}
     return network_name | {"accuracy": reached, "loss": loss, "rate": rate, "verdict": said, "gradient": norms}
 
 
 def plot(results: list[dict[str, Any]], chance: float, title: str) -> Any:
     """Rows: initializations; columns: profiles of both depths, accuracies."""
     figure, panels = new_figure(3 * len(INITS), size=3.5)
-    colors = dict(zip(KINDS, ("tab:gray", "tab:orange", "tab:green", "tab:blue"), strict=True))
+    colors = dict(zip(BLOCK_TYPES, ("tab:gray", "tab:orange", "tab:green", "tab:blue"), strict=True))
     depths = sorted({result["depth"] for result in results})
     for row, init in enumerate(INITS):
         axes = panels[3 * row : 3 * row + 3]
         for ax, depth in zip(axes, depths, strict=False):
-            for kind in KINDS:
+            for kind in BLOCK_TYPES:
                 _plot_profile(
                     ax, [r for r in results if (r["depth"], r["kind"], r["init"]) == (depth, kind, init)], colors
                 )
@@ -114,7 +115,7 @@ def plot(results: list[dict[str, Any]], chance: float, title: str) -> Any:
         _plot_accuracy(axes[2], [r for r in results if r["init"] == init], depths, colors, chance)
         axes[2].set(title=f"after training, {NAMES[init]} initialization", ylabel="validation accuracy %")
     figure.suptitle(title, fontsize="medium")
-    return draw(figure)
+    return render_figure(figure)
 
 
 def _plot_profile(ax: Any, results: list[dict[str, Any]], colors: dict[str, str]) -> None:
@@ -129,7 +130,7 @@ def _plot_profile(ax: Any, results: list[dict[str, Any]], colors: dict[str, str]
 def _plot_accuracy(
     ax: Any, results: list[dict[str, Any]], depths: list[int], colors: dict[str, str], chance: float
 ) -> None:
-    for place, (depth, kind) in enumerate(product(depths, KINDS)):
+    for place, (depth, kind) in enumerate(product(depths, BLOCK_TYPES)):
         values = [100 * r["accuracy"] for r in results if (r["depth"], r["kind"]) == (depth, kind)]
         mean = statistics.mean(values)
         ax.bar(place + (depth != depths[0]), mean, color=colors[kind])
@@ -156,7 +157,7 @@ def main() -> None:
     splits = {name: data.split(name) for name in ("train", "val")}
     patch = 2 if arguments.root else 1
     results = []
-    for depth, init, kind, seed in product(DEPTHS, INITS, KINDS, range(arguments.seeds)):
+    for depth, init, kind, seed in product(DEPTHS, INITS, BLOCK_TYPES, range(arguments.seeds)):
         result = measure(depth, kind, init, seed, patch, splits, arguments.steps, arguments.batch_size)
         print(json.dumps(result | {"gradient": [float(f"{norm:.3g}") for norm in result["gradient"]]}), flush=True)
         results.append(result)

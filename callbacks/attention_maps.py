@@ -1,4 +1,4 @@
-"""Who looks at whom in a Transformer that translates, as pictures over the course of its training."""
+"""Images of an encoder-decoder's cross-attention over the course of training."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zoo.callbacks.samples import forget_after
+from zoo.callbacks.run_folder import remove_after, run_folder
 from zoo.errors import UserError, check_at_least
-from zoo.pictures import plot_attention, save_png, unused_path
+from zoo.files import unused_path
+from zoo.plotting.attention import plot_attention
+from zoo.plotting.images import save_png
 
 
 class AttentionMaps(Callback):
-    """Draws what each position of an answer looks at in its source: a panel for each head, one layer in each row.
+    """Plots cross-attention weights: one panel for each head, one layer in each row.
 
     For any LightningModule with `attention(source, target) -> {name: (N, H, T, S)}`, of which the maps from the decoder
-    to the encoder, named `...to_memory`, are drawn; of the longest source in the first validation batch. The pictures
+    to the encoder, named `...cross_attention`, are drawn; of the longest source in the first validation batch. The pictures
     lie in `attention/` in the run's folder and go to Weights & Biases.
 
     Args:
-        every_n_steps: optimizer steps from one picture to the next; there is always one after training.
+        every_n_steps: optimizer steps between two images; the last one is always drawn after training.
     """
 
     def __init__(self, every_n_steps: int = 500) -> None:
@@ -34,13 +35,10 @@ class AttentionMaps(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "attention", None)):
             raise UserError(f"AttentionMaps needs a model with a method attention; {type(pl_module).__name__} has none")
-        log_dir = trainer.log_dir  # on every rank, since Lightning agrees on the folder by a broadcast
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit":
             return
-        if log_dir is None or not trainer.loggers:
-            rank_zero_warn("AttentionMaps draws nothing: the Trainer has no logger, so there is no folder for it")
-        else:
-            self._folder = Path(log_dir) / "attention"
+        folder = run_folder(trainer, missing="AttentionMaps draws nothing")
+        self._folder = folder / "attention" if folder else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
@@ -50,7 +48,7 @@ class AttentionMaps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._folder is not None and trainer.global_step:
-            forget_after(self._folder, trainer.global_step)
+            remove_after(self._folder, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,11 +66,11 @@ class AttentionMaps(Callback):
         self._last_step = step
         source, target = (tokens.to(model.device) for tokens in self._longest(trainer, model.padding))
         maps = {
-            name.removesuffix(".to_memory"): weights[0]
+            name.removesuffix(".cross_attention"): weights[0]
             for name, weights in model.attention(source, target).items()
-            if name.endswith("to_memory")
+            if name.endswith("cross_attention")
         }
-        # The first row is the answer's first token, which is given while the decoder has only `start` before it.
+        # The first row is the first token of the target, predicted from `start` alone.
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         rows, columns = ([names[token] if names else str(token) for token in x[0].tolist()] for x in (target, source))
         picture = plot_attention(maps, rows, columns)
@@ -82,7 +80,7 @@ class AttentionMaps(Callback):
                 logger.log_image("attention", [picture], step=step)
 
     def _longest(self, trainer: Trainer, padding: int) -> tuple[Tensor, Tensor]:
-        """The longest source (1, S) among the first of the validation split, and its answer (1, T), without padding."""
+        """The longest of the first 100 validation sources (1, S), and its target (1, T), without padding."""
         dataset = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
         x, y = dataset.__getitems__(list(range(min(100, len(dataset)))))
         index = (x != padding).sum(1).argmax()

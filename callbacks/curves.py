@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""Curves of all logged metrics as one figure."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from zoo.pictures import plot_curves
+from zoo.plotting.curves import plot_curves
 
-POINTS = 1000  # of a curve at most: a panel is less than a thousand pixels wide
+POINTS = 1000  # per curve at most: a panel is less than a thousand pixels wide
 
 
 class CurvePlotter(Callback):
-    """Plots everything in metrics.csv to curves.png in the run's folder, after validations and at the end.
+    """Plots metrics.csv to curves.png in the run's folder, after validations and at the end of training.
 
     For any LightningModule, with Lightning's CSVLogger. Floors and optima (`x_floor`, `x_optimum`) are dashed lines.
 
     Args:
-        every_seconds: least time from one picture to the next, since drawing one takes about a second.
+        every_seconds: least time between two figures, in seconds; drawing one takes about a second.
     """
 
     def __init__(self, every_seconds: float = 20.0) -> None:
@@ -44,15 +44,15 @@ class CurvePlotter(Callback):
                 logger.save()
                 metrics = read_metrics(Path(logger.log_dir) / "metrics.csv")
                 if metrics:
-                    # The one file that is renewed on purpose: it shows the run as far as it has come.
+                    # Overwritten on purpose: the figure shows the run so far.
                     Image.fromarray(plot_curves(metrics)).save(Path(logger.log_dir) / "curves.png")
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads CSVLogger's file: for each metric points (step, value), what is not finite left out.
+    """Reads CSVLogger's file: finite points (step, value) by the name of the metric.
 
-    Of a metric with more than `POINTS` of them every second one is left out, as often as it takes, so that the curves
-    of a long run cost no more memory than those of a short one. The last point is always there.
+    If a metric has more than `POINTS` points, every second one is dropped, repeatedly, so that memory does not grow with
+    the length of the run. The last point is always kept.
     """
     metrics: dict[str, list[tuple[int, float]]] = {}
     if not path.is_file():

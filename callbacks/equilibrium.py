@@ -1,8 +1,8 @@
-"""Has the game ended where theory says it ends? p_G = p_data, D = 1/2, V = -log 4, measured against their floors.
+"""Comparison of a trained GAN with the theoretical equilibrium p_G = p_data, D = 1/2, V = -log 4.
 
-That D is near 1/2 and V near -log 4 is necessary, not sufficient: a discriminator that has learned nothing shows the
-same. So the samples are compared with the data directly, too: by the Wasserstein distance, and by a classifier
-two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545), in which a fresh classifier tries to tell them apart.
+D near 1/2 and V near -log 4 are necessary, not sufficient: an untrained discriminator shows the same. So samples and
+data are also compared directly, by the Wasserstein distance and by a classifier two-sample test (Lopez-Paz and Oquab
+2017, arXiv 1610.06545), each against its floor.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from zoo.callbacks.run_folder import run_folder
 from zoo.errors import UserError
 from zoo.metrics import SlicedWasserstein
-from zoo.pictures import draw, new_figure, save_png
+from zoo.plotting.equilibrium import plot_equilibrium
+from zoo.plotting.images import save_png
 
 
 def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
-    """Accuracy on held-out halves of a classifier trained to tell two clouds of points apart; 1/2 if it cannot.
+    """Held-out accuracy of a classifier between two sets of points; 1/2 if they cannot be distinguished.
 
     Args:
-        x: (N, D).
-        y: (N, D).
-        seed: of the halves and of the classifier, an MLP of scikit-learn with early stopping.
+        x: first points, (N, D).
+        y: second points, (N, D).
+        seed: random seed of the split and of the classifier, scikit-learn's MLP with early stopping.
     """
     from sklearn.neural_network import MLPClassifier
 
@@ -45,15 +47,15 @@ def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
 
 
 class EquilibriumReport(Callback):
-    """At the end of training, compares a GAN on known points with the equilibrium of theory.
+    """Compares a GAN on points with the theoretical equilibrium at the end of training.
 
-    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table, and logs `theory/...`. For a
+    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table, and logs `theory/...`. For any
     LightningModule with `sample(n, generator=...)` and `discriminator(x) -> logits`, on a data module with
     `sample_points(n, generator)`, as `Points` has.
 
     Args:
-        n: samples, and as many points of data, in each comparison.
-        seed: of the samples and of the data.
+        n: number of samples, and of data points, in each comparison.
+        seed: random seed of samples and data.
     """
 
     def __init__(self, n: int = 10_000, seed: int = 0) -> None:
@@ -65,12 +67,10 @@ class EquilibriumReport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(getattr(trainer, "datamodule", None), "sample_points"):
-            raise UserError("EquilibriumReport needs data from a known distribution: take Points")
+            raise UserError("EquilibriumReport needs data from a known distribution: use Points")
         if not hasattr(pl_module, "discriminator"):
             raise UserError(f"EquilibriumReport needs a model with a discriminator, not {type(pl_module).__name__}")
-        log_dir = trainer.log_dir
-        real_run = trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._folder = Path(log_dir) if log_dir and real_run else None
+        self._folder = run_folder(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -87,7 +87,7 @@ class EquilibriumReport(Callback):
                 self._plot(self._folder / "equilibrium.png", pl_module, data)
 
     def measure(self, model: Any, data: Any) -> dict[str, dict[str, float]]:
-        """For each quantity what was measured, what theory says and, where it differs, a perfect generator's floor."""
+        """Measured value, theoretical value and, where they differ for a perfect generator, the floor of each quantity."""
         noise = torch.Generator().manual_seed(self.seed)
         first, second = (data.sample_points(self.n, noise) for _ in range(2))
         samples = model.sample(self.n, generator=noise).cpu()
@@ -117,17 +117,9 @@ class EquilibriumReport(Callback):
         samples = model.sample(self.n, generator=torch.Generator().manual_seed(self.seed)).cpu()
         points = data.sample_points(self.n, torch.Generator().manual_seed(self.seed))
         x = torch.linspace(points.min().item(), points.max().item(), 400).unsqueeze(1)
-        figure, (left, right) = new_figure(2, size=3.6)
-        left.hist(samples.flatten().numpy(), bins=120, density=True, color="tab:red", alpha=0.5, label="samples")
-        left.plot(x, data.log_prob(x).exp(), color="black", label="p_data")
-        left.set(title="density", xlabel="x", xlim=(x.min(), x.max()))
-        left.legend(fontsize="small")
         shift = offset(model, _logits(model, points), _logits(model, samples))
-        right.plot(x, (_logits(model, x) - shift).sigmoid(), color="tab:blue", label="D(x)")
-        right.axhline(0.5, color="black", linestyle="--", label="1/2")
-        right.set(title="discriminator", xlabel="x", ylim=(0, 1), xlim=(x.min(), x.max()))
-        right.legend(fontsize="small")
-        save_png(path, draw(figure))
+        probability = (_logits(model, x) - shift).sigmoid()
+        save_png(path, plot_equilibrium(x.flatten(), data.log_prob(x).exp(), probability, samples.flatten()))
 
 
 def _logits(model: Any, points: Tensor) -> Tensor:
@@ -136,7 +128,7 @@ def _logits(model: Any, points: Tensor) -> Tensor:
 
 
 def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The free constant in the logits of the relativistic game, which sees differences only; 0 for the others."""
+    """Arbitrary offset of the logits under the relativistic loss, which depends on differences only; else 0."""
     free = getattr(model, "loss_name", None) == "relativistic"
     return torch.cat([real_logits, fake_logits]).mean() if free else torch.zeros(())
 

@@ -18,11 +18,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from zoo.atomic import replacing
+from zoo._lightning import compiled_modules, unscaled_by_step
+from zoo.callbacks.run_folder import run_folder
 from zoo.errors import UserError
+from zoo.files import atomic_write, unused_path
 from zoo.gradients import (
     Layer,
     Verdict,
@@ -36,7 +37,8 @@ from zoo.gradients import (
     verdict,
     watch_order,
 )
-from zoo.pictures import Picture, plot_gradient_flow, unused_path
+from zoo.plotting.gradient_flow import plot_gradient_flow
+from zoo.plotting.images import RGBImage
 
 
 class Row(NamedTuple):
@@ -159,7 +161,7 @@ class _Probe:
         self._due = due
         self._steps: dict[int, _OptimizerStep] = {}
         self._dead: list[tuple[Layer, Tensor, int]] = []
-        compiled = _compiled_modules(model)
+        compiled = compiled_modules(model)
         self._handles = watch_order([la.module for la in unordered if la.module not in compiled], order)
         for module, layer in _rectifiers(model, every):
             if layer in due and module not in compiled:
@@ -238,21 +240,6 @@ def _count_dead(output: Tensor, layer: nn.Module) -> tuple[Tensor, int]:
     others = [dim for dim in range(output.ndim) if dim != unit]
     largest = output.detach().amax(others) if others else output.detach()
     return (largest <= 0).sum(), largest.numel()
-
-
-def _compiled_modules(model: nn.Module) -> set[nn.Module]:
-    """The modules that torch.compile runs. Hooks there are traced into the graph or passed over: none are set."""
-    whole = getattr(model, "_compiler_ctx", None) is not None  # Lightning's mark of torch.compile(model)
-    tops = [m for m in model.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
-    return {module for top in ([model] if whole else tops) for module in top.modules()}
-
-
-def _gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """What 16-bit training has left on the gradients at this time: with optimizers that divide by it themselves."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED:
-        return None
-    return scaler._scale
 
 
 class GradientFlow(Callback):
@@ -336,10 +323,7 @@ class GradientFlow(Callback):
         if stage != "fit":
             return
         self._start()
-        # On every rank, since Lightning agrees on the folder by a broadcast.
-        log_dir = trainer.log_dir
-        real_run = trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._folder = Path(log_dir) if log_dir and real_run else None
+        self._folder = run_folder(trainer)
 
     # Around a step
 
@@ -361,7 +345,7 @@ class GradientFlow(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._probe:
-            self._probe.before_step(optimizer, _gradient_scale(trainer, optimizer))
+            self._probe.before_step(optimizer, unscaled_by_step(trainer, optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -421,13 +405,13 @@ class GradientFlow(Callback):
             before = HEADER + _lines(self.measurements[:-1])
             own = len(self.measurements) > 1 and path.is_file() and path.read_text(encoding="utf-8").startswith(before)
             self._table = path if own else unused_path(path)
-            with replacing(self._table, "w", encoding="utf-8") as file:
+            with atomic_write(self._table, "w", encoding="utf-8") as file:
                 file.write(before)
         with self._table.open("a", encoding="utf-8") as file:
             file.write(_lines([measurement]))
 
-    def pictures(self) -> dict[str, Picture]:
-        """For each network its picture; see `zoo.pictures.plot_gradient_flow`."""
+    def pictures(self) -> dict[str, RGBImage]:
+        """For each network its picture; see `zoo.plotting.images.plot_gradient_flow`."""
         drawn = {}
         for network, last in self._last().items():
             history = [m for m in self.measurements if m.network == network]
@@ -437,7 +421,7 @@ class GradientFlow(Callback):
             drawn[network] = plot_gradient_flow(norms, [m.step for m in history], last.layers, title)
         return drawn
 
-    def _draw(self) -> dict[str, Picture]:
+    def _draw(self) -> dict[str, RGBImage]:
         pictures = self.pictures()
         if self._table:
             for network, picture in pictures.items():

@@ -1,4 +1,4 @@
-"""Stopping a run that has left the numbers, with a word on what left them first, and with its last good checkpoint."""
+"""Stops training on NaN or Inf and reports the first non-finite tensor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from zoo.errors import NonFiniteError, check_at_least
 
-MOST = 1000  # losses that wait to be looked at
+MOST = 1000  # losses kept until the next check, at most
 
 
-class Seen(NamedTuple):
-    """What was seen at a step: its value, or its largest absolute value."""
+class Observation(NamedTuple):
+    """A loss, or the largest absolute value of a tensor, at a step."""
 
     what: str
     step: int
@@ -27,28 +27,26 @@ class Seen(NamedTuple):
 
 
 class StopOnNonFinite(Callback):
-    """Stops training when a loss, a gradient or a parameter is infinite or not a number, and says which was the first.
+    """Stops training if a loss, gradient or parameter is NaN or Inf, and reports which was the first.
 
     For any LightningModule, also with manual optimization. The command line adds it to every `fit`.
 
-    Looking at a number means waiting for the device, so it is done once in `every_n_steps` batches, and before every
-    validation and checkpoint: a checkpoint with such parameters is never written, and the last good one stays. The loss
-    of every batch is kept until then, without waiting, so that the step is exact where the loss was the first. Of
-    gradients and parameters those of the batches that are looked at count; to find the culprit, go on from the last
-    checkpoint with `every_n_steps` 1.
+    A check synchronizes with the device, so it runs once in `every_n_steps` batches, and before every validation and
+    checkpoint: a checkpoint with non-finite parameters is never written. The losses of all batches are kept until the
+    next check, so the step of the first non-finite loss is exact. Gradients and parameters are checked only in the
+    batch of a check; to find the first one exactly, resume from the last checkpoint with `every_n_steps` 1.
 
-    With 16-bit gradient scaling gradients overflow now and then, and the step is left out: there only a loss that is
-    bad in all batches since the last look stops the run, or a parameter.
+    With 16-bit gradient scaling gradients overflow occasionally and the step is skipped; there, only non-finite losses
+    in all batches since the last check, or a non-finite parameter, stop the run.
 
-    EarlyStopping's `check_finite` looks at the metric that it monitors, after a validation, and ends the run as if all
-    were well; this callback is earlier, and ends it with an error.
+    EarlyStopping's `check_finite` checks the monitored metric after validation and ends the run normally; this callback
+    is earlier and raises an error.
 
     Args:
-        every_n_steps: batches from one look to the next; the Trainer's log_every_n_steps where it is not given, and
-            0 for no look at all.
+        every_n_steps: batches between two checks; by default the Trainer's log_every_n_steps; 0 for no checks.
 
     Raises:
-        NonFiniteError: from training, where it has happened; on all processes.
+        NonFiniteError: during training, on all ranks.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -58,22 +56,24 @@ class StopOnNonFinite(Callback):
         self._due = False
         self._last_good = 0
         self._backwards = 0  # in this batch
-        self._seen: list[Seen] = []  # since the last look
+        self._observations: list[Observation] = []  # since the last check
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen, self._last_good = [], trainer.global_step
+        self._observations, self._last_good = [], trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step, self._backwards = trainer.global_step + 1, 0
         given = self.every_n_steps
         period: int = trainer.log_every_n_steps if given is None else given  # type: ignore[attr-defined]
-        self._due = (period > 0 and (trainer.fit_loop.total_batch_idx + 1) % period == 0) or len(self._seen) > MOST
+        self._due = (period > 0 and (trainer.fit_loop.total_batch_idx + 1) % period == 0) or len(
+            self._observations
+        ) > MOST
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.every_n_steps != 0:
             self._backwards += 1
             what = "the loss" if self._backwards == 1 else f"loss {self._backwards} of the batch"
-            self._seen.append(Seen(what, self._step, loss.detach(), loss=True))
+            self._observations.append(Observation(what, self._step, loss.detach(), loss=True))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._due or _scales(trainer):
@@ -86,52 +86,54 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._due:
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._look(trainer, pl_module)
+        self._check(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer, pl_module)
+        self._check(trainer, pl_module)
 
     def _note(self, what: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps the largest absolute values, nan where there is one, without waiting for the device."""
+        """Keeps the largest absolute values, which are NaN if any element is, without synchronizing with the device."""
         local = {name: getattr(t, "to_local", lambda t=t: t)().detach() for name, t in tensors.items()}
         filled = {name: t for name, t in local.items() if t.numel()}
         if filled:
             largest = torch._foreach_norm(list(filled.values()), ord=math.inf)
-            self._seen += [Seen(f"{what} {name}", self._step, n) for name, n in zip(filled, largest, strict=True)]
+            self._observations += [
+                Observation(f"{what} {name}", self._step, n) for name, n in zip(filled, largest, strict=True)
+            ]
 
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
         if self.every_n_steps == 0 or trainer.state.fn != TrainerFn.FITTING:
             return
         self._note("the parameter", dict(module.named_parameters()))
-        fault = _first_fault(self._seen, _scales(trainer))
-        self._seen = []
-        # Together, since the others would wait forever for a process that has stopped alone.
+        fault = _first_fault(self._observations, _scales(trainer))
+        self._observations = []
+        # On all ranks, which would otherwise wait for this one forever.
         if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
             raise NonFiniteError(f"{self._describe(fault)}; {_kept(trainer)}; {_remedy(module)}")
         self._last_good = self._step
 
-    def _describe(self, fault: Seen | None) -> str:
+    def _describe(self, fault: Observation | None) -> str:
         if fault is None:
-            return f"training left the numbers at step {self._step} on another process"
+            return f"a loss, gradient or parameter became NaN or Inf at step {self._step} on another rank"
         if fault.loss or self._last_good >= fault.step - 1:
             return f"{fault.what} became {fault.value.item()} at step {fault.step}"
-        return f"{fault.what} is {fault.value.item()} at step {fault.step} (all was well at step {self._last_good})"
+        return f"{fault.what} is {fault.value.item()} at step {fault.step} (all values were finite at step {self._last_good})"
 
 
-def _first_fault(seen: list[Seen], scaled: bool) -> Seen | None:
-    if not seen:
+def _first_fault(observations: list[Observation], scaled: bool) -> Observation | None:
+    if not observations:
         return None
-    device = seen[0].value.device
-    finite = torch.stack([s.value.float().to(device) for s in seen]).isfinite().tolist()  # waits, once
-    faults = [s for s, good in zip(seen, finite, strict=True) if not good]
-    if scaled and any(good for s, good in zip(seen, finite, strict=True) if s.loss):
+    device = observations[0].value.device
+    finite = torch.stack([s.value.float().to(device) for s in observations]).isfinite().tolist()  # one synchronization
+    faults = [s for s, good in zip(observations, finite, strict=True) if not good]
+    if scaled and any(good for s, good in zip(observations, finite, strict=True) if s.loss):
         faults = [s for s in faults if not s.loss]
     return faults[0] if faults else None
 
@@ -141,8 +143,8 @@ def _scales(trainer: Trainer) -> bool:
 
 
 def _kept(trainer: Trainer) -> str:
-    """Where the newest checkpoint is; it is good, since no other one is written."""
-    # By what is there: ModelCheckpoint names a file before it is written.
+    """Path of the newest checkpoint, in words; only checkpoints with finite parameters are written."""
+    # From the folder: ModelCheckpoint sets a path before the file is written.
     folders = {Path(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))}
     paths = [path for folder in folders for path in folder.glob("*.ckpt") if path.is_file()]
     if not paths:
@@ -156,5 +158,5 @@ def _relative(path: Path) -> str:
 
 
 def _remedy(module: LightningModule) -> str:
-    clip = "--trainer.gradient_clip_val" if module.automatic_optimization else "--model.clip_norm"
+    clip = "--trainer.gradient_clip_val" if module.automatic_optimization else "--model.gradient_clip_val"
     return f"try a lower learning rate, {clip} or --trainer.precision 32"

@@ -1,4 +1,4 @@
-"""Whether a classifier's uncertainty tells foreign data from its own."""
+"""Out-of-distribution detection by a classifier's uncertainty."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from zoo.errors import UserError
 
 
 class OutOfDistribution(Callback):
-    """Measures, at `test`, how well the uncertainty tells a second data set from the test set.
+    """Measures at `test` how well a classifier's uncertainty separates a second data set from the test set.
 
-    It logs the area under the ROC curve of the predictive entropy (`test/ood_auroc`) and, where there are several
-    members to disagree, of the mutual information (`test/ood_auroc_mi`): 0.5 tells nothing, 1 tells all. More
-    uncertainty far from the data is not promised by any of the methods; this measures it.
+    It logs the area under the ROC curve of the predictive entropy (`test/ood_auroc`) and, for an ensemble, of the
+    mutual information (`test/ood_auroc_mi`): 0.5 is chance, 1 is perfect separation. No method guarantees higher
+    uncertainty far from the data; this measures it.
 
-    For the zoo's classifiers, or any LightningModule with `input_shape`, and with `predictive(x, seed)` whose result
+    For the zoo's classifiers, or any LightningModule with `input_shape` and with `predictive(x, seed)`, whose result
     `test_step` returns.
 
     Args:
-        data: the foreign data, of the same shape; its test split is taken.
+        data: out-of-distribution data of the same shape, whose test split is used.
     """
 
     def __init__(self, data: LightningDataModule) -> None:
@@ -33,10 +33,10 @@ class OutOfDistribution(Callback):
         if stage != "test":
             return
         if not callable(getattr(pl_module, "predictive", None)):
-            raise UserError(f"OutOfDistribution needs a classifier, and {type(pl_module).__name__} is none")
+            raise UserError(f"OutOfDistribution needs a classifier; {type(pl_module).__name__} is not one")
         own, foreign = tuple(pl_module.input_shape), tuple(self.data.input_shape)  # type: ignore[arg-type]
         if own != foreign:
-            raise UserError(f"OutOfDistribution's data have the shape {foreign}, and the model takes {own}")
+            raise UserError(f"OutOfDistribution's data has the shape {foreign}, and the model takes {own}")
         if trainer.is_global_zero:
             self.data.prepare_data()
         trainer.strategy.barrier("foreign data")
@@ -71,9 +71,9 @@ class OutOfDistribution(Callback):
     def _update(self, predictive: Any, foreign: bool) -> None:
         for name, score in self._scores.items():
             values = getattr(predictive, name)
-            # A rank statistic: torchmetrics would take numbers above 1 for logits, and lose the order of large ones.
+            # AUROC depends on ranks only; torchmetrics would treat values above 1 as logits and round large ones.
             score.update(values / (1 + values), torch.full_like(values, int(foreign), dtype=torch.long))
 
 
 def _disagree(model: Any) -> bool:
-    return bool(getattr(model, "mc_passes", 0) or getattr(model, "ensemble", None))
+    return bool(getattr(model, "mc_samples", 0) or getattr(model, "ensemble", None))

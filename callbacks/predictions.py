@@ -1,4 +1,4 @@
-"""Predictions and their uncertainty as a table, a line for each sample."""
+"""Predictions and their uncertainty as a table, one row per sample."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from zoo.errors import UserError
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what `predict` finds to a CSV or Parquet file, in the order of the data.
+    """Writes predictions to a CSV or Parquet file, in the order of the data.
 
-    The columns: `index` of the sample, `label` (the true class, where the data has one), `class` and `class_name` (the
-    most probable one), `probability` (its mean over the members of the bag), `entropy` (predictive, nats) and
-    `mutual_information` (nats; of label and member).
+    Columns: `index` of the sample; `label`, the true class, if the data has one; `class` and `class_name`, the most
+    probable class; `probability`, its mean over the ensemble; `entropy`, the predictive entropy in nats; and
+    `mutual_information` of class and ensemble member, in nats.
 
     For any LightningModule whose `predict_step` returns `probabilities` (N, C), `entropy` (N,) and
     `mutual_information` (N,), as the zoo's classifiers do.
 
     Args:
-        path: the file, ending in .csv or .parquet (which needs pyarrow); an existing one is never overwritten.
+        path: file to write, ending in .csv or .parquet (which needs pyarrow); an existing file is never overwritten.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
@@ -61,7 +61,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if not hasattr(prediction, "mutual_information"):
-            raise UserError(f"PredictionWriter needs a classifier, and {type(pl_module).__name__} is none")
+            raise UserError(f"PredictionWriter needs a classifier; {type(pl_module).__name__} is not one")
         probability, chosen = prediction.probabilities.max(1)
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         start = len(self._rows)
@@ -81,7 +81,7 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, rows)
-            # By their index, which also drops what a sampler repeated to give every rank as many.
+            # By index, which also removes samples that a sampler repeated to give all ranks the same number.
             rows = list({row["index"]: row for part in parts for row in part}.values())
         rows = sorted(rows, key=lambda row: row["index"])
         self._rows = []

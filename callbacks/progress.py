@@ -1,4 +1,4 @@
-"""A progress bar that says what matters."""
+"""The progress bar."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from zoo._lightning import ProgressBarHooks
 
-class ShortProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with the true number of epochs, short names of metrics, and no version hash.
 
-    Where a run's length is given by `max_steps` alone, Lightning's own bar shows "Epoch 3/-2".
+class ShortProgressBar(ProgressBarHooks, RichProgressBar):
+    """Progress bar with the number of epochs, short metric names and without a version number.
+
+    If the length of a run is given by `max_steps` alone, Lightning's own bar shows "Epoch 3/-2".
     """
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def describe_epoch(self, epoch: int) -> str:
         trainer = self.trainer
         epochs: float = trainer.max_epochs or -1
         if epochs == -1 and trainer.max_steps > 0 and trainer.num_training_batches:
             epochs = math.ceil(trainer.max_steps / trainer.num_training_batches)
-        return f"Epoch {current_epoch + 1}/{epochs}" if epochs > 0 else f"Epoch {current_epoch + 1}"
+        return f"Epoch {epoch + 1}/{epochs}" if epochs > 0 else f"Epoch {epoch + 1}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""What a generative model can do, over the course of its training: pictures, or text."""
+"""Samples of a generative model over the course of training: images, points, or text."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
+from zoo.callbacks.run_folder import remove_after, run_folder
 from zoo.errors import UserError
-from zoo.pictures import Picture, film_of, picture_of, save_gif, save_png, unused_path
-from zoo.writing import save_texts
+from zoo.files import save_texts, unused_path
+from zoo.plotting.images import RGBImage, save_gif, save_png
+from zoo.plotting.samples import render_frames, render_samples
 
-FILM_FRAMES = 100  # at most
+FILM_FRAMES = 100  # largest number of frames
 
 
 class SampleLogger(Callback):
-    """Draws samples from the same noise again and again, to disk and to Weights & Biases.
+    """Draws samples from the same noise at regular steps, to disk and to Weights & Biases.
 
     For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1], points
-    (n, D), or tokens (n, T), for which it has `decode(tokens) -> list[str]`. The pictures lie in `samples/` in the
-    run's folder: one for each time, and at the end a film of all of them; of a model that has `trajectory(n, *, labels,
-    generator) -> (frames, n, ...)` also the film of how its samples come about, from noise by diffusion or on a way
-    through a GAN's latent space. Text is written to files there, and to a table of Weights & Biases. Training is not
-    disturbed: the random numbers are the callback's own.
+    (n, D), or tokens (n, T) for its method `decode(tokens) -> list[str]`. The images are written to `samples/` in the
+    run's folder, and at the end an animation of all of them; for a model with `trajectory(n, *, labels, generator) ->
+    (frames, n, ...)` also an animation of its trajectory. Text is written to files, and to a table in Weights & Biases.
+    The callback has its own random numbers, so training does not depend on it.
 
     Args:
-        n: samples in a picture. A conditional model draws its classes in turn, one in a column.
-        every_n_steps: optimizer steps from one picture to the next; there is always one before training and one
-            after it.
-        seed: of the noise.
-        film: make the films.
+        n: number of samples per image. A conditional model cycles through its classes, one per column.
+        every_n_steps: optimizer steps between two images; there is always one before and one after training.
+        seed: random seed of the noise.
+        film: write the animations.
     """
 
     def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, film: bool = True) -> None:
@@ -55,14 +54,8 @@ class SampleLogger(Callback):
             raise UserError(f"SampleLogger needs a model with a method sample; {type(pl_module).__name__} has none")
         if stage != "fit":
             return
-        # On every rank, since Lightning agrees on the folder by a broadcast.
-        log_dir = trainer.log_dir
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if log_dir is None or not trainer.loggers:
-            rank_zero_warn("SampleLogger writes no pictures: the Trainer has no logger, so there is no folder for them")
-        else:
-            self._folder = Path(log_dir) / "samples"
+        folder = run_folder(trainer, missing="SampleLogger writes no images")
+        self._folder = folder / "samples" if folder else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step, "pictures": [path.name for path in self._pictures]}
@@ -77,7 +70,7 @@ class SampleLogger(Callback):
             self._last_step = resumed["last_step"]
             self._pictures = [self._folder / name for name in resumed["pictures"]]
             if trainer.is_global_zero:
-                forget_after(self._folder, trainer.global_step)
+                remove_after(self._folder, trainer.global_step)
         else:
             self._draw(trainer, pl_module)
 
@@ -89,9 +82,9 @@ class SampleLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module)
-        # The pictures of a run that goes on are known to every rank, but the film is made once.
+        # In a resumed run every rank knows the images, but the animation is written once.
         if self.film and self._folder and len(self._pictures) > 1 and trainer.is_global_zero:
-            # Read back from disk, and thinned out, so that a long run costs no more memory than a short one.
+            # Read from disk and subsampled, so that memory does not grow with the length of the run.
             *paths, last = self._pictures
             frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]
             save_gif(unused_path(self._folder / "film.gif"), frames, seconds=0.25)
@@ -104,18 +97,18 @@ class SampleLogger(Callback):
         states = model.trajectory(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
         columns = None if labels is None else model.num_classes
         path = unused_path(self._folder / "trajectory.gif")
-        save_gif(path, film_of(states, columns))
+        save_gif(path, render_frames(states, columns))
         for logger in trainer.loggers:
             if hasattr(logger, "log_video"):
                 logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])
 
     def _labels(self, model: Any) -> Tensor | None:
-        """The classes of a conditional model in turn, None for any other."""
+        """Classes of a conditional model, cycled through; None for an unconditional one."""
         return torch.arange(self.n) % model.num_classes if getattr(model, "conditional", False) else None
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        # Of a sharded model every process has a part, so that all of them must draw.
+        # Every process has a shard of a sharded model, so all of them must draw.
         draws = trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
         if not draws or self._folder is None or step == self._last_step:
             return
@@ -130,7 +123,7 @@ class SampleLogger(Callback):
             return
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
-        picture = picture_of(samples, columns=None if labels is None else model.num_classes, data=data)
+        picture = render_samples(samples, columns=None if labels is None else model.num_classes, data=data)
         path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, picture)
         self._pictures.append(path)
@@ -146,14 +139,6 @@ class SampleLogger(Callback):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Removes the pictures and texts of later steps, which a run that goes on from this one makes anew, and films."""
-    for path in folder.glob("*"):
-        number = path.stem.removeprefix("step_")
-        if path.suffix == ".gif" or (number.isdigit() and int(number) > step):
-            path.unlink()
-
-
-def _read(path: Path) -> Picture:
+def _read(path: Path) -> RGBImage:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Ending a run on a signal as it should end: after the batch that it is in, with a checkpoint and a word on it."""
+"""Graceful end of a run on SIGTERM, Ctrl-C and SLURM's signal: after the current batch, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from zoo.callbacks.checkpoints import BestAndLast
+from zoo._lightning import after_each_batch
+from zoo.callbacks.best_and_last import BestAndLastCheckpoint
 
-BATCHES = 10  # from one agreement of several processes to the next
+BATCHES = 10  # batches between two collectives in which the processes share received signals
 
 
 class Stopped(SystemExit):
-    """Ends a run that was stopped by a signal, with the exit code that a shell expects of it."""
+    """Ends the process with the exit code of a process that was ended by a signal, 128 + its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 
 
 class StopOnSignal(Callback):
-    """Stops training on SIGTERM and Ctrl-C: it saves, says where, and exits with 128 + the signal's number.
+    """Stops training on SIGTERM and Ctrl-C, saves a checkpoint, and exits with 128 + the signal's number.
 
-    The run stops after the batch that it is in, with the validation that follows, so that its checkpoint continues it
-    exactly. A second signal ends it at once. Where SLURM is to requeue a job (`#SBATCH --signal=SIGUSR1@90` and
-    `--requeue`), SIGUSR1 does the same and requeues the job.
+    The run stops after the current batch and a validation that is due, so that the checkpoint resumes exactly. A second
+    signal ends the process at once. If SLURM is to requeue the job (`#SBATCH --signal=SIGUSR1@90` and `--requeue`),
+    SIGUSR1 does the same and requeues the job.
 
-    Lightning's own handling is not used: on Ctrl-C it breaks off in the middle of a batch and exits with 1, SIGTERM
-    saves nothing, and SLURM's signal saves in the middle of a batch.
+    Lightning's own handling is replaced: on Ctrl-C it stops in the middle of a batch and exits with 1, on SIGTERM it
+    saves nothing, and on SLURM's signal it saves in the middle of a batch.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,10 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._received = None
         if threading.current_thread() is not threading.main_thread():
-            return  # where Python takes no handlers
+            return  # Python sets handlers in the main thread only
         for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if _requeues() else [])):
             self._before[number] = signal.signal(number, self._note)
-        # The one place where a batch is over, with its validation and its logs, and the next one has not begun: there
-        # is no hook for it.
-        self._loop: Any = trainer.fit_loop.epoch_loop
-        self._loop.on_advance_end = self._after(self._loop.on_advance_end, trainer)  # type: ignore[method-assign]
+        self._remove_hook = after_each_batch(trainer, lambda: self._stop_if_signalled(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
@@ -62,26 +59,22 @@ class StopOnSignal(Callback):
 
     def _note(self, number: int, frame: Any) -> None:
         self._received = number
-        signal.signal(number, signal.SIG_DFL)  # for those who ask twice
-        rank_zero_info(f"{signal.Signals(number).name}: the run stops after this batch; a second one ends it at once")
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process
+        rank_zero_info(f"{signal.Signals(number).name}: stopping after this batch; a second signal ends the process")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._before:
-            del self._loop.on_advance_end  # the loop's own is there again
+            self._remove_hook()
         self._before = {}
 
-    def _after(self, advance: Callable[..., None], trainer: Trainer) -> Callable[..., None]:
-        def on_advance_end(*args: Any) -> None:
-            advance(*args)
-            if number := self._agreed(trainer):
-                self._stop(trainer, number)
+    def _stop_if_signalled(self, trainer: Trainer) -> None:
+        if number := self._shared_signal(trainer):
+            self._stop(trainer, number)
 
-        return on_advance_end
-
-    def _agreed(self, trainer: Trainer) -> int:
-        """The number of the signal that any process has received, 0 for none; the same in all processes."""
+    def _shared_signal(self, trainer: Trainer) -> int:
+        """Number of the signal that any process has received, 0 for none; the same in all processes."""
         number = self._received or 0
         if trainer.world_size == 1:
             return number
@@ -94,16 +87,16 @@ class StopOnSignal(Callback):
     def _stop(self, trainer: Trainer, number: int) -> None:
         path = self._save(trainer)
         name = signal.Signals(number).name
-        where = f"; {path} goes on from here, by the same command with --ckpt_path last" if path else ""
+        where = f"; resume from {path} by the same command with --ckpt_path last" if path else ""
         rank_zero_info(f"Stopped by {name} after {trainer.global_step} steps{where}")
         if number == signal.SIGUSR1 and trainer.is_global_zero:
             _requeue()
         raise Stopped(number)
 
     def _save(self, trainer: Trainer) -> str | None:
-        """Writes the last checkpoint into the folder of checkpoints, if there is one."""
+        """Writes last.ckpt into the folder of checkpoints, if there is one, and returns its path."""
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, BestAndLast):
+            if isinstance(callback, BestAndLastCheckpoint):
                 callback.write_last(trainer)
                 return callback.last_model_path or None
         for callback in trainer.checkpoint_callbacks:
@@ -115,7 +108,7 @@ class StopOnSignal(Callback):
 
 
 def _requeues() -> bool:
-    """Whether this is a job of SLURM that can be put back into its queue."""
+    """Whether this process runs in a SLURM job, which can be requeued."""
     return SLURMEnvironment.detect() and "SLURM_JOB_ID" in os.environ
 
 

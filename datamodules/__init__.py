@@ -1,23 +1,5 @@
 """The data modules. In the repository this folder stands at the top; installed, it is `zoo.datamodules`."""
 
-from zoo.datamodules.augment import Augment
-from zoo.datamodules.base import InMemoryDataModule
-from zoo.datamodules.digits import Digits
-from zoo.datamodules.image_folder import ImageFolder
-from zoo.datamodules.points import Points
-from zoo.datamodules.sequences import Sequences
-from zoo.datamodules.text import Text
-from zoo.datamodules.torchvision_sets import CIFAR10, MNIST, FashionMNIST
+import lazy_loader
 
-__all__ = [
-    "CIFAR10",
-    "MNIST",
-    "Augment",
-    "Digits",
-    "FashionMNIST",
-    "ImageFolder",
-    "InMemoryDataModule",
-    "Points",
-    "Sequences",
-    "Text",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

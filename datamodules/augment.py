@@ -1,7 +1,6 @@
-"""Augmentation of whole batches on the device, with a draw of its own for every sample.
+"""Augmentation of whole batches on the device, drawn independently for every sample.
 
-Nothing here loops over samples or copies to the host, so it costs next to nothing beside a training step, and the data
-path needs no workers.
+Nothing loops over samples or copies to the host, so the cost is small compared with a training step.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from zoo.errors import UserError
 
 @dataclass
 class Augment:
-    """Random crops, mirror images and cutout of a batch of images.
+    """Random crops, flips and cutout of a batch of images.
 
     Args:
-        crop: pixels by which the image is padded (by reflection) on every side before a window of its own size is
-            cut out of it at random; 0 for none. He et al. 2015 (arXiv 1512.03385), section 4.2, take 4 of 32.
-        flip: mirror each image left to right with probability 1/2; the zoo's data modules leave it out where labels do
-            not survive it, as those of digits.
-        cutout: side in pixels of a square that is blanked at a random place, partly outside the image at its
+        crop: padding in pixels, by reflection, before a random crop to the original size; 0 for none. He et al. 2015
+            (arXiv 1512.03385), section 4.2, use 4 of 32.
+        flip: mirror each image left to right with probability 1/2; ignored by data modules whose classes are not
+            mirror-symmetric, such as digits.
+        cutout: side in pixels of a square that is blanked at a random position, partly outside the image at its
             borders; 0 for none. DeVries and Taylor 2017 (arXiv 1708.04552).
-        fill: what the square is filled with, in [-1, 1].
+        fill: value of the blanked pixels, in [-1, 1].
     """
 
     crop: int = 0
@@ -42,13 +41,13 @@ class Augment:
             raise UserError(f"augment.fill is {self.fill}; it must be from -1 for black to 1 for white")
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises a UserError unless images of this shape, (C, H, W), can be augmented so."""
+        """Raises a UserError if images of this shape, (C, H, W), cannot be augmented this way."""
         if len(shape) != 3:
             raise UserError(f"augment is for images (C, H, W), not for samples of the shape {tuple(shape)}")
         _check_padding(self.crop, *shape[1:])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W), uint8 in [0, 255] or float in [-1, 1], to as many of the same shape and type."""
+        """Augments images (N, C, H, W), uint8 in [0, 255] or float in [-1, 1]; shape and dtype are preserved."""
         if self.crop:
             x = random_crop(x, self.crop)
         if self.flip:
@@ -60,12 +59,12 @@ class Augment:
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:
-    """Shifts each image (C, H, W) of the batch by up to `padding` pixels, what comes in being its reflection."""
+    """Shifts each image of the batch (N, C, H, W) by up to `padding` pixels, with reflection padding."""
     n, _, height, width = x.shape
     _check_padding(padding, height, width)
     top, left = torch.randint(-padding, padding + 1, (2, n, 1), device=x.device)
     rows, columns = _reflected(height, top), _reflected(width, left)
-    # One gather of whole windows; torch's own reflection does not know bytes on every device.
+    # One gather of whole windows; torch's reflection padding does not support bytes on every device.
     place = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1)
     return x.flatten(2).gather(2, place.expand(-1, x.shape[1], -1)).view(x.shape)
 
@@ -76,19 +75,19 @@ def _check_padding(padding: int, height: int, width: int) -> None:
 
 
 def _reflected(size: int, shift: Tensor) -> Tensor:
-    """Where the pixels of lines moved by `shift` (N, 1) come from, (N, size), the border being the mirror's axis."""
+    """Source index (N, size) of each pixel in lines shifted by `shift` (N, 1), reflected at the border."""
     index = (torch.arange(size, device=shift.device) + shift).abs()
     return size - 1 - (size - 1 - index).abs()
 
 
 def random_flip(x: Tensor) -> Tensor:
-    """Mirrors each image (C, H, W) of the batch left to right with probability 1/2."""
+    """Mirrors each image of the batch (N, C, H, W) left to right with probability 1/2."""
     mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
     return torch.where(mirrored, x.flip(-1), x)
 
 
 def random_cutout(x: Tensor, side: int, fill: float) -> Tensor:
-    """Fills a square of `side` pixels, its centre anywhere in the image, of each image (C, H, W) of the batch."""
+    """Fills a square of `side` pixels at a random center in each image of the batch (N, C, H, W)."""
     n, _, height, width = x.shape
     inside = [
         ((torch.arange(size, device=x.device) - torch.randint(size, (n, 1), device=x.device) + side // 2) // side) == 0

@@ -1,4 +1,4 @@
-"""What every image data module shares: images held once in memory, cut into whole batches, normalized on the device.
+"""Base of the data modules: samples held once in memory, whole-batch indexing, normalization on the device.
 
 The contract with the models: a batch is `(x, y)`, after the transfer to the device `x` is float in [-1, 1] of shape
 (N, *input_shape) and `y` is int64 of shape (N,). `input_shape`, `num_classes` and `class_names` are known before
@@ -25,15 +25,15 @@ from zoo.errors import UserError, check_at_least
 
 
 class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
-    """A dataset in memory that hands out a whole batch by one indexing operation.
+    """A dataset in memory that returns a whole batch by one indexing operation.
 
-    An ordinary DataLoader with `collate_fn=as_is` calls `__getitems__` once a batch, so samplers, DDP and resuming
+    A DataLoader with `collate_fn=identity_collate` calls `__getitems__` once per batch, so samplers, DDP and resuming
     work as Lightning expects, without the cost of collating sample by sample.
 
     Args:
         x: samples, (N, ...), any dtype.
         y: labels, int64 (N,).
-        repeats: how many times one epoch goes over the samples.
+        repeats: number of passes over the samples in one epoch.
     """
 
     def __init__(self, x: Tensor, y: Tensor, repeats: int = 1) -> None:
@@ -55,13 +55,13 @@ class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
         return self.x[index], self.y[index]
 
 
-def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Collate function for `TensorBatches`, whose batches are ready when they leave the dataset."""
+def identity_collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Collate function for datasets that return whole batches, such as `TensorBatches`."""
     return batch
 
 
 def to_unit_range(x: Tensor) -> Tensor:
-    """Bytes to floats: uint8 in [0, 255] becomes float32 in [-1, 1]; floats are returned as they are."""
+    """Converts uint8 in [0, 255] to float32 in [-1, 1]; floats are returned unchanged."""
     return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
 
 
@@ -69,23 +69,22 @@ class InMemoryDataModule(LightningDataModule):
     """Base of the data modules: train, validation and test splits held in memory.
 
     A subclass sets `input_shape`, `num_classes` and `class_names` (known before `setup()`) and implements
-    `load_split`. The validation split is taken out of the training split by `seed`; the test split is read only
-    when it is asked for.
+    `load_split`. The validation split is drawn from the training split by `seed`; the test split is read only by `test`
+    and `predict`.
 
     Args:
-        batch_size: samples in a training batch, on each device.
-        eval_batch_size: samples in a validation, test or prediction batch.
-        val_size: samples held out of the training split for validation; a number below 1 is a share of it.
-        repeats: how many times one epoch goes over the training samples; epochs of a small dataset are over in
-            milliseconds, and a longer one saves the fixed cost of each.
-        drop_last: leave out the last training batch where it is smaller than the others.
-        seed: of the split into training and validation samples.
-        augment: of the training images, on the device, a whole batch at a time.
+        batch_size: samples per training batch, on each device.
+        eval_batch_size: samples per validation, test or prediction batch.
+        val_size: number of training samples held out for validation; a value below 1 is a fraction.
+        repeats: number of passes over the training samples in one epoch, to reduce the fixed cost of short epochs.
+        drop_last: drop the last training batch if it is smaller than the others.
+        seed: random seed of the split into training and validation samples.
+        augment: augmentation of the training images, applied to whole batches on the device.
     """
 
-    #: Whether a sample is a row of tokens, and not an image or a point.
+    #: Whether a sample is a sequence of tokens; else it is an image or a point.
     tokens: bool = False
-    #: Whether the mirror image of a sample has the same label.
+    #: Whether the mirror image of a sample has the same class.
     mirror_symmetric: bool = True
     input_shape: tuple[int, ...]
     num_classes: int
@@ -104,7 +103,7 @@ class InMemoryDataModule(LightningDataModule):
         super().__init__()
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
         if val_size <= 0:
-            raise UserError(f"val_size is {val_size}; give a number of samples, or a share between 0 and 1")
+            raise UserError(f"val_size is {val_size}; give a number of samples, or a fraction between 0 and 1")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size
@@ -113,15 +112,19 @@ class InMemoryDataModule(LightningDataModule):
         self.seed = seed
         self.augment = augment
         if augment is not None and augment.flip and not self.mirror_symmetric:
-            rank_zero_info(f"{type(self).__name__} is not mirrored, since its labels do not survive it")
+            rank_zero_info(f"{type(self).__name__} is not mirrored: its classes are not mirror-symmetric")
             self.augment = replace(augment, flip=False)
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Reads the training (with the validation samples) or the test split: samples (N, *input_shape), labels (N,).
+        """Reads the training split, validation samples included, or the test split.
 
-        Images are uint8; floats are handed to the models as they are.
+        Args:
+            train: read the training split.
+
+        Returns:
+            Samples (N, *input_shape), images as uint8, and labels int64 (N,).
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -133,7 +136,7 @@ class InMemoryDataModule(LightningDataModule):
             if not 0 < count < len(x):
                 raise UserError(
                     f"val_size {self.val_size} takes {count} of {len(x)} training samples; "
-                    "at least one must be left on either side"
+                    "both splits need at least one sample"
                 )
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
             for name, index in {"val": order[:count], "train": order[count:]}.items():
@@ -142,17 +145,19 @@ class InMemoryDataModule(LightningDataModule):
             self._splits["test"] = self._load(train=False)
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Reads a split, and sees that it is what the data module says of itself."""
+        """Reads a split, and checks it against the declared shape and number of classes."""
         x, y = self.load_split(train)
         what = f"the {'training' if train else 'test'} split of {type(self).__name__}"
         if not len(x) or len(x) != len(y):
-            raise UserError(f"{what} has {len(x)} samples and {len(y)} labels; there must be as many, and one at least")
+            raise UserError(
+                f"{what} has {len(x)} samples and {len(y)} labels; there must be as many of both, and at least one"
+            )
         if tuple(x.shape[1:]) != tuple(self.input_shape):
             raise UserError(f"{what} has samples of the shape {tuple(x.shape[1:])}, not {tuple(self.input_shape)}")
         low, high = y.min().item(), y.max().item()
         if y.dtype.is_floating_point or low < 0 or high >= self.num_classes:
             raise UserError(
-                f"{what} has labels from {low} to {high}; they must be whole, from 0 to {self.num_classes - 1}"
+                f"{what} has labels from {low} to {high}; they must be integers from 0 to {self.num_classes - 1}"
             )
         return x, y
 
@@ -162,10 +167,12 @@ class InMemoryDataModule(LightningDataModule):
         return to_unit_range(x), y
 
     def reference(self, n: int) -> Tensor:
-        """The first `n` training samples, float (n, *input_shape): what a metric's floor is measured on.
+        """The first `n` training samples, for metrics' floors and calibration.
 
-        The order was shuffled by `seed`, so they are a random draw, and the same one every time. Fewer are returned
-        where there are fewer.
+        The order is shuffled by `seed`, so they are a random and reproducible draw.
+
+        Returns:
+            Floats (n, *input_shape), or fewer if there are fewer.
         """
         return to_unit_range(self._splits["train"][0][:n])
 
@@ -177,13 +184,17 @@ class InMemoryDataModule(LightningDataModule):
                 f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, which leaves no "
                 f"batch; use a batch_size of at most {len(dataset)}, or drop_last false"
             )
-        return training_loader(dataset, self.batch_size, self.drop_last, as_is, self.trainer)
+        return training_loader(dataset, self.batch_size, self.drop_last, identity_collate, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(TensorBatches(*self._splits["val"]), self.eval_batch_size, as_is, self.trainer)
+        return evaluation_loader(
+            TensorBatches(*self._splits["val"]), self.eval_batch_size, identity_collate, self.trainer
+        )
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(TensorBatches(*self._splits["test"]), self.eval_batch_size, as_is, self.trainer)
+        return evaluation_loader(
+            TensorBatches(*self._splits["test"]), self.eval_batch_size, identity_collate, self.trainer
+        )
 
     predict_dataloader = test_dataloader
 

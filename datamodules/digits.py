@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: nothing to download."""
+"""Handwritten digits embedded in scikit-learn: nothing to download."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LAYOUTS = "pictures belong in it, in <class>/, or in train/<class>/ and test/<cl
 FILES_PER_TASK = 64  # enough that handing out the work costs nothing, few enough that all threads end together
 
 
-class Picture(NamedTuple):
+class LabeledFile(NamedTuple):
     """A file and the index of its class."""
 
     path: Path
@@ -138,7 +138,7 @@ class ImageFolder(InMemoryDataModule):
     def _class_folder(self, folder: Path, label: int) -> Path:
         return folder if self._flat else folder / self.class_names[label]
 
-    def _list(self, folder: Path) -> list[Picture]:
+    def _list(self, folder: Path) -> list[LabeledFile]:
         """The picture files under `folder` (by their endings), sorted by class and name.
 
         Raises:
@@ -150,10 +150,10 @@ class ImageFolder(InMemoryDataModule):
             paths = _pictures(class_folder)
             if not paths:
                 raise UserError(f"{class_folder.absolute()} has no pictures; {LAYOUTS} below root")
-            found += [Picture(path, label) for path in paths]
+            found += [LabeledFile(path, label) for path in paths]
         return found
 
-    def _hold_out(self, pictures: list[Picture], train: bool) -> list[Picture]:
+    def _hold_out(self, pictures: list[LabeledFile], train: bool) -> list[LabeledFile]:
         total = len(pictures)
         count = round(self.test_size * total) if self.test_size < 1 else int(self.test_size)
         if not 0 < count < total:
@@ -164,7 +164,7 @@ class ImageFolder(InMemoryDataModule):
         order = torch.randperm(total, generator=torch.Generator().manual_seed(1998)).tolist()
         return [pictures[i] for i in sorted(order[count:] if train else order[:count])]
 
-    def _read(self, pictures: list[Picture]) -> tuple[Tensor, Tensor]:
+    def _read(self, pictures: list[LabeledFile]) -> tuple[Tensor, Tensor]:
         """Decodes the pictures that can be: uint8 (N, *input_shape) in the order of the list, labels int64 (N,)."""
         x = torch.empty(len(pictures), *self.input_shape, dtype=torch.uint8)
         problems = decode_into(x, [picture.path for picture in pictures])

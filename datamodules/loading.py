@@ -1,4 +1,4 @@
-"""Training batches that can go on in the middle of an epoch, exactly where a checkpoint was written.
+"""Training batches that resume in the middle of an epoch, exactly where a checkpoint was written.
 
 Lightning keeps the state of a DataLoader that has one (`state_dict`, `load_state_dict`) in its checkpoints.
 """

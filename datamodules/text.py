@@ -1,7 +1,7 @@
-"""Text for language models: any file, any folder, or what every machine with Python has.
+"""Text for language models: a file, a folder, or the sources of Python's standard library.
 
-A batch is `(x, y)`, int64 (N, T) each: tokens, and the tokens after them. `input_shape` is (T,), `num_classes` the
-number of tokens, and `tokenizer_description` says how to make text of them again.
+A batch is `(x, y)`, int64 (N, T) each: tokens, and the next tokens. `input_shape` is (T,), `num_classes` the number of
+tokens, and `tokenizer_description` the string from which the tokenizer is built.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.datamodules.base import as_is
+from zoo.datamodules.base import identity_collate
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.tokens import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
+from zoo.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 
 TOKENIZERS = ("bytes", "characters", "bpe")
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Stretches of a text, side by side; an epoch goes over the text once.
+class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Adjacent windows of a text; an epoch covers the text once.
 
     Args:
-        tokens: the text, (L,), any integer dtype.
-        length: tokens T of a stretch.
-        jitter: begin each stretch at a random place up to T - 1 tokens on, so that no epoch cuts like another.
+        tokens: tokens of the text, (L,), any integer dtype.
+        length: number of tokens T per window.
+        jitter: shift the start of each window by up to T - 1 tokens at random, so that epochs differ.
     """
 
     def __init__(self, tokens: Tensor, length: int, jitter: bool) -> None:
@@ -49,24 +49,24 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         if self.jitter:
             start += torch.randint(self.length, (len(indices),))
             start.clamp_(max=len(self.tokens) - 1 - self.length)
-        stretches = self.tokens[start[:, None] + torch.arange(self.length + 1)].long()  # (N, T + 1)
-        return stretches[:, :-1], stretches[:, 1:]
+        windows = self.tokens[start[:, None] + torch.arange(self.length + 1)].long()  # (N, T + 1)
+        return windows[:, :-1], windows[:, 1:]
 
 
 class Text(LightningDataModule):
-    """A text, cut into stretches; its end is held out.
+    """A text, cut into windows; its end is held out for validation and testing.
 
     Args:
-        path: a file, or a folder whose files (UTF-8, in the order of their names) follow one another; where it is not
-            given, the sources of Python's standard library, some megabytes of real text that are on every machine.
-        tokenizer: "bytes" of UTF-8; "characters", those of the text; "bpe" for byte-pair encoding, learned from the
-            training text by the library `tokenizers`.
-        vocabulary: number of tokens of "bpe", at most.
-        context: tokens T in a stretch.
-        batch_size: stretches in a training batch, on each device.
-        eval_batch_size: stretches in a validation or test batch.
-        val_size: share of the text that is held out for validation, at its end.
-        test_size: share that is held out for testing, behind that; 0 for none.
+        path: text file in UTF-8, or folder whose files are joined in the order of their names; by default the sources
+            of Python's standard library, some megabytes of text that are on every machine.
+        tokenizer: "bytes" of UTF-8; "characters" of the text; "bpe" for byte-pair encoding, learned from the training
+            text by the library `tokenizers`.
+        vocab_size: maximum number of tokens of "bpe".
+        context_length: number of tokens T per window.
+        batch_size: windows per training batch, on each device.
+        eval_batch_size: windows per validation or test batch.
+        val_size: fraction of the text that is held out for validation.
+        test_size: fraction that is held out for testing, at the end of the text; 0 for none.
     """
 
     tokens = True
@@ -75,8 +75,8 @@ class Text(LightningDataModule):
         self,
         path: str | None = None,
         tokenizer: Literal["bytes", "characters", "bpe"] = "bytes",
-        vocabulary: int = 1024,
-        context: int = 64,
+        vocab_size: int = 1024,
+        context_length: int = 64,
         batch_size: int = 12,
         eval_batch_size: int = 64,
         val_size: float = 0.1,
@@ -84,15 +84,17 @@ class Text(LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("tokenizer", tokenizer, TOKENIZERS)
-        check_at_least(1, context=context, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(1, context_length=context_length, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, test_size=test_size)
         if not 0 < val_size < 1 - test_size:
-            raise UserError(f"val_size {val_size} and test_size {test_size} must be shares that leave some to train on")
+            raise UserError(
+                f"val_size {val_size} and test_size {test_size} must be fractions that leave some text for training"
+            )
         self.path = path
-        self.context = context
+        self.context_length = context_length
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.input_shape = (context,)
+        self.input_shape = (context_length,)
         text = read_text(path)
         ends = [round(len(text) * share) for share in (1 - test_size - val_size, 1 - test_size)]
         self._text = {"train": text[: ends[0]], "val": text[ends[0] : ends[1]], "test": text[ends[1] :]}
@@ -102,7 +104,7 @@ class Text(LightningDataModule):
         elif tokenizer == "characters":
             self.tokenizer = CharacterTokenizer(text)
         else:
-            self.tokenizer = BytePairTokenizer.train(self._text["train"], vocabulary)
+            self.tokenizer = BytePairTokenizer.train(self._text["train"], vocab_size)
         self.tokenizer_description = self.tokenizer.description
         self.num_classes = self.tokenizer.size
         self._splits: dict[str, Tensor] = {}
@@ -120,34 +122,36 @@ class Text(LightningDataModule):
         dataset = self._windows("train", jitter=True)
         if len(dataset) < self.batch_size:
             raise UserError(
-                f"batch_size {self.batch_size} is larger than the {len(dataset)} stretches of {self.context} tokens in "
-                "the training text; make it or context smaller, or give more text"
+                f"batch_size {self.batch_size} is larger than the {len(dataset)} windows of {self.context_length} tokens in "
+                "the training text; make it or context_length smaller, or use more text"
             )
-        return training_loader(dataset, self.batch_size, True, as_is, self.trainer)
+        return training_loader(dataset, self.batch_size, True, identity_collate, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(self._windows("val"), self.eval_batch_size, as_is, self.trainer)
+        return evaluation_loader(self._windows("val"), self.eval_batch_size, identity_collate, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         if not self._text["test"]:
-            raise UserError("there is no test split, since test_size is 0: validate, or train with some test_size")
-        return evaluation_loader(self._windows("test"), self.eval_batch_size, as_is, self.trainer)
+            raise UserError(
+                "there is no test split, because test_size is 0: validate, or train with a test_size above 0"
+            )
+        return evaluation_loader(self._windows("test"), self.eval_batch_size, identity_collate, self.trainer)
 
-    def _windows(self, name: str, jitter: bool = False) -> Windows:
-        windows = Windows(self._splits[name], self.context, jitter)
+    def _windows(self, name: str, jitter: bool = False) -> TokenWindows:
+        windows = TokenWindows(self._splits[name], self.context_length, jitter)
         if not len(windows):
             raise UserError(
-                f"the {name} split has {len(windows.tokens)} tokens, not enough for one stretch of context "
-                f"{self.context} and the token after it; make context smaller, or give more text"
+                f"the {name} split has {len(windows.tokens)} tokens, not enough for one window of context_length "
+                f"{self.context_length} and the token after it; make context_length smaller, or use more text"
             )
         return windows
 
 
 def read_text(path: str | None) -> str:
-    """The text of a file or a folder, or that of Python's standard library.
+    """Reads the text of a file or a folder, or the sources of Python's standard library.
 
     Raises:
-        UserError: there is none, or it is not UTF-8.
+        UserError: there is no text, or it is not UTF-8.
     """
     folder = Path(path).expanduser() if path else Path(sysconfig.get_path("stdlib"))
     if not folder.exists():
@@ -164,12 +168,14 @@ def read_text(path: str | None) -> str:
             texts.append(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             problems.append(
-                f"{file} ({'no UTF-8' if isinstance(error, ValueError) else cast(OSError, error).strerror})"
+                f"{file} ({'not UTF-8' if isinstance(error, ValueError) else cast(OSError, error).strerror})"
             )
     text = "\n".join(texts)
     if not text:
         why = problems[0] if problems else f"{folder.absolute()} has none"
         raise UserError(f"there is no text to read: {why}; point path to a text file or a folder of them")
     if problems:
-        rank_zero_warn(f"{len(problems)} of {len(files)} files are no text and are left out, the first {problems[0]}")
+        rank_zero_warn(
+            f"{len(problems)} of {len(files)} files are not text and are skipped, the first is {problems[0]}"
+        )
     return text

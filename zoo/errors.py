@@ -1,10 +1,13 @@
-"""The one exception for what a user can put right."""
+"""Errors that a user can fix, checks that raise them, and the wording of their one-line messages."""
 
+from __future__ import annotations
+
+import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something that the user asked for cannot be done; the message names it and the way out, in one line.
+    """A request that cannot be fulfilled. The message is one line that names the value and the fix.
 
     The command line prints the message without a traceback and exits with code 2. In other programs it is an ordinary
     ValueError.
@@ -12,20 +15,47 @@ class UserError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """Training has left the numbers: a loss, a gradient or a parameter is infinite or not a number.
-
-    Nothing that was typed is impossible in itself, so the command line exits with code 1 and not 2.
-    """
+    """A loss, gradient or parameter became NaN or Inf during training. The command line exits with code 1."""
 
 
 def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
-    """Raises a `UserError` that names the choices unless `choice` is one of them."""
+    """Raises a `UserError` that lists the choices unless `choice` is one of them."""
     if choice not in choices:
         raise UserError(f"{name} is {choice!r}; choose one of {', '.join(choices)}")
 
 
 def check_at_least(least: float, **values: float | None) -> None:
-    """Raises a `UserError` that names the first of the values that is below `least`, or nan; None is left out."""
+    """Raises a `UserError` that names the first value below `least`, or NaN. None is skipped."""
     for name, value in values.items():
         if value is not None and not value >= least:
             raise UserError(f"{name} is {value}; it must be {f'at least {least}' if least else '0 or more'}")
+
+
+def check_fraction(**values: float) -> None:
+    """Raises a `UserError` that names the first value outside [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+def one_line(message: str) -> str:
+    """The message with line breaks and runs of white space replaced by single spaces."""
+    return " ".join(message.split())
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Suffix of a message about an unknown name: the most similar known name, or an empty string.
+
+    Args:
+        name: unknown name.
+        known: valid names.
+        cutoff: least similarity, in [0, 1], as in `difflib.get_close_matches`.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suffix of a message about an unknown name: the most similar known name, or all of them."""
+    known = list(known)
+    return nearest(name, known) or f"; there are {', '.join(known)}"

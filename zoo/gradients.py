@@ -1,4 +1,4 @@
-"""How the gradient fares on its way through the layers of a network: its norm in each of them, and what to call that.
+"""Gradient norms by depth, and a verdict on whether they vanish or explode.
 
 In a chain of layers the gradient of an early one is a product with a factor for each layer behind it, so it falls or
 grows exponentially with depth where the factors are not close to 1 (Hochreiter 1991; Glorot and Bengio 2010). What

@@ -1,15 +1,21 @@
-"""How good samples are: distances between generated and real images or points, as torchmetrics metrics."""
+"""Distances between generated and real samples as torchmetrics metrics, and means over windows of training batches."""
 
+from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
 from zoo.metrics.wasserstein import SlicedWasserstein, wasserstein1
+from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 
 __all__ = [
     "FeatureExtractor",
     "FrechetDistance",
     "SlicedWasserstein",
+    "Throughput",
+    "WindowedMetrics",
+    "distance_for",
     "extractor_for",
     "frechet_distance",
     "load_extractor",
+    "log_is_due",
     "wasserstein1",
 ]

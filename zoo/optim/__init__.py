@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, and the types of the arguments that make them."""
+"""Optimizers, learning-rate schedules, and the types of their factories."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,11 +6,18 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.optim.defaults import (
+    classifier_optimizer,
+    diffusion_optimizer,
+    gan_optimizer,
+    language_model_optimizer,
+    seq2seq_optimizer,
+)
 from zoo.optim.groups import parameter_groups
 from zoo.optim.scalar_adam import ScalarAdam
 from zoo.optim.schedule import WarmupDecay, build_optimizer, build_scheduler
 
-# The same as in lightning.pytorch.cli, which cannot be imported where jsonargparse is missing.
+# As in lightning.pytorch.cli, which cannot be imported without jsonargparse.
 OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
@@ -21,5 +28,10 @@ __all__ = [
     "WarmupDecay",
     "build_optimizer",
     "build_scheduler",
+    "classifier_optimizer",
+    "diffusion_optimizer",
+    "gan_optimizer",
+    "language_model_optimizer",
     "parameter_groups",
+    "seq2seq_optimizer",
 ]

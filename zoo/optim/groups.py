@@ -1,4 +1,4 @@
-"""Which parameters the weight decay reaches."""
+"""Parameter groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from torch import nn
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters for an optimizer: those with two dimensions or more, and the rest without decay.
+    """Splits trainable parameters into those with weight decay and those without (fewer than two dimensions).
 
-    Matrices and kernels can be scaled down for what they mean; the biases and scales of norms cannot, and decaying
-    them only costs (Jia et al. 2018, arXiv 1807.11205, section 4.1, among others).
+    Weight decay regularizes matrices and kernels; on biases and the scales of normalization layers it costs accuracy
+    (Jia et al. 2018, arXiv 1807.11205, section 4.1).
+
+    Args:
+        module: module whose parameters are optimized.
+
+    Returns:
+        Parameter groups for an optimizer; the second one sets `weight_decay` to 0.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim >= 2]

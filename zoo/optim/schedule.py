@@ -1,4 +1,4 @@
-"""Learning-rate schedules that know the length of the run without being told it twice."""
+"""Learning-rate schedules that take the length of the run from the Trainer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from zoo.optim.groups import parameter_groups
 
 
 class WarmupDecay(LambdaLR):
-    """Linear warm-up, then a decay to a share of the learning rate over the rest of the run, step by step.
+    """Linear warm-up, then linear or cosine decay over the rest of the run, updated at every step.
 
     Args:
-        optimizer: whose learning rates are scheduled.
-        warmup_steps: batches over which the learning rate rises linearly from near zero; a number below 1 is a share
-            of the run. With 0.3 and `final` 0 it is the triangle of Smith's one-cycle policy (Smith and Topin 2017,
+        optimizer: optimizer whose learning rates are scheduled.
+        warmup_steps: number of steps over which the learning rate rises linearly from near zero; a value below 1 is a
+            fraction of the run. With 0.3 and `final` 0 this is the triangular one-cycle policy (Smith and Topin 2017,
             arXiv 1708.07120).
-        final: share of the learning rate that is left at the end.
-        shape: of the decay.
-        total_steps: length of the run in batches; where it is not given, the zoo's models fill it in from the Trainer.
+        final: final learning rate as a fraction of the peak.
+        shape: shape of the decay.
+        total_steps: length of the run in steps; by default the zoo's models set it from the Trainer.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class WarmupDecay(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def run_for(self, total_steps: int) -> None:
-        """Tells the length of the run, and sets the learning rate anew: a share of an unknown length is no warm-up."""
+        """Sets the length of the run, and updates the learning rate: the warm-up may depend on it."""
         self.total_steps = total_steps
         self._last_lr = [base * self.factor(self.last_epoch) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
     def factor(self, step: int) -> float:
-        """Learning rate at `step`, as a share of the optimizer's own."""
+        """Learning rate at `step`, as a fraction of the optimizer's own."""
         share = 0 < self.warmup_steps < 1
         warmup = self.warmup_steps * (self.total_steps or 0) if share else self.warmup_steps
         if step < warmup:
@@ -65,15 +65,15 @@ class WarmupDecay(LambdaLR):
 def build_scheduler(
     factory: Callable[[Optimizer], LRScheduler] | None, optimizer: Optimizer, total_steps: int | float
 ) -> LRScheduler | None:
-    """Makes the scheduler and tells it the length of the run where it wants to know.
+    """Builds a scheduler and sets the length of the run if it needs one.
 
     Args:
-        factory: makes a scheduler for an optimizer; None for a constant learning rate.
-        optimizer: the optimizer.
-        total_steps: the length of the run in steps of the scheduler, infinity where nobody knows.
+        factory: factory of the scheduler; None for a constant learning rate.
+        optimizer: optimizer whose learning rate is scheduled.
+        total_steps: length of the run in steps of the scheduler; infinity if unknown.
 
     Raises:
-        UserError: the schedule needs a length and the run has none.
+        UserError: the schedule needs the length of the run, which is unknown.
     """
     if factory is None:
         return None
@@ -94,13 +94,14 @@ def build_optimizer(
     network: nn.Module,
     trainer: Any,
 ) -> Any:
-    """What `configure_optimizers` returns where one optimizer trains one network.
+    """Builds what `configure_optimizers` returns for one optimizer of one network.
 
     Args:
-        optimizer: makes the optimizer; its weight decay reaches matrices and kernels alone.
-        lr_scheduler: makes the learning-rate schedule, stepped with every optimizer step; None for a constant.
-        network: what is trained.
-        trainer: of the run, which knows its length.
+        optimizer: factory of the optimizer; weight decay is applied to matrices and kernels only.
+        lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
+            learning rate.
+        network: network to train.
+        trainer: Trainer, which knows the length of the run.
     """
     built = optimizer(parameter_groups(network))
     scheduler = build_scheduler(lr_scheduler, built, trainer.estimated_stepping_batches)

@@ -1,0 +1,12 @@
+from .attention_maps import AttentionMaps as AttentionMaps
+from .best_and_last import BestAndLastCheckpoint as BestAndLastCheckpoint
+from .curves import CurvePlotter as CurvePlotter
+from .equilibrium import EquilibriumReport as EquilibriumReport
+from .gradient_flow import GradientFlow as GradientFlow
+from .mode_coverage import ModeCoverage as ModeCoverage
+from .non_finite import StopOnNonFinite as StopOnNonFinite
+from .out_of_distribution import OutOfDistribution as OutOfDistribution
+from .predictions import PredictionWriter as PredictionWriter
+from .progress import ShortProgressBar as ShortProgressBar
+from .samples import SampleLogger as SampleLogger
+from .signals import StopOnSignal as StopOnSignal

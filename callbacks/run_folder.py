@@ -1,0 +1,36 @@
+"""The run's folder, as callbacks find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+def run_folder(trainer: Trainer, missing: str = "") -> Path | None:
+    """The folder of the run. Call it on every rank: Lightning agrees on the folder by a broadcast.
+
+    Args:
+        trainer: Trainer of the run.
+        missing: beginning of a warning if the Trainer has no logger; empty for no warning.
+
+    Returns:
+        None for a fast_dev_run, or if the Trainer has no logger.
+    """
+    folder = trainer.log_dir
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    if folder is None or not trainer.loggers:
+        if missing:
+            rank_zero_warn(f"{missing}: the Trainer has no logger, so there is no folder for it")
+        return None
+    return Path(folder)
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Removes images and texts of later steps, which a resumed run writes again, and animations."""
+    for path in folder.glob("*"):
+        number = path.stem.removeprefix("step_")
+        if path.suffix == ".gif" or (number.isdigit() and int(number) > step):
+            path.unlink()

@@ -1,0 +1,10 @@
+from .augment import Augment as Augment
+from .base import InMemoryDataModule as InMemoryDataModule
+from .digits import Digits as Digits
+from .image_folder import ImageFolder as ImageFolder
+from .points import Points as Points
+from .sequences import Sequences as Sequences
+from .text import Text as Text
+from .torchvision_sets import CIFAR10 as CIFAR10
+from .torchvision_sets import MNIST as MNIST
+from .torchvision_sets import FashionMNIST as FashionMNIST

@@ -1,0 +1,270 @@
+"""What holds for every model of the catalog: on one, two and three processes, sharded, and in mixed precision."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from socket import socket
+
+import pytest
+import torch
+
+from tests.helpers.command import CHECKOUT, TINY, run_program
+from tests.helpers.models import MODELS, tiny_arguments
+from tests.helpers.one_process import carry_out, parameters_after_the_same_batches
+from zoo import GAN
+from zoo.checkpoints.reading import load_model
+from zoo.cli.fit import ZooCLI, run_trainer
+from zoo.distributed.fsdp import shard
+from zoo.errors import UserError
+
+#: 101 samples in batches of 25: no number of processes divides them, and the last batch is smaller than the others.
+UNEVEN = ["--data.eval_batch_size=25"]
+SHARDED = ["TransformerLM", "ViTClassifier"]
+
+
+def free_port() -> int:
+    with closing(socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def launch(program: Path, argument: Path, processes: int) -> list[str]:
+    """Runs a Python program in several processes at once, as a launcher does, each in a folder of its own beside it.
+
+    Returns:
+        What each of them said.
+    """
+    # A copy, since tests/zoo, which lies beside the tests' own programs, would be taken for the package.
+    script = argument.parent / "program.py"
+    shutil.copy(program, script)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    environment = os.environ | common | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    started, logs = [], [argument.parent / f"rank_{rank}.log" for rank in range(processes)]
+    for rank, path in enumerate(logs):
+        place = argument.parent / f"place_of_{rank}"
+        place.mkdir()
+        with path.open("w") as log:
+            options = {"cwd": place, "env": environment | {"LOCAL_RANK": str(rank)}}
+            command = [sys.executable, str(script), str(argument)]
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options))
+    try:
+        codes = [process.wait(timeout=400) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    said = [path.read_text() for path in logs]
+    assert codes == [0] * processes, "\n".join(text[-3000:] for text in said)
+    return said
+
+
+def on(processes: int) -> list[str]:
+    strategy = ["--trainer.strategy=ddp"] if processes > 1 else []
+    return ["--trainer.accelerator=cpu", f"--trainer.devices={processes}", *strategy]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, list[str]]:
+    """Options of each model, with files that all tests here share."""
+    quiet = ["--trainer.enable_progress_bar=false", "--wandb.mode=disabled"]
+    return {name: [*tiny_arguments(name, tmp_path_factory.mktemp(name)), *UNEVEN, *TINY, *quiet] for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def single(tiny, tmp_path_factory) -> tuple[dict, Path]:
+    """What one process finds: each model trained for six batches, and what is measured on it."""
+    folder = tmp_path_factory.mktemp("single")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        evaluated = {name: str(folder / f"{name}.ckpt") for name in MODELS}
+        runs = {name: [*args, *on(1)] for name, args in tiny.items()}
+        return carry_out(runs, evaluated, str(folder)), folder
+
+
+@pytest.fixture(scope="module")
+def steps_of_one() -> dict[str, list[float]]:
+    return parameters_after_the_same_batches(1)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def several(request, tiny, single, tmp_path_factory) -> tuple[list[dict], Path]:
+    """What two or three processes find: each model trained by them, and what they measure on that of one process."""
+    folder = tmp_path_factory.mktemp("several")
+    runs = {name: [*args, *on(request.param)] for name, args in tiny.items()}
+    runs[MODELS[0]] += ["--wandb.mode=offline"]  # one that has a run of W&B is enough
+    if request.param == 2:
+        runs |= sharded_runs(tiny, folder)
+    evaluated = {name: str(single[1] / f"{name}.ckpt") for name in MODELS}
+    plan = folder / "plan.json"
+    carried_out = {"runs": runs, "evaluated": evaluated, "folder": str(folder)}
+    plan.write_text(json.dumps({"processes": request.param, **carried_out}))
+    launch(CHECKOUT / "tests" / "one_process.py", plan, request.param)
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)], folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_processes_end_with_the_same_parameters_and_metrics(name, several):
+    first, *others = [found[name] for found in several[0]]
+    for other in others:
+        assert other["parameters"] == first["parameters"]
+        assert other["metrics"] == first["metrics"]
+        assert other["random"] != first["random"], "they draw noise of their own"
+    assert first["metrics"]
+    if first["images"] is not None:
+        assert first["images"] == 6 * 32 * len(several[0]), "images of all processes"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_metrics_are_those_of_one_process(name, command, single, several):
+    expected = single[0][name][command]
+    assert expected
+    for found in several[0]:
+        assert found[name][command] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MLPClassifier", "TransformerLM", "ViTClassifier"])
+def test_the_same_global_batches_give_the_parameters_of_one_process(name, steps_of_one, several):
+    """Where samples know nothing of each other: no batch norm, and no random numbers in training."""
+    for found in several[0]:
+        assert found["in order"][name] == pytest.approx(steps_of_one[name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_data_is_cut_without_overlap_or_loss(name, several):
+    seen = [found[name]["loader"] for found in several[0]]
+    together = [index for share in seen for index in share]
+    assert len(set(together)) == len(together)
+    assert len({len(share) for share in seen}) == 1, "as many on every process"
+    batch = 8 if name == "TransformerLM" else 32
+    lost = several[0][0][name]["train_size"] - len(together)
+    assert seen[0]
+    assert lost < batch * len(seen), "a last, smaller batch and nothing else"
+
+
+def test_only_the_first_process_writes(several):
+    first, *others = sorted(several[1].glob("place_of_*"))
+    assert [list(place.iterdir()) for place in others] == [[]] * len(others)
+    for name in MODELS:
+        assert len(list(first.glob(f"runs/{name.lower()}/*"))) == 1
+    assert len(list(first.glob("runs/*/version_0/wandb/offline-run-*"))) == 1, "one W&B run"
+
+
+# Fully sharded
+
+
+def sharded_runs(tiny: dict[str, list[str]], folder: Path) -> dict[str, list[str]]:
+    """The same training by DDP and by FSDP, and FSDP's gone on with from its own checkpoint."""
+    runs = {}
+    for name in SHARDED:
+        args = [*tiny[name], *on(2), "--trainer.gradient_clip_val=0.5"]
+        if name == "TransformerLM":  # samples are drawn in the midst of it, to which all processes must contribute
+            args += ["--data.tokenizer=bytes", "--trainer.callbacks=SampleLogger", "--trainer.callbacks.n=2"]
+        else:
+            args += ["--model.ema_half_life=1000"]
+        runs[f"ddp {name}"] = [*args, f"--run.name=ddp_{name}"]
+        args = ["--config=fsdp.yaml", *(a for a in args if "strategy" not in a)]
+        runs[f"fsdp {name}"] = [*args, f"--run.name=fsdp_{name}"]
+        again = ["--trainer.max_steps=8", f"--ckpt_path={folder / f'fsdp {name}.ckpt'}"]
+        runs[f"again {name}"] = [*args, f"--run.name=again_{name}", *again]
+    return runs
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_training_is_that_of_ddp_and_its_checkpoint_is_like_any_other(name, several):
+    found, folder = several
+    if len(found) > 2:
+        pytest.skip("is run on two processes")
+    assert found[0][f"fsdp {name}"]["metrics"] == pytest.approx(found[0][f"ddp {name}"]["metrics"], rel=1e-4)
+    replicated, sharded = (load_model(folder / f"{kind} {name}.ckpt").state_dict() for kind in ("ddp", "fsdp"))
+    assert sharded.keys() == replicated.keys()
+    for key, value in replicated.items():
+        if torch.is_tensor(value):
+            torch.testing.assert_close(sharded[key], value, rtol=1e-3, atol=1e-5)
+    again = torch.load(folder / f"again {name}.ckpt", weights_only=True)
+    assert again["global_step"] == 8
+    assert again["optimizer_states"][0]["state"][0]["step"] == 8
+
+
+def test_a_model_without_parts_to_shard_is_refused():
+    with pytest.raises(UserError, match=r"GAN is not made for FSDP; .* --config ddp.yaml"):
+        shard(GAN((1, 8, 8)), GAN.sharded)
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mixed_precision_trains_with_a_finite_loss_and_float32_parameters(name, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = run_trainer(["fit", *tiny[name], *on(1), "--trainer.precision=bf16-mixed"])
+    logged = {metric: value.item() for metric, value in cli.trainer.callback_metrics.items()}
+    assert any("train/loss" in metric for metric in logged)
+    assert all(torch.tensor(value).isfinite() for value in logged.values()), logged
+    assert {p.dtype for p in cli.model.parameters()} == {torch.float32}
+
+
+# On GPUs
+
+
+def needs_gpus(count: int) -> list[pytest.MarkDecorator]:
+    too_few = torch.cuda.device_count() < count
+    return [pytest.mark.gpu, pytest.mark.skipif(too_few, reason=f"needs {count} GPU{'s' * (count > 1)} with CUDA")]
+
+
+def fit_on_gpus(args: list[str], *options: str) -> ZooCLI:
+    cli = run_trainer(["fit", "--config=gpu.yaml", *args, "--trainer.accelerator=gpu", *options])
+    assert cli.trainer.global_step == 6
+    values = [value.item() for value in cli.trainer.callback_metrics.values()]
+    assert values
+    assert torch.tensor(values).isfinite().all()
+    assert {p.dtype for p in cli.model.parameters()} == {torch.float32}
+    return cli
+
+
+class TestOnOneGPU:
+    pytestmark = needs_gpus(1)
+
+    @pytest.fixture(autouse=True)
+    def in_an_empty_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+    def test_every_model_trains_in_mixed_precision(self, name, precision, tiny):
+        fit_on_gpus(tiny[name], f"--trainer.precision={precision}")
+
+    @pytest.mark.parametrize("penalty", ["none", "r1", "r2", "r1_r2", "gradient_penalty"])
+    def test_float16_moves_both_networks_of_a_gan_with_every_penalty(self, penalty, tiny):
+        options = [f"--model.penalty={penalty}", "--model.penalty_interval=1", "--model.gradient_clip_val=1.0"]
+        start = run_trainer(["fit", *tiny["GAN"], *options, "--trainer.fast_dev_run=true"]).model.state_dict()
+        model = fit_on_gpus(tiny["GAN"], *options, "--trainer.precision=16-mixed").model
+        for network in ("generator", "discriminator"):
+            moved = [
+                (value.cpu() - start[key]).abs().max()
+                for key, value in model.state_dict().items()
+                if key.startswith(network) and key.endswith("weight")
+            ]
+            assert min(moved) > 0
+            assert max(moved) < 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("recipe", ["ddp.yaml", "fsdp.yaml"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+class TestOnTwoGPUs:
+    pytestmark = needs_gpus(2)
+
+    def test_every_model_trains_and_is_read_again(self, name, recipe, precision, tiny, tmp_path):
+        if recipe == "fsdp.yaml" and name not in SHARDED:
+            pytest.skip("is not made for FSDP")
+        stack = ["--config=gpu.yaml", f"--config={recipe}"]
+        options = ["--trainer.accelerator=gpu", "--trainer.devices=2", f"--trainer.precision={precision}"]
+        done = run_program("fit", *stack, *tiny[name], *options, "--run.name=run", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (checkpoint,) = (tmp_path / "runs" / "run" / "version_0" / "checkpoints").glob("*.ckpt")
+        for value in load_model(checkpoint).state_dict().values():
+            assert not torch.is_tensor(value) or value.float().isfinite().all()

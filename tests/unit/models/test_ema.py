@@ -1,0 +1,79 @@
+"""The moving average against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.models.ema import EMA
+
+
+def constant(value: float) -> nn.Linear:
+    network = nn.Linear(1, 1)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, value)
+    return network
+
+
+def test_a_value_has_half_its_weight_after_the_half_life():
+    ema = EMA(constant(1.0), half_life=1000, warmup=1e9)
+    ema.images = 1  # past the first image, so that the warm-up does not forget all
+    for _ in range(10):
+        ema.update(constant(0.0), images=100)
+    assert ema.network.weight.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_batch_size_does_not_change_the_average():
+    averages = []
+    for images in (10, 100):
+        ema = EMA(constant(1.0), half_life=500, warmup=1e9)
+        for _ in range(1000 // images):
+            ema.update(constant(0.0), images=images)
+        averages.append(ema.network.weight.item())
+    assert averages[0] == pytest.approx(averages[1], rel=1e-5)
+
+
+def test_warmup_forgets_the_initial_weights_early():
+    ema = EMA(constant(1.0), half_life=1e6, warmup=0.05)
+    for _ in range(100):
+        ema.update(constant(0.0), images=10)
+    assert ema.network.weight.item() < 1e-3, "without warm-up it would be 0.999"
+
+
+def test_average_and_count_survive_the_state_dict():
+    ema = EMA(constant(1.0), half_life=1000)
+    ema.update(constant(0.3), images=64)
+    other = EMA(constant(0.0), half_life=1000)
+    other.load_state_dict(ema.state_dict())
+    assert other.images == 64
+    assert torch.equal(other.network.weight, ema.network.weight)
+
+
+def test_average_takes_no_gradients_and_does_not_share_memory_with_the_network():
+    network = constant(1.0)
+    ema = EMA(network, half_life=1000)
+    assert not any(p.requires_grad for p in ema.parameters())
+    network.weight.data.fill_(5.0)
+    assert ema.network.weight.item() == 1.0
+
+
+def test_running_statistics_are_averaged_like_the_weights_they_belong_to():
+    network = nn.BatchNorm1d(1)
+    ema = EMA(network, half_life=1000, warmup=1e9)
+    ema.images = 1
+    nn.init.constant_(network.weight, 3.0)
+    network.running_mean.fill_(2.0)
+    network.num_batches_tracked.fill_(7)
+    for _ in range(10):
+        ema.update(network, images=100)
+    assert ema.network.weight.item() == pytest.approx(2.0, rel=1e-5), "half way from 1 to 3"
+    assert ema.network.running_mean.item() == pytest.approx(1.0, rel=1e-5), "half way from 0 to 2"
+    assert ema.network.num_batches_tracked.item() == 7
+
+
+def test_constants_stay_as_they_are():
+    network = nn.Linear(1, 1)
+    network.register_buffer("mask", torch.tensor([-torch.inf, 0.1, torch.inf]))
+    ema = EMA(network, half_life=1000)
+    for _ in range(5):
+        ema.update(network, images=64)
+    assert ema.network.mask.equal(network.mask)

@@ -1,0 +1,60 @@
+"""Tokenizers: what goes in comes out, and what a token stands for is counted right."""
+
+import sys
+
+import pytest
+
+from zoo.errors import UserError
+from zoo.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, tokenizer_from
+
+TEXT = "To be, or not to be?\n\tÄé — 你好 🙂\r\n" * 3
+
+
+def tokenizers():
+    pytest.importorskip("tokenizers", reason="byte-pair encoding is optional")
+    return [ByteTokenizer(), CharacterTokenizer(TEXT), BytePairTokenizer.train(TEXT * 5, 300)]
+
+
+def test_text_comes_back_as_it_was_also_from_the_description():
+    for tokenizer in tokenizers():
+        for one in (tokenizer, tokenizer_from(tokenizer.description)):
+            assert one.decode(one.encode(TEXT).tolist()) == TEXT
+            assert one.size == tokenizer.size
+
+
+def test_tokens_stand_for_as_many_bytes_as_the_text_has():
+    for tokenizer in tokenizers():
+        tokens = tokenizer.encode(TEXT)
+        assert tokenizer.byte_counts()[tokens].sum() == len(TEXT.encode())
+        assert tokens.max() < tokenizer.size == len(tokenizer.byte_counts())
+
+
+def test_byte_pairs_are_fewer_and_encode_what_they_have_never_seen():
+    _, _, pairs = tokenizers()
+    assert 256 < pairs.size <= 300
+    assert len(pairs.encode(TEXT)) < 0.7 * len(TEXT.encode())
+    assert pairs.decode(pairs.encode("ξένος").tolist()) == "ξένος"
+
+
+def test_bytes_that_are_no_text_become_the_replacement_character():
+    assert ByteTokenizer().decode([255, 65]) == "\ufffdA"
+    assert len(ByteTokenizer().encode("")) == 0
+
+
+def test_a_character_that_is_not_known_is_named():
+    with pytest.raises(UserError, match="the character 'z' is not in the text"):
+        CharacterTokenizer("abc").encode("abz")
+
+
+def test_a_description_of_nothing_is_refused():
+    pytest.importorskip("tokenizers")
+    with pytest.raises(UserError, match="is neither bytes, characters nor"):
+        tokenizer_from("{}")
+    with pytest.raises(UserError, match="vocabulary is 100; byte-pair encoding needs at least 256"):
+        BytePairTokenizer.train(TEXT, 100)
+
+
+def test_without_the_library_the_way_out_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        BytePairTokenizer.train(TEXT, 300)

@@ -1,0 +1,208 @@
+"""Every private name of Lightning, jsonargparse, wandb and torch.compile that the package touches, and nothing else.
+
+A public way was looked for and not found for each of them; the reason stands beside it. `PRIVATE_NAMES` lists them
+for the test that says which are gone when a new version of a library lacks them. Last seen in lightning 2.6.6,
+jsonargparse 4.53.0, wandb 0.31.0 and torch 2.14.1.
+
+Private methods that are overridden stand in mixins here, which hand on to hooks with public names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import subprocess_script
+from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+#: Class or module, private name in it, and the function or class of this file that needs it.
+PRIVATE_NAMES = (
+    ("lightning.pytorch.core.optimizer.LightningOptimizer", "_on_before_step", "skip_step_count"),
+    ("lightning.pytorch.core.optimizer.LightningOptimizer", "_on_after_step", "skip_step_count"),
+    ("lightning.pytorch.strategies.DDPStrategy", "_ddp_kwargs", "find_unused_parameters"),
+    ("lightning.pytorch.strategies.ModelParallelStrategy", "_data_parallel_size", "set_data_parallel_size"),
+    ("lightning.pytorch.core.mixins.HyperparametersMixin", "_log_hyperparams", "keep_hparams_out_of_loggers"),
+    ("lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop", "on_advance_end", "after_each_batch"),
+    ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
+    ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
+    ("lightning.pytorch.cli.LightningCLI", "_parse_ckpt_path", "CommandLineHooks"),
+    ("lightning.pytorch.callbacks.RichProgressBar", "_get_train_description", "ProgressBarHooks"),
+    ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", "_check_log_dir_exists", "MetricsFileHooks"),
+    ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", "_rewrite_with_new_header", "MetricsFileHooks"),
+    ("lightning.pytorch.loggers.CSVLogger", "_experiment", "lazy_experiment"),
+    ("lightning.pytorch.loggers.WandbLogger", "_wandb_init", "drop_anonymous"),
+    ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
+    ("argparse.ArgumentParser", "_actions", "option_names"),
+    ("argparse", "_SubParsersAction", "option_names"),
+    ("torch.nn.Module", "_compiled_call_impl", "compiled_modules"),
+    ("torch._dynamo.eval_frame.OptimizedModule", "_orig_mod", "compiled_modules"),
+    ("torch.amp.GradScaler", "_per_optimizer_states", "unscaled_by_step"),
+    ("torch.amp.GradScaler", "_scale", "unscaled_by_step"),
+)
+
+
+# Optimizers and strategies
+
+
+def skip_step_count(optimizer: Any) -> None:
+    """Keeps the next step of a LightningOptimizer out of `global_step`.
+
+    Under manual optimization Lightning counts the steps of all optimizers, in these two callbacks, which the loop sets
+    again before every batch. There is no option to count those of one optimizer only.
+    """
+    optimizer._on_before_step = optimizer._on_after_step = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def find_unused_parameters(strategy: Any) -> None:
+    """Sets DDP's `find_unused_parameters` on a strategy that has been built already.
+
+    A model can need it whatever the user's strategy is, and the Trainer has no hook for a model to say so.
+    """
+    strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def set_data_parallel_size(strategy: Any, size: int) -> None:
+    """Sets the number of processes that a ModelParallelStrategy shards over; its "auto" is the number of nodes."""
+    strategy._data_parallel_size = size
+
+
+def unscaled_by_step(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """Loss scale that is still on the gradients in `on_before_optimizer_step`, or None.
+
+    With a fused optimizer the GradScaler leaves the scale on the gradients and the optimizer's step removes it. Only
+    the scaler's private state tells whether they have been unscaled.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED:
+        return None
+    return scaler._scale
+
+
+# Models
+
+
+def keep_hparams_out_of_loggers(model: LightningModule) -> None:
+    """Stops the Trainer from logging a model's hyperparameters, whose nested form the command line logs itself."""
+    model._log_hyperparams = False
+
+
+def compiled_modules(model: nn.Module) -> set[nn.Module]:
+    """Modules that torch.compile runs: whole LightningModules, `module.compile()` and `torch.compile(module)`."""
+    whole = getattr(model, "_compiler_ctx", None) is not None
+    tops = [m for m in model.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
+    return {module for top in ([model] if whole else tops) for module in top.modules()}
+
+
+# Loops and processes
+
+
+def after_each_batch(trainer: Trainer, call: Callable[[], None]) -> Callable[[], None]:
+    """Calls a function after every training batch with its validation and logging; returns what removes it.
+
+    There is no hook at this point, the only one at which a checkpoint resumes exactly.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    advance = loop.on_advance_end
+
+    def on_advance_end(*args: Any) -> None:
+        advance(*args)
+        call()
+
+    loop.on_advance_end = on_advance_end
+
+    def remove() -> None:
+        del loop.on_advance_end  # the class's own is visible again
+
+    return remove
+
+
+def started_by_script(trainer: Trainer) -> bool:
+    """Whether Lightning starts the other processes of this machine itself, by running the script again."""
+    launcher = trainer.strategy.launcher
+    return isinstance(launcher, subprocess_script._SubprocessScriptLauncher) and not (
+        launcher.cluster_environment.creates_processes_externally
+    )
+
+
+@contextmanager
+def observe_processes(observer: Callable[[list[subprocess.Popen]], None]) -> Iterator[None]:
+    """Replaces the observer that Lightning hands the processes it has started to; its own kills this process."""
+    before = subprocess_script._launch_process_observer
+    subprocess_script._launch_process_observer = observer  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess_script._launch_process_observer = before
+
+
+# Loggers
+
+
+def lazy_experiment(logger: Any, make: Callable[[], Any]) -> Any:
+    """A CSVLogger's writer, made on first use by `make` instead of by the logger."""
+    if logger._experiment is None:
+        logger._experiment = make()
+    return logger._experiment
+
+
+def drop_anonymous(logger: Any) -> None:
+    """Removes the argument `anonymous`, which Lightning always passes to wandb.init and wandb warns about."""
+    logger._wandb_init.pop("anonymous", None)
+
+
+class MetricsFileHooks:
+    """Mixin for `ExperimentWriter`: keeps a metrics.csv that exists, and rewrites it by `rewrite(rows, keys)`."""
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.rewrite_with_new_header()
+
+    def rewrite_with_new_header(self) -> None:
+        """Writes the file again when a row has a new column."""
+        raise NotImplementedError
+
+
+# Command line and progress bar
+
+
+class CommandLineHooks:
+    """Mixin for `LightningCLI`: replaces reading the model's hyperparameters from `--ckpt_path` by `check_ckpt_path`."""
+
+    def _parse_ckpt_path(self) -> None:
+        self.check_ckpt_path()
+
+    def check_ckpt_path(self) -> None:
+        """Called when the command line has been parsed."""
+
+
+class ProgressBarHooks:
+    """Mixin for `RichProgressBar`: the text before the bar is `describe_epoch(epoch)`."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self.describe_epoch(current_epoch)
+
+    def describe_epoch(self, epoch: int) -> str:
+        """Text before the bar, for the epoch counted from 0."""
+        raise NotImplementedError
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Options of a parser and its subcommands, as they are typed."""
+    names: list[str] = []
+    for action in parser._actions:
+        names += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            names += [name for command in (action.choices or {}).values() for name in option_names(command)]
+    return [name for name in names if name.startswith("--")]

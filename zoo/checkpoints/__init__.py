@@ -1,0 +1,1 @@
+"""Checkpoints: their format, reading them safely, writing them atomically, and finding the run to resume."""

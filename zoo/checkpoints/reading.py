@@ -1,0 +1,114 @@
+"""Reading checkpoints of any model in the zoo. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from zoo.checkpoints.format import FORMAT
+from zoo.errors import UserError
+from zoo.registry import find_class
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint with `weights_only=True`; its tensors are memory-mapped on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, not safe to load, or was written by a newer version.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--ckpt_path {path} is not a file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # arbitrary bytes raise arbitrary exceptions
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UserError(f"{path} is not a checkpoint that can be read safely ({reason})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise UserError(f"{path} is not a checkpoint of a model: it has no state_dict")
+    written = checkpoint.get("format", 0)
+    if not isinstance(written, int) or written > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version of lightning-zoo (format {written}, and this one knows {FORMAT}): "
+            "pip install --upgrade lightning-zoo"
+        )
+    return checkpoint
+
+
+def load_model(ckpt_path: str, model: str | None = None) -> Any:
+    """Loads a model from its checkpoint, in eval mode, on the CPU.
+
+    Args:
+        ckpt_path: path to the checkpoint.
+        model: class of the model, in the zoo or in a plugin; by default the class that the checkpoint names.
+
+    Raises:
+        UserError: the file is missing or does not hold a model of the zoo.
+    """
+    name = model or read_checkpoint(ckpt_path).get("model_class")
+    if name is None:
+        raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
+    model_class: Any = find_class(name)
+    try:
+        return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    except (RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason})") from error
+
+
+def check_checkpoint(path: str | Path, model: LightningModule) -> None:
+    """Checks that a checkpoint can be loaded into a model, before anything is computed or written.
+
+    Raises:
+        UserError: see `read_checkpoint`; or the checkpoint holds another class, other shapes or another tokenizer.
+    """
+    checkpoint = read_checkpoint(path)
+    own = type(model).__name__
+    held = str(checkpoint.get("model_class", "")).rsplit(".", 1)[-1]
+    if held and held not in {base.__name__ for base in type(model).__mro__}:
+        raise UserError(f"{path} holds a {held}, not a {own}: give the recipe of its run, or --model {held}")
+    there, here = checkpoint.get("hyper_parameters") or {}, model.hparams
+    problem = _misfit(checkpoint["state_dict"], model)
+    data = [name for name in ("input_shape", "num_classes") if _plain(there.get(name)) != _plain(here.get(name))]
+    if problem and data and there:
+        raise UserError(
+            f"{path} was trained on {_data(there)}, and the data given has {_data(here)}: give the data of its run, "
+            "or train a model anew"
+        )
+    if problem:
+        raise UserError(f"{path} does not fit the {own}: {problem}; give the options of its run, as in its config.yaml")
+    if there.get("tokenizer") != here.get("tokenizer"):
+        raise UserError(f"{path} was trained on text of other characters or tokens: give the data of its run")
+
+
+def _misfit(state: Mapping[str, Any], model: LightningModule) -> str:
+    """First parameter whose name or shape differs, in words; empty if all fit."""
+    own = model.state_dict()
+    for name, value in own.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name not in state:
+            if model.strict_loading:
+                return f"it has no {name}"
+        elif (shape := getattr(state[name], "shape", None)) != value.shape:
+            return f"{name} is {_size(shape)} in it and {_size(value.shape)} here"
+    unknown = next((name for name in state if name not in own), None)
+    return f"it has {unknown}, and the model has not" if unknown is not None and model.strict_loading else ""
+
+
+def _size(shape: Any) -> str:
+    return "x".join(map(str, shape)) if shape else "a single number"
+
+
+def _data(hyperparameters: Mapping[str, Any]) -> str:
+    """Shape and number of classes, in words."""
+    shape = hyperparameters.get("input_shape")
+    return f"samples of the shape {_plain(shape)} in {hyperparameters.get('num_classes')} classes"
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value

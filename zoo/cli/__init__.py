@@ -1,0 +1,1 @@
+"""The command line; `zoo.cli.main` is the program `zoo`."""

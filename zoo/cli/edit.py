@@ -1,0 +1,328 @@
+"""The command `edit`: changes an image with a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from zoo.checkpoints.reading import load_model
+from zoo.errors import UserError, check_choice
+from zoo.files import refuse_existing
+from zoo.models.base import eval_mode
+from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
+from zoo.models.diffusion.module import Diffusion
+from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
+from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
+from zoo.seeding import SampleNoise, sample_seeds
+
+# Options without a default, by the task that takes them.
+TASKS = {
+    "inpaint": ("mask", "box"),
+    "vary": ("sigma",),
+    "class": ("to", "sigma"),
+    "interpolate": ("other", "sigma"),
+    "invert": ("sigma",),
+    "denoise": ("sigma",),
+    "super_resolve": (),
+}
+Task = Literal["inpaint", "vary", "class", "interpolate", "invert", "denoise", "super_resolve"]
+
+
+def run_edit(args: Sequence[str]) -> None:
+    """Parses the command line and prints what was written."""
+    from zoo.cli.parser import OneLineParser
+
+    parser = OneLineParser(prog="zoo edit", description="Edits an image with the checkpoint of a diffusion model.")
+    parser.add_function_arguments(edit)
+    print(edit(**parser.parse_args(list(args[1:])).as_dict()))
+
+
+def edit(
+    ckpt_path: str,
+    task: Task,
+    image: str,
+    out: str = "edited.png",
+    compare: str | None = None,
+    mask: str | None = None,
+    box: list[int] | None = None,
+    other: str | None = None,
+    sigma: float | None = None,
+    label: int | None = None,
+    to: int | None = None,
+    guidance_scale: float | None = None,
+    factor: int = 2,
+    n: int = 1,
+    steps: int = 40,
+    resamples: int = 10,
+    seed: int = 0,
+    model: str | None = None,
+) -> str:
+    """Edits an image with a diffusion model and writes the result.
+
+    Args:
+        ckpt_path: path to the model's checkpoint.
+        task: kind of edit. inpaint: redraw the masked pixels (RePaint). vary: redraw details finer than the noise level
+            `sigma` (SDEdit). class: change the image's class. interpolate: go from one image to another. invert: find
+            the noise that generates the image, and generate it again. denoise: remove noise of the level `sigma`.
+            super_resolve: draw an image that averages to the given one.
+        image: input image; it is cropped and resized to the model's size and converted to its channels.
+        out: .png file to write: the result in its own size, or a grid of several results.
+        compare: .png file for input and result side by side, enlarged.
+        mask: mask image for inpaint, white where pixels are kept and black where they are redrawn.
+        box: left, top, right and bottom of the area to redraw for inpaint, in the model's pixels, instead of a mask.
+        other: second image for interpolate.
+        sigma: noise level, in units of the pixel range [-1, 1]: strength of vary, noise in the image for denoise; for
+            class, interpolate and invert the level up to which the image is inverted (default: the model's sigma_max).
+        label: class of the image for a conditional model (default: no class).
+        to: target class for the task class.
+        guidance_scale: weight w of classifier-free guidance (default: the model's own).
+        factor: factor by which the sides grow for super_resolve.
+        n: number of results; for interpolate, number of images on the path.
+        steps: number of noise levels.
+        resamples: number of times that each step is repeated for inpaint and super_resolve.
+        seed: random seed of the noise.
+        model: class of the model (default: the class that the checkpoint names).
+
+    Returns:
+        A sentence that says what was written.
+    """
+    check_choice("task", task, TASKS)
+    paths = [Path(name) for name in (out, compare) if name is not None]
+    if len(set(paths)) != len(paths):
+        raise UserError(f"--out and --compare are both {out}; give two names")
+    for name, given in {"mask": mask, "box": box, "other": other, "sigma": sigma, "to": to}.items():
+        if given is not None and name not in TASKS[task]:
+            raise UserError(f"--{name} has no effect on the task {task}: leave it out")
+    if n > 1 and task in ("class", "invert"):
+        raise UserError(f"the task {task} has one result: leave out --n")
+    for path in paths:
+        if path.suffix != ".png":
+            raise UserError(f"{path} must end in .png")
+        refuse_existing(path)
+    for name, value in {"n": n, "steps": steps, "resamples": resamples, "factor": factor}.items():
+        if value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    network = load_model(ckpt_path, model)
+    if not isinstance(network, Diffusion):
+        raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
+    if len(network.input_shape) != 3:
+        raise UserError(f"{ckpt_path} is a model of points, not of images: there is nothing to edit")
+    for name, number in {"label": label, "to": to}.items():
+        if number is not None and not network.conditional:
+            raise UserError(f"the model was trained without labels: leave out --{name}")
+        if number is not None and not 0 <= number < network.num_classes:
+            raise UserError(f"--{name} {number} is not among the classes 0 to {network.num_classes - 1}")
+    guidance_scale = network.guidance_scale if guidance_scale is None else guidance_scale
+    network.check_guidance(guidance_scale)
+    session = EditSession(network, image, n, steps, seed, label, guidance_scale, sigma)
+    with eval_mode(network):
+        if task == "inpaint":
+            result = session.inpaint(session.pixels_to_keep(mask, box), resamples)
+        elif task == "class":
+            result = session.change_class(_required(to, "to", task))
+        elif task == "interpolate":
+            result = session.interpolate(_required(other, "other", task))
+        elif task == "super_resolve":
+            result = session.super_resolve(factor, resamples)
+        else:
+            result = {"vary": session.vary, "invert": session.invert, "denoise": session.denoise}[task]()
+    if len(result.after) == 1:
+        save_png(paths[0], _single(result.after))
+    else:
+        save_png(paths[0], image_grid(result.after.float()))
+    if compare is not None:
+        images = torch.cat([image.float() for image in (*result.before, result.after)])
+        save_png(paths[1], image_grid(images, columns=len(images)))
+    return f"{result.description} in {' and '.join(map(str, paths))}"
+
+
+@dataclass
+class EditResult:
+    """Input and result of an edit.
+
+    Attributes:
+        before: images that were given, each (1, C, H, W).
+        after: results, (N, C, H, W).
+        description: one line about the edit.
+    """
+
+    before: list[Tensor]
+    after: Tensor
+    description: str
+
+
+class EditSession:
+    """An image, a diffusion model, and the settings that all tasks share.
+
+    Args:
+        model: diffusion model of images.
+        image: path to the image.
+        n: number of results.
+        steps: number of noise levels.
+        seed: random seed of the noise.
+        label: class of the image, or None.
+        guidance_scale: weight of classifier-free guidance.
+        sigma: noise level; its meaning depends on the task.
+    """
+
+    def __init__(
+        self,
+        model: Diffusion,
+        image: str,
+        n: int,
+        steps: int,
+        seed: int,
+        label: int | None,
+        guidance_scale: float,
+        sigma: float | None,
+    ) -> None:
+        self.model, self.path, self.n, self.steps, self.label = model, image, n, steps, label
+        self.guidance_scale, self.sigma = guidance_scale, sigma
+        if sigma is not None and not sigma > model.sigma_min:
+            raise UserError(f"--sigma is {sigma}; it must be above the model's sigma_min {model.sigma_min}")
+        seeds = sample_seeds(n, torch.Generator().manual_seed(seed))
+        self.noise = SampleNoise(seeds, model.input_shape, model.device, state_dtype(model.device))
+
+    @property
+    def image(self) -> Tensor:
+        """The image, (1, C, H, W) in [-1, 1]."""
+        return load_image(self.path, self.model.input_shape)
+
+    def denoiser(self, label: int | None) -> Denoise:
+        """Denoiser for a class, with guidance; without a class, the unconditional one."""
+        if label is None:
+            return self.model.denoiser()
+        return lambda x, sigma: self.model.denoise(x, sigma, torch.full((len(x),), label), self.guidance_scale)
+
+    def sigmas(self, sigma: float | None = None) -> list[float]:
+        """Noise levels from `sigma`, but at most the model's highest, down to 0."""
+        top = self.model.sigma_max if sigma is None else min(sigma, self.model.sigma_max)
+        return karras_sigmas(self.steps, self.model.sigma_min, top)
+
+    def initial_noise(self) -> Tensor:
+        """Noise of the model's highest level, (n, C, H, W)."""
+        return self.model.mean + self.model.sigma_max * self.noise()
+
+    def pixels_to_keep(self, mask: str | None, box: list[int] | None) -> Tensor:
+        """Mask (1, 1, H, W) that is true where the image stays as it is."""
+        _, height, width = self.model.input_shape
+        if (mask is None) == (box is None):
+            raise UserError("the task inpaint needs either --mask or --box")
+        if mask is not None:
+            keep = load_image(mask, (1, height, width)) > 0
+        else:
+            left, top, right, bottom = box if box and len(box) == 4 else (0, 0, 0, 0)
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                size = f"{width}x{height} pixels"
+                raise UserError(f"--box {box} is not a left, top, right and bottom within the model's images of {size}")
+            keep = torch.ones(1, 1, height, width, dtype=torch.bool)
+            keep[:, :, top:bottom, left:right] = False
+        if keep.all():
+            raise UserError("there is nothing to redraw: the mask is white everywhere")
+        return keep
+
+    def inpaint(self, keep: Tensor, resamples: int) -> EditResult:
+        x = self.image
+        known = x.expand(self.n, -1, -1, -1)
+        noise, denoise = self.initial_noise(), self.denoiser(self.label)
+        after = inpaint(denoise, noise, known, keep, self.sigmas(), self.noise, resamples)
+        masked = torch.where(keep, x, torch.zeros_like(x))
+        return EditResult([x, masked], after, f"{(~keep).sum()} pixels of {self.path} redrawn")
+
+    def vary(self) -> EditResult:
+        sigma = _required(self.sigma, "sigma", "vary")
+        x, denoise = self.image, self.denoiser(self.label)
+        if sigma >= self.model.sigma_max:
+            after = solve(denoise, self.initial_noise(), self.sigmas()).x
+        else:
+            after = vary(denoise, x.expand(self.n, -1, -1, -1), self.sigmas(sigma), self.noise)
+        return EditResult([x], after, f"{self.path} redrawn below sigma {min(sigma, self.model.sigma_max):g}")
+
+    def change_class(self, to: int) -> EditResult:
+        x, sigmas = self.image, self.sigmas(self.sigma)
+        noisy = invert(self.denoiser(self.label), x, sigmas)
+        after = solve(self.denoiser(to), noisy, sigmas, "deis").x
+        return EditResult([x], after, f"{self.path} as class {to}")
+
+    def interpolate(self, other: str) -> EditResult:
+        first, second = self.image, load_image(other, self.model.input_shape)
+        if self.n < 3:
+            raise UserError(f"--n is {self.n}; the path from one image to another needs at least 3")
+        denoise, sigmas = self.denoiser(self.label), self.sigmas(self.sigma)
+        path = interpolate(denoise, first, second, self.n, sigmas, self.model.mean)
+        return EditResult([first, second], path[:, 0], f"{self.n} images from {self.path} to {other}")
+
+    def invert(self) -> EditResult:
+        x, sigmas, denoise = self.image, self.sigmas(self.sigma), self.denoiser(self.label)
+        noisy = invert(denoise, x, sigmas)
+        after = solve(denoise, noisy, sigmas[:-1], "deis").x
+        error = (after - x).square().mean().sqrt().item()
+        scaled = self.model.mean + (noisy - self.model.mean) * self.model.sigma_data / noisy.std()
+        trip = f"{self.path} inverted to noise of sigma {sigmas[0]:g} and generated again"
+        return EditResult([x, scaled], after, f"{trip} with a root mean square error of {error:.2g}")
+
+    def denoise(self) -> EditResult:
+        sigma = _required(self.sigma, "sigma", "denoise")
+        x = self.image
+        noisy = x.expand(self.n, -1, -1, -1)
+        after = solve(self.denoiser(self.label), noisy, self.sigmas(sigma), "ancestral", self.noise).x
+        return EditResult([x], after, f"{self.path} without noise of sigma {sigma:g}")
+
+    def super_resolve(self, factor: int, resamples: int) -> EditResult:
+        channels, *sides = self.model.input_shape
+        if any(side % factor for side in sides):
+            raise UserError(f"--factor {factor} does not divide the model's images of {sides[0]}x{sides[1]} pixels")
+        small = load_image(self.path, (channels, *(side // factor for side in sides)))
+        noise, denoise = self.initial_noise(), self.denoiser(self.label)
+        after = super_resolve(denoise, noise, small, self.sigmas(), self.noise, resamples)
+        size = f"{sides[0] // factor}x{sides[1] // factor}"
+        return EditResult([enlarge(small, factor)], after, f"{self.path} of {size} pixels, {factor} times larger")
+
+
+def load_image(path: str, shape: tuple[int, ...]) -> Tensor:
+    """Reads an image of any size, crops it to the shape's aspect ratio around the center and resizes it.
+
+    Args:
+        path: image file.
+        shape: (C, H, W), C is 1 or 3.
+
+    Returns:
+        (1, *shape) in [-1, 1].
+
+    Raises:
+        UserError: the file is missing or not a readable image.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable image") from error
+    scale = min(image.width / width, image.height / height)
+    crop = scale * width, scale * height
+    left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2
+    if image.size != (width, height):
+        box = (left, top, left + crop[0], top + crop[1])
+        image = image.resize((width, height), Image.Resampling.BOX, box)
+    pixels = torch.from_numpy(np.array(image)).view(height, width, channels)
+    return pixels.permute(2, 0, 1).unsqueeze(0).float() / 127.5 - 1
+
+
+def _single(x: Tensor) -> RGBImage:
+    """One image (1, C, H, W) in its own size, (H, W, 3)."""
+    return np.broadcast_to(to_uint8(x)[0], (*x.shape[-2:], 3)).copy()
+
+
+def _required(value: Any, name: str, task: str) -> Any:
+    if value is None:
+        raise UserError(f"the task {task} needs --{name}")
+    return value

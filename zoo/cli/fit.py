@@ -1,0 +1,200 @@
+"""The commands fit, validate, test and predict: LightningCLI with any model on any data.
+
+Recipes are configuration files. A bare name that is no file in the working folder is looked up in `zoo/configs/`;
+several recipes are stacked.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
+from zoo.checkpoints.reading import check_checkpoint
+from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins
+from zoo.cli.messages import as_user_error
+from zoo.cli.parser import OneLineParser
+from zoo.cli.preflight import check_match, check_port, check_trainer_options
+from zoo.cli.recipes import resolve_recipes, with_config_of_run
+from zoo.cli.summary import print_summary
+from zoo.distributed.launching import end_communication, ending_together
+from zoo.errors import UserError
+from zoo.files import unused_path
+from zoo.registry import load_all
+from zoo.tracking.run import run_loggers
+from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
+from zoo.tracking.wandb import WandbOptions
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        # Values linked from the data are not part of the configuration; a repeated run links them again.
+        arguments = config["model"].setdefault("init_args", {})
+        arguments.update({name: value for name, value in pl_module.hparams.items() if arguments.get(name) is None})
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(config, allow_val_change=True)
+
+
+class ZooCLI(CommandLineHooks, LightningCLI):
+    """LightningCLI with a folder for every run, resuming, and Weights & Biases.
+
+    Args:
+        recipe: name of the run where none is given.
+        folders: creates the run's folder.
+    """
+
+    def __init__(self, recipe: str, folders: RunFolders) -> None:
+        self.recipe = recipe
+        self.folders = folders
+        self.resumed: ResumePoint | None = None
+        super().__init__(
+            save_config_callback=SaveConfig,
+            parser_class=OneLineParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # Hyperparameters are plain values, so that a checkpoint loads without jsonargparse.
+            load_from_checkpoint_support=False,
+        )
+
+    # Parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_class_arguments(WandbOptions, "wandb")
+        for name in ("input_shape", "num_classes"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        for name, argument in {"tokenizer_description": "tokenizer", "output_length": "output_length"}.items():
+            parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leaves out the option --weights_only, which is always true."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def check_ckpt_path(self) -> None:
+        """Checks that the file exists. The model is built from the configuration, not from the file."""
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path == "last" and self.config.subcommand != "fit":
+            raise UserError(
+                f"--ckpt_path last is for fit, which resumes a run; for {self.config.subcommand}, name the file"
+            )
+        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
+            raise UserError(f"--ckpt_path {path} is not a file")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.data is None and "input_shape" in config.model.init_args and not config.model.init_args.input_shape:
+            raise UserError("no data is given: take a recipe that has some, such as --config gan.yaml, or --data NAME")
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+
+    # Building the Trainer
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        check_match(self.model, self.datamodule)
+        self._find_checkpoint(config)
+        check_trainer_options(config.trainer, self.model)
+        if config.trainer.fast_dev_run:
+            kwargs["logger"] = False
+        elif config.trainer.logger in (None, True):
+            options = (config.run, config.wandb, self.recipe, self.folders, self.resumed)
+            kwargs["logger"] = run_loggers(*options) if self.subcommand == "fit" else False
+        if kwargs.get("logger", config.trainer.logger) is False:
+            self.save_config_callback = None  # there is no folder for it
+        callbacks = as_list(config.trainer.callbacks)
+        bar = config.trainer.enable_progress_bar is not False
+        config.trainer.callbacks = [*callbacks, *default_callbacks(self.subcommand, callbacks, bar)]
+        plugins = as_list(config.trainer.plugins)
+        config.trainer.plugins = [*plugins, *default_plugins(plugins)]
+        keep_hparams_out_of_loggers(self.model)
+        trainer = super().instantiate_trainer(**kwargs)
+        check_port(trainer)
+        return trainer
+
+    def _find_checkpoint(self, config: Any) -> None:
+        """Replaces `--ckpt_path last` by the newest checkpoint of the run; checks that one given by path fits."""
+        if config.get("ckpt_path") == "last":
+            data = self.config[self.subcommand].data
+            data_class = data.class_path if data is not None else None
+            name = config.run.name or self.recipe
+            self.resumed = find_last(config.run.root, name, lambda path: check_same_run(path, self.model, data_class))
+            config.ckpt_path = str(self.resumed.path) if self.resumed else None
+        elif config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+            check_checkpoint(config.ckpt_path, self.model)
+        if self.resumed is not None:  # the first configuration of the run is kept
+            self.save_config_kwargs["config_filename"] = unused_path(self.resumed.folder / "config.yaml").name
+
+    # Running: LightningCLI calls the method named like the command, if there is one, instead of the Trainer's.
+
+    def fit(self, **kwargs: Any) -> None:
+        with ending_together(self.trainer):
+            self.trainer.fit(**kwargs, weights_only=True)
+            if self.trainer.num_training_batches == 0:
+                raise UserError(
+                    "there is not one training batch (on each device): use a smaller --data.batch_size, fewer "
+                    "--trainer.devices, or more of --trainer.limit_train_batches"
+                )
+            print_summary(self.trainer, self.model)
+
+    def validate(self, **kwargs: Any) -> None:
+        with ending_together(self.trainer):
+            self.trainer.validate(**kwargs, weights_only=True)
+
+    def test(self, **kwargs: Any) -> None:
+        with ending_together(self.trainer):
+            self.trainer.test(**kwargs, weights_only=True)
+
+    def predict(self, **kwargs: Any) -> None:
+        with ending_together(self.trainer):
+            self.trainer.predict(**kwargs, weights_only=True)
+
+
+def run_trainer(args: list[str]) -> ZooCLI:
+    """Runs fit, validate, test or predict.
+
+    Args:
+        args: command and its options.
+
+    Returns:
+        The finished command line, with its model and Trainer.
+    """
+    load_all()  # so that short names of classes are known
+    args, recipe = resolve_recipes(with_config_of_run(args))
+    name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
+    folders = RunFolders()
+    typed = sys.argv
+    # Not passed as an argument: DDP starts its processes by repeating sys.argv.
+    sys.argv = [typed[0], *args]
+    try:
+        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
+    except Exception as error:
+        mistake = as_user_error(error)
+        # After a mistake nothing is kept; what a full disk has left of a run is kept.
+        folders.discard(keep_metrics=mistake is None or isinstance(error, OSError))
+        if mistake is None:
+            raise
+        raise mistake from error
+    finally:
+        sys.argv = typed
+        RunLock.release()
+
+
+def run_command(args: list[str]) -> None:
+    """Runs fit, validate, test or predict, and ends the communication of processes that torchrun or SLURM started."""
+    run_trainer(args)
+    end_communication()

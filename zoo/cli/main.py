@@ -1,0 +1,96 @@
+"""The program `zoo`, and `python cli.py` in a checkout.
+
+This module imports nothing heavy: a command's module, and with it torch and Lightning, is imported when it is run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
+
+PROGRAM = "zoo"
+#: Module and function of each command; the function is given the words after the program's name.
+COMMANDS = {
+    "fit": ("zoo.cli.fit", "run_command"),
+    "validate": ("zoo.cli.fit", "run_command"),
+    "test": ("zoo.cli.fit", "run_command"),
+    "predict": ("zoo.cli.fit", "run_command"),
+    "sample": ("zoo.cli.sample", "run_sample"),
+    "edit": ("zoo.cli.edit", "run_edit"),
+    "list": ("zoo.cli.list", "run_list"),
+}
+
+HELP = f"""usage: {PROGRAM} COMMAND [options]
+
+commands:
+  fit        train a model:  {PROGRAM} fit --config gan.yaml
+  validate   measure a checkpoint on the validation split
+  test       measure a checkpoint on the test split
+  predict    write a classifier's predictions to a table
+  sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
+  edit       edit an image with a diffusion model:  {PROGRAM} edit --ckpt_path FILE --task vary --image in.png --sigma 1
+  list       list models, data, callbacks, recipes and weights
+
+{PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints the version."""
+
+#: Warnings of Lightning and torch that a user cannot act on.
+IRRELEVANT = (
+    ".*does not have many workers.*",  # the data is in memory, where workers gain nothing
+    ".*treespec, LeafSpec.*",  # Lightning's use of torch
+    "Using ModelCheckpoint with manual optimization.*",  # it saves after a step, as expected
+    "Grad strides do not match.*",  # layer with one output; the copy costs nothing
+    "The dirpath has changed from.*",  # a run's folder may be moved
+    "Checkpoint directory .* exists and is not empty.*",  # as it does when a run is resumed
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command. A mistake ends the process with one line and exit code 2.
+
+    Args:
+        args: words after the program's name; by default those of the process.
+    """
+    typed = list(sys.argv[1:] if args is None else args)
+    if not typed or typed[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    if typed[0] == "--version":
+        from zoo import __version__
+
+        print(f"lightning-zoo {__version__}")
+        return
+    _silence_irrelevant()
+    try:
+        if typed[0] not in COMMANDS:
+            raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
+        module, function = COMMANDS[typed[0]]
+        getattr(import_module(module), function)(typed)
+    except NonFiniteError as error:
+        _fail(str(error), code=1)
+    except UserError as error:
+        _fail(str(error))
+    except Exception as error:
+        from zoo.cli.messages import as_user_error
+
+        mistake = as_user_error(error)
+        if mistake is None:
+            raise
+        _fail(str(mistake))
+
+
+def _silence_irrelevant() -> None:
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,186 @@
+"""Error messages of the parser and of Lightning, reworded into one line that names the mistake and the fix."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterable
+from importlib import import_module
+
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from zoo.errors import UserError, did_you_mean, nearest, one_line
+from zoo.registry import entries
+
+KIND_OF_KEY = {"model": "models", "data": "data", "trainer.callbacks": "callbacks"}
+DISK_ERRORS = {
+    getattr(errno, name, None)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+} - {None}
+# Functions that build objects from the command line, and errors that constructors raise about their arguments.
+BUILDERS = ("instantiate_classes", "instantiate_trainer", "configure_optimizers", "setup_data", "_set_seed")
+ARGUMENT_ERRORS = (ValueError, TypeError, ImportError, RuntimeError, OverflowError)
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """An error as a `UserError`, if the user can fix it; None for a fault of the program, which needs its traceback."""
+    if isinstance(error, UserError):
+        return error
+    message = one_line(str(error))
+    if isinstance(error, MisconfigurationException):
+        return UserError(explain(message))
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return UserError(f"{error.filename or 'a file of the run'} cannot be read or written: {error.strerror}")
+    if isinstance(error, RuntimeError) and "which is not available" in message:  # EarlyStopping's monitor
+        return UserError(explain(message))
+    # Errors of constructors are about what was typed; errors raised later are not.
+    if isinstance(error, ARGUMENT_ERRORS) and _raised_while_building(error):
+        return UserError(explain(message))
+    return None
+
+
+def _raised_while_building(error: BaseException) -> bool:
+    return any(frame.name in BUILDERS for frame in traceback.extract_tb(error.__traceback__))
+
+
+def explain(message: str, options: Iterable[str] = ()) -> str:
+    """Rewords jsonargparse's message into one line that names the mistake, the accepted values and the fix.
+
+    Args:
+        message: jsonargparse's message.
+        options: valid options, among which a similar one is suggested.
+    """
+    message = one_line(message)
+    for pattern, answer in _ANSWERS:
+        if match := re.search(pattern, message):
+            return answer(_key(message, match), *match.groups())
+    for pattern in _UNKNOWN:
+        if match := re.search(pattern, message):
+            name = f"--{match[1]}"
+            return f"{name} is not an option{nearest(name, options, 0.7) or '; --help names them'}"
+    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        return f"{match[1]} is not an option: options begin with --, and --help names them"
+    return message
+
+
+def _key(message: str, match: re.Match[str]) -> str:
+    """Nested key that the message is about, such as model.loss."""
+    keys = re.findall(r'Parser key "([\w.+]+)"', message[: match.end()])
+    return ".".join(dict.fromkeys(keys))
+
+
+def _unknown_class(key: str, name: str) -> str:
+    short = name.rsplit(".", 1)[-1]
+    if key not in KIND_OF_KEY:
+        from zoo.optim import WarmupDecay
+
+        known: list[type] = [WarmupDecay, *Optimizer.__subclasses__(), *LRScheduler.__subclasses__()]
+        return f"--{key} {name} is not a class that can be imported{nearest(short, [_path(c) for c in known])}"
+    kind = KIND_OF_KEY[key]
+    names = [entry.name for entry in entries(kind)]
+    of_lightning = lightning_callbacks.__all__ if kind == "callbacks" else []
+    hint = nearest(short, [*names, *of_lightning]) or did_you_mean(short, names)
+    return f"--{key} {name} is neither in the zoo nor a class that can be imported{hint}"
+
+
+def _path(target: type) -> str:
+    """Name of a class that has no short name in the zoo."""
+    package = target.__module__.split(".")[0]
+    return target.__name__ if package == "torch" else f"{target.__module__.rsplit('.', 1)[0]}.{target.__name__}"
+
+
+def _unknown_option(key: str, class_path: str, name: str) -> str:
+    """Message about an option that a class lacks: which other class has it, or a similar option."""
+    key, first = key.removesuffix(".init_args"), name.split(".")[0]
+    target = _import(class_path)
+    known = sorted(_options(target))
+    if first in known:  # the mistake is in a nested part
+        return f"--{key}.{name} is not an option"
+    others = [e.name for e in entries(KIND_OF_KEY[key]) if first in _options(e.load())] if key in KIND_OF_KEY else []
+    if others:
+        hint = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+    else:
+        hint = did_you_mean(first, known) if known else ""
+    return f"--{key}.{name} is not an option of {target.__name__}{hint}"
+
+
+def _unknown_option_of_callable(key: str, name: str, class_path: str) -> str:
+    return _unknown_option(key, class_path, name)
+
+
+def _import(class_path: str) -> type:
+    """Class at an import path that the parser has imported already."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _options(target: type | None) -> set[str]:
+    """Arguments of the constructors of a class and its bases."""
+    names: set[str] = set()
+    for base in inspect.getmro(target) if target is not None else ():
+        if "__init__" in vars(base) and base is not object:
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+            names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return names
+
+
+def _wrong_choice(key: str, choices: str, value: str) -> str:
+    return f"--{key} {value} is not possible; choose one of {choices.replace(chr(39), '')}"
+
+
+def _wrong_type(key: str, expected: str, value: str) -> str:
+    expected = re.sub(r"(?:Expected a )?<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected).replace("typing.", "")
+    if key in KIND_OF_KEY:
+        return (
+            f"--{key} {_short(value)} is not possible; it must be a class, by its name or by class_path and init_args"
+        )
+    return f"--{key} {_short(value)} is not possible; it must be of type {expected}"
+
+
+def _short(value: str, length: int = 60) -> str:
+    return value if len(value) <= length else f"{value[:length]}..."
+
+
+def _missing(key: str, names: str) -> str:
+    options = [name.split(".")[-1] for name in re.findall(r"[\w.]+", names)]
+    if "model" in options:
+        return (
+            "no model is given: take a recipe, such as --config gan.yaml (the command list names them), or --model NAME"
+        )
+    return f"--{' and --'.join(options)} must be given"
+
+
+def _unknown_metric(key: str, name: str, listed: str) -> str:
+    known = [metric for metric in re.findall(r"[`']([^`']+)[`']", listed) if metric not in ("epoch", "step")]
+    return f"the monitor {name} is not a metric of this run{nearest(name, known)}; there are {', '.join(known)}"
+
+
+def _said_by_constructor(key: str, sentence: str) -> str:
+    return sentence
+
+
+_ANSWERS: list[tuple[str, Callable[..., str]]] = [
+    (r"Problem with given class_path '([\w.]+)': (?:No module|module .* has no attribute)", _unknown_class),
+    (r"Errors: - (Expected a <class '\w+'>) - Expected a dot import path string: (\S+)", _wrong_type),
+    (r"Expected a dot import path string: ([\w.]+)", _unknown_class),
+    (r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", _unknown_option_of_callable),
+    (r"given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", _unknown_option),
+    (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", _wrong_choice),
+    (r"Expected a <class '(\w+)'>\. Got value: (.+?)(?: - |$)", _wrong_type),
+    (r"metric `(\S+)` which is not available.* following: (.*)", _unknown_metric),
+    (r"\(monitor='(\S+)'\)` could not find the monitored key in the returned metrics: \[(.*?)\]", _unknown_metric),
+    (r"following arguments are required: (.+)", _missing),
+    (r"Errors: - (.+?) - Expected a <class 'NoneType'> Given value type: <class 'jsonargparse", _said_by_constructor),
+    (r"Subtypes: \[(.+?)\] Errors: .* Given value: (.+)$", _wrong_type),
+]
+# Options that the parser does not know at all.
+_UNKNOWN = (
+    r"[Uu]nrecognized arguments: --([^\s=]+)",
+    r"(?:Subcommand|Group) '\w+' does not accept option '([\w.]+)'",
+    r"Key '([\w.]+)' is not expected",
+)

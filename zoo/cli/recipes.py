@@ -1,0 +1,167 @@
+"""Finding recipes, and checking that they are valid YAML, before the parser reads them.
+
+The parser knows the options, but neither the file nor the line of a mistake, and of duplicate keys it silently takes the
+last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from zoo.errors import UserError, did_you_mean, nearest
+from zoo.registry import recipe_files
+
+#: Sections of every recipe that must be mappings.
+SECTIONS = ("trainer", "run", "wandb")
+#: Keys of a section that names a class.
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replaces bare recipe names after --config by paths to the shipped files, and checks all files.
+
+    Returns:
+        Arguments, and the name of the run: the first recipe's without its ending.
+
+    Raises:
+        UserError: there is no such file or recipe, or it is not a configuration.
+    """
+    resolved, first, expected = list(args), None, False
+    for index, argument in enumerate(resolved):
+        option, _, inline = argument.partition("=")
+        if expected or (option in ("--config", "-c") and inline):
+            name = argument if expected else inline
+            path = _recipe_path(name)
+            check_recipe(path)
+            first = first or _name_of_run(Path(name))
+            resolved[index] = path if expected else f"{option}={path}"
+            expected = False
+        else:
+            expected = argument in ("--config", "-c")
+    return resolved, first
+
+
+def with_config_of_run(args: list[str]) -> list[str]:
+    """Adds the config.yaml of a checkpoint's run to the arguments, if no configuration and no model are given."""
+    if args[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in args):
+        return args
+    for option, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, inline = option.partition("=")
+        config = Path(inline or following).parent.parent / "config.yaml"
+        if name == "--ckpt_path" and config.is_file():
+            return [args[0], "--config", str(config), *args[1:]]
+    return args
+
+
+def _name_of_run(config: Path) -> str:
+    """Name of the recipe, or of the run in whose folder the configuration is."""
+    return config.parent.parent.name if config.parent.name.startswith("version_") else config.stem
+
+
+def _recipe_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = recipe_files()
+    if name in shipped:
+        return str(shipped[name])
+    raise UserError(f"--config {name} is neither a file nor a recipe{did_you_mean(name, sorted(shipped))}")
+
+
+def check_recipe(path: str) -> None:
+    """Raises a `UserError` that names file and line, unless the file is a valid configuration."""
+    node = _read(path)
+    if node is None:
+        raise UserError(f"{path} is empty; a recipe begins with a line such as 'model: GAN'")
+    _require_mapping(path, node, "a recipe")
+    for where, twice in _duplicates(node, set()):
+        raise UserError(f"{_place(path, twice.start_mark)}: {where} appears twice; remove one of them")
+    for name, value in _items(node):
+        if name in SECTIONS and not _is_null(value):
+            _require_mapping(path, value, name)
+        if name in ("model", "data"):
+            _check_class(path, name, value)
+        for callback in _callbacks(name, value):
+            _check_class(path, "trainer.callbacks", callback)
+
+
+def _read(path: str) -> yaml.Node | None:
+    """Root node of the file's only document."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8; save it in this encoding") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        yaml.safe_load(text)  # also finds unknown tags
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{_place(path, mark)}: {_problem(error)}") from error
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, RecursionError) as error:  # a date of the 13th month; a key that is a list; depth
+        raise UserError(f"{path} is not a valid recipe: {error}") from error
+
+
+def _place(path: str, mark: yaml.Mark | None) -> str:
+    return path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """Description of a syntax error: ours for tabs, else the parser's."""
+    mark = error.problem_mark
+    if r"'\t'" in (error.problem or ""):
+        return "a tab, but YAML needs spaces"
+    problem = (error.problem or "not YAML").replace("the tag 'tag:yaml.org,2002:", "the tag '!!")
+    context = error.context_mark
+    if context is not None and mark is not None and context.line != mark.line:
+        problem += f" ({error.context}, which starts in line {context.line + 1})"
+    return problem
+
+
+def _items(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        yield from ((str(key.value), value) for key, value in node.value)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null"
+
+
+def _require_mapping(path: str, node: yaml.Node, what: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise UserError(f"{_place(path, node.start_mark)}: {what} must be lines of 'name: value', not {found}")
+
+
+def _duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """Duplicate keys of a mapping, with the node of the second one."""
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))
+    children = [value for _, value in _items(node)] if isinstance(node, yaml.MappingNode) else node.value
+    keys: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode) and key.value in keys:
+            yield key.value, key
+        keys.add(str(key.value))
+    for child in children:
+        yield from _duplicates(child, seen)
+
+
+def _callbacks(name: str, value: yaml.Node) -> list[yaml.Node]:
+    given = next((v for key, v in _items(value) if key == "callbacks"), None) if name == "trainer" else None
+    return given.value if isinstance(given, yaml.SequenceNode) else []
+
+
+def _check_class(path: str, name: str, node: yaml.Node) -> None:
+    """Checks a section that names a class: a name, or a mapping of `class_path` and `init_args`."""
+    for key, value in _items(node):
+        if key not in CLASS_KEYS and (hint := nearest(key, CLASS_KEYS)):
+            raise UserError(f"{_place(path, value.start_mark)}: {key} is not a key of {name}{hint}")
+        if key == "init_args" and not _is_null(value):
+            _require_mapping(path, value, f"{name}.init_args")

@@ -1,0 +1,1 @@
+"""Processes of a run that end together, and fully sharded data parallelism."""

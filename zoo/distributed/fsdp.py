@@ -1,0 +1,58 @@
+"""Fully sharded data parallelism (FSDP): every process keeps a shard of parameters, gradients and optimizer states.
+
+This is PyTorch's second implementation (`fully_shard`, "FSDP2"), which Lightning runs as ModelParallelStrategy. The
+first one, Lightning's FSDPStrategy, shards flattened parameters: weight decay could no longer tell matrices from
+biases, a moving average would be sharded differently from its network, and gradients could not be clipped by norm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from zoo._lightning import set_data_parallel_size
+from zoo.errors import UserError
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Shards a model over all processes; used by the recipe fsdp.yaml.
+
+    Args:
+        save_distributed_checkpoint: write one shard per process into a folder, instead of one complete checkpoint
+            from rank 0.
+        **kwargs: further arguments of Lightning's ModelParallelStrategy.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+
+    def setup_environment(self) -> None:
+        # The number of processes is known only now.
+        set_data_parallel_size(self, self.num_nodes * self.num_processes)
+        super().setup_environment()
+
+
+def shard(module: LightningModule, blocks: tuple[type[nn.Module], ...]) -> None:
+    """Shards a model's `network`, and its moving average `ema`, over the processes of its Trainer.
+
+    Args:
+        module: model attached to a Trainer with a `ModelParallelStrategy`.
+        blocks: classes of submodules whose parameters are gathered one submodule at a time.
+
+    Raises:
+        UserError: `blocks` is empty.
+    """
+    if not blocks:
+        raise UserError(f"{type(module).__name__} does not support FSDP; for several devices use --config ddp.yaml")
+    mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
+    ema = getattr(module, "ema", None)
+    for network in (module.network, *([ema.network] if ema is not None else [])):
+        if isinstance(network, FSDPModule):  # sharded by an earlier call of the same Trainer
+            continue
+        # Resharding after forward, also of the root, keeps network and average in the same layout for EMA's update.
+        for part in (*(m for m in network.modules() if isinstance(m, blocks)), network):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)

@@ -1,5 +1,0 @@
-"""Generative adversarial networks."""
-
-from zoo.gan.module import GAN
-
-__all__ = ["GAN"]

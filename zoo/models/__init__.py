@@ -1,0 +1,1 @@
+"""The models: one folder each, with `network.py` (torch only) and `module.py` (the LightningModule)."""

@@ -1,0 +1,162 @@
+"""What every model of the zoo adds to a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from zoo.checkpoints.format import describe_model
+from zoo.distributed.fsdp import shard
+from zoo.metrics import WindowedMetrics
+from zoo.models.ema import EMA
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, build_optimizer
+from zoo.seeding import capture_random_state, gather_random_states, restore_random_state
+
+
+class ZooModule(LightningModule):
+    """Base of the models: one optimizer for `network`, its moving average, and checkpoints that resume exactly.
+
+    A subclass sets `network`, `optimizer` and `lr_scheduler`, and may set the other attributes. With manual
+    optimization it overrides `configure_optimizers` and updates `ema` itself.
+
+    Attributes:
+        network: network that is trained.
+        ema: moving average of its weights, or None.
+        optimizer: factory of the optimizer.
+        lr_scheduler: factory of the learning-rate schedule, or None.
+        compile_network: compile the network with torch.compile before training.
+        window: means that are logged every `log_every_n_steps` batches, or None.
+    """
+
+    #: Whether a sample is a sequence of tokens; else it is an image or a point.
+    tokens: bool = False
+    #: Classes of the submodules of `network` that FSDP shards one by one; if there are none, FSDP is not supported.
+    sharded: tuple[type[nn.Module], ...] = ()
+    network: nn.Module
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None = None
+    ema: EMA | None
+    compile_network: bool = False
+    window: WindowedMetrics | None = None
+    _images_since_step = 0
+    _resumed: dict[str, Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema = None  # not a class attribute, which would hide a submodule of this name
+
+    # Setting up
+
+    def configure_model(self) -> None:
+        trainer = attached_trainer(self)
+        if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            shard(self, self.sharded)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.compile_network:
+            self.network.compile()
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning refuses to clip for fused optimizers, which unscale gradients themselves; bfloat16 has no scale.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # Training
+
+    def on_train_start(self) -> None:
+        # Lightning seeds all ranks alike, so that they start from the same parameters. From here on each rank needs its
+        # own noise, dropout masks and augmentations; rank 0 draws what a single process does.
+        if self.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        self._images_since_step = 0
+        if self.window:
+            self.window.start()
+        if self._resumed is not None:
+            self._resume(self._resumed)
+            self._resumed = None
+
+    def count_images(self, images: int) -> None:
+        """Counts the images of a training batch, for the half-life of the moving average."""
+        self._images_since_step += images
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_optimizer_step()
+        if self.ema is not None:
+            self.ema.update(self.network, self._images_since_step * self.trainer.world_size)
+        self._images_since_step = 0
+
+    def after_optimizer_step(self) -> None:
+        """Called after every optimizer step, before the moving average is updated; for constraints on parameters."""
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(describe_model(self))
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["training"] = {
+                "random": gather_random_states(capture_random_state(self.device)),
+                "window": self.window.state_dict() if self.window else None,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Restored only by a Trainer that resumes; `load_from_checkpoint` loads the weights alone.
+        self._resumed = checkpoint.get("training") if attached_trainer(self) is not None else None
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Restores random states and the unfinished window of means."""
+        processes = len(state["random"])
+        if processes == self.trainer.world_size:
+            restore_random_state(state["random"][self.global_rank], self.device)
+        else:
+            rank_zero_info(
+                f"The checkpoint is of {processes} processes and this run has {self.trainer.world_size}, so its random "
+                "numbers differ from those of the interrupted run"
+            )
+        if self.window and state["window"] and self.global_rank == 0:
+            window = {name: total.to(self.device) for name, total in state["window"]["sums"].items()}
+            self.window.load_state_dict({**state["window"], "sums": window})
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The Trainer that a module is attached to, or None."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside the context; afterwards every submodule is in its previous mode."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in training.items():
+            m.training = mode

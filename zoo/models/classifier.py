@@ -1,0 +1,305 @@
+"""Base of the classifiers: loss, regularization, and predictions with their uncertainty.
+
+`Classifier(network, ...)` wraps any network from samples to logits. Dropout is treated as bagging (Srivastava et al.
+2014, section 1; Gal and Ghahramani 2016, arXiv 1506.02142): at test time the ensemble is one network with scaled
+weights, several passes with dropout on (Monte Carlo dropout), or the networks of several checkpoints. All metrics are
+those of the mean probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from zoo.checkpoints.reading import load_model
+from zoo.errors import UserError, check_at_least, check_fraction
+from zoo.metrics import WindowedMetrics
+from zoo.models.base import ZooModule, attached_trainer, eval_mode
+from zoo.models.ema import EMA
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
+
+DROPOUT_LAYERS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
+@dataclass
+class Predictive:
+    """A predictive distribution and its uncertainty, in nats.
+
+    Attributes:
+        log_probabilities: logarithm of the mean probabilities, (N, C).
+        entropy: predictive entropy, that of the mean probabilities, (N,).
+        mutual_information: mutual information of class and ensemble member, (N,): predictive entropy minus the mean
+            entropy of the members, the part of the uncertainty that is due to their disagreement (Houlsby et al. 2011,
+            arXiv 1112.5745, eq. 2); zero for one member.
+    """
+
+    log_probabilities: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Mean probabilities, (N, C)."""
+        return self.log_probabilities.exp()
+
+
+def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mixes each sample, and its label, with another one of the batch (Zhang et al. 2018, arXiv 1710.09412).
+
+    Args:
+        x: samples, (N, ...).
+        y: labels, int64 (N,).
+        num_classes: number of classes.
+        alpha: parameter of the Beta(alpha, alpha) mixing weight, drawn per sample.
+
+    Returns:
+        Samples (N, ...) and soft labels (N, num_classes).
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)
+    other = torch.randperm(len(x), device=x.device)
+    labels = F.one_hot(y, num_classes).to(x)
+    x = torch.lerp(x[other], x, share.view(-1, *[1] * (x.ndim - 1)))
+    return x, torch.lerp(labels[other], labels, share[:, None])
+
+
+def brier_score(probabilities: Tensor, y: Tensor) -> Tensor:
+    """Squared distance between probabilities (N, C) and the one-hot label, (N,), in [0, 2] (Brier 1950)."""
+    return (probabilities - F.one_hot(y, probabilities.shape[1])).square().sum(1)
+
+
+class Classifier(ZooModule):
+    """Trains a network from samples to logits, and predicts with uncertainty.
+
+    Args:
+        network: network from samples (N, *input_shape), images in [-1, 1], to logits (N, num_classes).
+        input_shape: shape of a sample, (C, H, W) for images or (D,) for points.
+        num_classes: number of classes.
+        label_smoothing: probability mass of the label that is spread over all classes in the loss.
+        mixup: parameter alpha of mixup's Beta distribution; 0 for no mixup.
+        ema_half_life: half-life of the weights' moving average, in images; 0 for no average. The average, if there is
+            one, is what is validated, tested and used for predictions.
+        flip_tta: average the logits of each image and its mirror image at test and prediction time; ignored for data
+            whose classes are not mirror-symmetric.
+        channels_last: use the channels-last memory format, which is faster on most devices.
+        compile: compile the network with torch.compile; the first steps take minutes.
+        mc_samples: number of passes with dropout on that are averaged at test and prediction time (Monte Carlo
+            dropout); 0 for one pass with dropout off.
+        mc_seed: random seed of the dropout masks of these passes.
+        ensemble: checkpoints of further classifiers whose probabilities are averaged with this one's at test and
+            prediction time.
+        optimizer: factory of the optimizer; weight decay is applied to matrices and kernels, not to biases and norms.
+        lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
+            learning rate.
+    """
+
+    window: WindowedMetrics
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        ema_half_life: float = 0.0,
+        flip_tta: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+        mc_samples: int = 0,
+        mc_seed: int = 0,
+        ensemble: list[str] | None = None,
+        optimizer: OptimizerCallable = classifier_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble"])
+        check_fraction(label_smoothing=label_smoothing)
+        check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_samples=mc_samples)
+        if num_classes < 2:
+            raise UserError(f"a classifier needs at least 2 classes, and the data has {num_classes}")
+        if mc_samples and not any(isinstance(m, DROPOUT_LAYERS) and m.p > 0 for m in network.modules()):
+            raise UserError(f"mc_samples is {mc_samples}, but the network has no dropout: all passes would be the same")
+        self.input_shape = tuple(input_shape)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.flip_tta = flip_tta
+        self.channels_last = channels_last and len(self.input_shape) == 3
+        self.compile_network = compile
+        self.mc_samples = mc_samples
+        self.mc_seed = mc_seed
+        self.ensemble = list(ensemble or [])
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.network = network.to(memory_format=torch.channels_last) if self.channels_last else network
+        self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
+        self._members: list[Classifier] = []  # a plain list, so that they are not submodules
+        self.val_loss, self.val_acc = MeanMetric(), MulticlassAccuracy(num_classes, average="micro")
+        self.test_metrics = nn.ModuleDict(
+            {
+                "acc": MulticlassAccuracy(num_classes, average="micro"),
+                "nll": MeanMetric(),
+                "brier": MeanMetric(),
+                "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+            }
+        )
+        self.window = WindowedMetrics("images")
+
+    # Predictions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, *input_shape) to logits (N, num_classes), by the averaged network if there is one."""
+        return self._run(self.ema or self.network, x)
+
+    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return network(x).float()
+
+    def _log_probabilities(self, x: Tensor) -> Tensor:
+        logits = self(x)
+        if self.flip_tta and self._mirrors():
+            logits = (logits + self(x.flip(-1))) / 2
+        return logits.log_softmax(1)
+
+    def _mirrors(self) -> bool:
+        """Whether the data module's classes are mirror-symmetric; true if it does not say."""
+        data = getattr(attached_trainer(self), "datamodule", None)
+        return len(self.input_shape) == 3 and getattr(data, "mirror_symmetric", True)
+
+    def _member_log_probs(self, x: Tensor, seed: int) -> Iterator[Tensor]:
+        """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""
+        for index, model in enumerate([self, *self._members_on(x.device)]):
+            if not self.mc_samples:
+                yield model._log_probabilities(x)
+            for number in range(self.mc_samples):
+                with dropout_on(model, seed=hash((self.mc_seed, seed, index, number)) % 2**63):
+                    yield model._log_probabilities(x)
+
+    def predictive(self, x: Tensor, seed: int = 0) -> Predictive:
+        """The predictive distribution: by weight scaling, Monte Carlo dropout, or an ensemble.
+
+        The module's mode and the global random state are left unchanged.
+
+        Args:
+            x: samples, (N, *input_shape).
+            seed: random seed of the dropout masks, combined with `mc_seed`; use a different one for every batch.
+        """
+        with eval_mode(self):
+            total, entropies, count = torch.full((), -torch.inf, device=x.device), torch.zeros((), device=x.device), 0
+            for log_p in self._member_log_probs(x, seed):
+                total = torch.logaddexp(total, log_p)
+                entropies = entropies + entropy(log_p)
+                count += 1
+        mean = total - math.log(count)
+        return Predictive(mean, entropy(mean), (entropy(mean) - entropies / count).clamp_min(0))
+
+    def _members_on(self, device: torch.device) -> list[Classifier]:
+        """The other members of the ensemble, loaded on first use."""
+        if len(self._members) != len(self.ensemble):
+            self._members = [self._load_member(path) for path in self.ensemble]
+        for member in self._members:
+            member.to(device).trainer = attached_trainer(self)
+        return self._members
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage in ("test", "predict"):
+            self._members_on(self.device)  # so that a bad checkpoint is reported before anything is computed
+
+    def _load_member(self, path: str) -> Classifier:
+        if not Path(path).is_file():
+            raise UserError(f"{path} in ensemble is not a file")
+        member = load_model(path)
+        if not isinstance(member, Classifier) or member.input_shape != self.input_shape:
+            raise UserError(f"{path} in ensemble does not hold a classifier of samples of the shape {self.input_shape}")
+        if member.num_classes != self.num_classes:
+            raise UserError(f"{path} in ensemble has {member.num_classes} classes, not {self.num_classes}")
+        return member
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        target: Tensor = y
+        if self.mixup:
+            x, target = mixup(x, y, self.num_classes, self.mixup)
+        logits = self._run(self.network, x)
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        self.count_images(len(x))
+        hits = {} if self.mixup else {"acc": (logits.detach().argmax(1) == y).float().mean()}
+        self.window.update(len(x), loss=loss, **hits)
+        self.window.log(self)
+        return loss
+
+    # Validation and test
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
+        self.val_acc.update(logits, y)
+        self.log("val/loss", self.val_loss, prog_bar=True)
+        self.log("val/acc", self.val_acc, prog_bar=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        """Measures accuracy, negative log-likelihood, Brier score and calibration error of the mean probabilities.
+
+        The expected calibration error (ECE) is that of Guo et al. 2017 (arXiv 1706.04599, eq. 3), with 15 equal bins.
+        """
+        x, y = batch
+        predictive = self.predictive(x, seed=batch_idx)
+        p = predictive.probabilities
+        # Below 1, because torchmetrics puts probabilities of exactly 1 into a sixteenth bin.
+        values = {
+            "acc": (p, y),
+            "ece": (p.clamp_max(1 - 2**-24), y),
+            "nll": (F.nll_loss(predictive.log_probabilities, y, reduction="none"),),
+        }
+        for name, arguments in {**values, "brier": (brier_score(p, y),)}.items():
+            metric = cast(Any, self.test_metrics[name])
+            metric.update(*arguments)
+            self.log(f"test/{name}", metric)
+        return predictive
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Predictive:
+        return self.predictive(batch[0], seed=batch_idx)
+
+
+def entropy(log_probabilities: Tensor) -> Tensor:
+    """Entropy of each row of log-probabilities (N, C), in nats, (N,)."""
+    return -(log_probabilities.exp() * log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)).sum(1)
+
+
+@contextmanager
+def dropout_on(module: nn.Module, seed: int) -> Iterator[None]:
+    """Dropout layers in training mode inside the context, with masks by `seed`; the random state is restored."""
+    layers = [m for m in module.modules() if isinstance(m, DROPOUT_LAYERS)]
+    modes = [layer.training for layer in layers]
+    device = next(module.parameters()).device
+    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
+        torch.manual_seed(seed)
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer, mode in zip(layers, modes, strict=True):
+                layer.training = mode

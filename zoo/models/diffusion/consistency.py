@@ -1,0 +1,212 @@
+"""The consistency model: a student that samples in one or two steps where a diffusion model needs ten.
+
+A consistency model (Song et al. 2023, arXiv 2303.01469) maps every noisy sample to the end of its trajectory along the
+probability flow, where a diffusion model predicts the mean of all ends. It is tuned from a trained diffusion model
+(Geng et al. 2024, arXiv 2406.14548): the target is first the clean sample, as for its teacher, and then the student's
+own output for the same sample with less of the same noise, by ever smaller differences of the noise level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.reading import load_model
+from zoo.errors import UserError, check_at_least
+from zoo.models.base import eval_mode
+from zoo.models.diffusion.base import DenoisingModule
+from zoo.models.diffusion.denoiser import append_dims
+from zoo.models.diffusion.module import Diffusion
+
+#: Options that the student inherits from its teacher together with the weights.
+INHERITED = (
+    "conditional", "architecture", "widths", "blocks", "patch_size", "attention", "sigma_min", "sigma_max", "sigma_data",
+)  # fmt: skip
+FIRST_DIVISOR = 2.0  # noise level over the difference of noise levels, when training starts
+GROWTH = 0.8  # fraction of the run in which the divisor grows
+SMALL = 1e-6  # a noise level that stands for 0
+
+
+class ConsistencyModel(DenoisingModule):
+    """Consistency model, tuned from a diffusion model: samples in one or two evaluations of the network.
+
+    Args:
+        input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
+        num_classes: number of classes in the data.
+        teacher: checkpoint of the `Diffusion` model from which network, options and weights are taken; required for
+            training.
+        steps: number of sampling steps, each one evaluation of the network.
+        sigma_middle: noise level of the last step, if there is more than one.
+        divisor: higher noise level over the difference of both, when training ends.
+        smooth: error, in standard deviations of the network's output, below which the loss is quadratic
+            (pseudo-Huber).
+        noise_mean: mean of ln(sigma) in training.
+        noise_std: standard deviation of ln(sigma) in training.
+        **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`; those of the network and the noise levels
+            are the teacher's, if there is one.
+
+    Raises:
+        UserError: the teacher is not a diffusion model of such data.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int = 0,
+        teacher: str | None = None,
+        steps: int = 2,
+        sigma_middle: float = 0.8,
+        divisor: float = 256.0,
+        smooth: float = 0.03,
+        noise_mean: float = -1.1,
+        noise_std: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        source = _load_teacher(teacher, input_shape, num_classes) if teacher else None
+        if source is not None:
+            kwargs.update({name: source.hparams[name] for name in INHERITED if name in source.hparams})
+        super().__init__(input_shape, num_classes, steps=steps, noise_mean=noise_mean, noise_std=noise_std, **kwargs)
+        check_at_least(FIRST_DIVISOR, divisor=divisor)
+        if not smooth > 0:
+            raise UserError(f"smooth is {smooth}; it must be above 0")
+        if not self.sigma_min < sigma_middle < self.sigma_max:
+            raise UserError(f"sigma_middle is {sigma_middle}; it must be between {self.sigma_min} and {self.sigma_max}")
+        self.sigma_middle, self.divisor, self.smooth = sigma_middle, divisor, smooth
+        if source is not None:
+            weights = (source.ema.network if source.ema is not None else source.network).state_dict()
+            for network in [self.network, *([self.ema.network] if self.ema is not None else [])]:
+                network.load_state_dict(weights)
+            self.mean.copy_(source.mean)
+            self.sigma_data.copy_(source.sigma_data)
+            self.calibrated.copy_(source.calibrated)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"]["teacher"] = None  # the checkpoint holds its own weights
+
+    def consistency_fn(self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """End of the probability flow through noisy samples (Song et al. 2023, eq. 5); the identity at sigma = 0.
+
+        Args:
+            network: network, or its moving average.
+            x: noisy samples, (N, *input_shape).
+            sigma: noise levels, (N,).
+            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class.
+        """
+        outputs, c_skip, c_out = self._precondition(network, x, sigma, labels)
+        return self.mean + c_skip * (x - self.mean) + c_out * outputs
+
+    # Sampling
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draws samples by multistep consistency sampling (Song et al. 2023, algorithm 1).
+
+        Args:
+            n: number of samples.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
+            generator: random number generator; the same state gives the same samples on every device.
+            seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
+                in every batch.
+            steps: number of evaluations of the network; by default the model's own.
+
+        Returns:
+            (n, *input_shape), images in [-1, 1].
+        """
+        with eval_mode(self):
+            noise, labels = self._first_noise(n, labels, generator, seeds)
+            sigmas = self.sampling_sigmas(self.steps if steps is None else steps)
+            x = self.mean + sigmas[0] * noise()
+            for sigma, after in pairwise(sigmas):
+                level = torch.full((n,), sigma, device=self.device)
+                x = self.consistency_fn(self.ema or self.network, x.float(), level, labels)
+                if after > 0:
+                    x = x + after * noise()
+            return self._finish(x)
+
+    def sampling_sigmas(self, steps: int) -> list[float]:
+        """Noise levels from `sigma_max` to `sigma_middle` by equal factors, and 0: steps + 1 of them."""
+        check_at_least(1, steps=steps)
+        ratio = (self.sigma_middle / self.sigma_max) ** (1 / max(1, steps - 1))
+        return [self.sigma_max * ratio**index for index in range(steps)] + [0.0]
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not self.calibrated:
+            raise UserError(
+                "a ConsistencyModel is tuned from a trained Diffusion: give its checkpoint by --model.teacher"
+            )
+        super().setup(stage)
+
+    def next_sigma(self, sigma: Tensor, divisor: float) -> Tensor:
+        """The lower noise level of each pair, (N,); 0 if the difference would exceed sigma.
+
+        Geng et al. 2024, section 4: sigma (1 - n(sigma) / divisor) with n from 5 at low to 1 at high noise.
+        """
+        return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / divisor)).clamp_min(0)
+
+    def consistency_loss(
+        self, network: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None, divisor: float
+    ) -> Tensor:
+        """Distance of the outputs at two noise levels of one trajectory, (N,), as a pseudo-Huber loss.
+
+        Args:
+            network: network; its output at the lower noise level has no gradient.
+            x: samples, (N, *input_shape).
+            noise: standard normal noise, the same at both levels, (N, *input_shape).
+            sigma: higher noise level, (N,).
+            labels: classes, int64 (N,), or None.
+            divisor: see `next_sigma`.
+        """
+        less = self.next_sigma(sigma, divisor)
+        with torch.no_grad():
+            target = self.consistency_fn(network, x + append_dims(less, x) * noise, less.clamp_min(SMALL), labels)
+            target = torch.where(append_dims(less, x) > 0, target, x)
+        error = self.consistency_fn(network, x + append_dims(sigma, x) * noise, sigma, labels) - target
+        c_out = sigma * self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()
+        mean_square = (error / append_dims(c_out, x)).square().flatten(1).mean(1)
+        return (mean_square + self.smooth**2).sqrt() - self.smooth
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, labels = self.begin_batch(batch)
+        sigma = self.stratified_sigmas(len(x)).clamp(self.sigma_min, self.sigma_max)
+        progress = self.trainer.global_step / (GROWTH * self.trainer.estimated_stepping_batches)
+        divisor = FIRST_DIVISOR * (self.divisor / FIRST_DIVISOR) ** min(1.0, progress)
+        loss = self.consistency_loss(self.network, x, torch.randn_like(x), sigma, labels, divisor)
+        return self.end_batch(loss.mean(), len(x))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        noise, sigma = self.fixed_noise(x)
+        labels = y if self.conditional else None
+        sigma = sigma.clamp(self.sigma_min, self.sigma_max)
+        loss = self.consistency_loss(self.ema or self.network, x, noise, sigma, labels, self.divisor)
+        self._log_mean("loss", loss)
+        super().validation_step(batch, batch_idx)
+
+
+def _load_teacher(path: str, input_shape: Sequence[int], num_classes: int) -> Diffusion:
+    try:
+        teacher = load_model(path)
+    except UserError as error:
+        raise UserError(str(error).replace("--ckpt_path", "teacher")) from error
+    if not isinstance(teacher, Diffusion):
+        raise UserError(f"teacher {path} holds a {type(teacher).__name__}; the teacher must be a Diffusion")
+    if teacher.input_shape != tuple(input_shape) or (teacher.conditional and teacher.num_classes != num_classes):
+        raise UserError(
+            f"teacher {path} was trained on samples of the shape {teacher.input_shape} in {teacher.num_classes} "
+            f"classes, and the data has {tuple(input_shape)} in {num_classes}; give the data that it was trained on"
+        )
+    return teacher

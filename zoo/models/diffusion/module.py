@@ -1,0 +1,377 @@
+"""The diffusion model as a LightningModule: a network that learns the force of the reverse diffusion.
+
+Noise levels and loss weights are those of EDM (Karras et al. 2022, arXiv 2206.00364). In the lecture's notation the
+network learns f' = 2 k_B T grad ln p. The loss is the squared error of the force times (sigma^2 + sd^2) sigma^2 /
+(2 k_B T sd)^2, a factor without which it diverges as sigma goes to 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from zoo.errors import UserError, check_at_least, check_choice
+from zoo.models.base import eval_mode
+from zoo.models.diffusion.base import DenoisingModule
+from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
+from zoo.models.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
+from zoo.models.diffusion.process import Process
+from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Solution, karras_sigmas, solve
+from zoo.models.generative import slerp
+
+MEMORIZED = 1 / 3  # ratio of distances to the nearest training sample below which a warning is given
+
+
+class MedianRatio(Metric):
+    """Median of some values over the median of others, over all ranks; NaN if there are none."""
+
+    full_state_update = False
+    above: list[Tensor]
+    below: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("above", [], dist_reduce_fx="cat")
+        self.add_state("below", [], dist_reduce_fx="cat")
+
+    def update(self, above: Tensor, below: Tensor) -> None:
+        """Adds values (N,) of the numerator and of the denominator."""
+        self.above.append(above)
+        self.below.append(below)
+
+    def compute(self) -> Tensor:
+        """The ratio, a scalar."""
+        return dim_zero_cat(self.above).median() / dim_zero_cat(self.below).median()
+
+
+class Diffusion(DenoisingModule, ScoreModel):
+    """Diffusion model with EDM's preconditioning and training.
+
+    Like `IdealDenoiser` it is a `ScoreModel`: `denoise`, `score` and `force` take noisy samples and their noise level,
+    and use the moving average of the weights if there is one.
+
+    Args:
+        input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
+        num_classes: number of classes in the data.
+        solver: name of the solver; see `zoo.models.diffusion.solvers`.
+        guidance_scale: weight w of classifier-free guidance, E_w = E_class + w (E_class - E_none) (Ho and Salimans
+            2022, arXiv 2207.12598, eq. 6); 0 for none. It doubles the evaluations of the network.
+        diffusivity: diffusion coefficient D of the process, which only sets the unit of time.
+        temperature: thermal energy k_B T of the process, which only sets the unit of the force.
+        excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
+            generated samples that are compared with the training data; 0 for none.
+        likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
+            and as negative log-likelihood in nats for points; 0 for none. It takes hundreds of evaluations.
+        likelihood_probes: number of random vectors by which the divergence is estimated; 0 for the exact divergence;
+            None for the exact one up to 64 dimensions and one vector above.
+        **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`.
+    """
+
+    validated = ("loss", "force_loss", "excess", "distance_to_ideal")
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int = 0,
+        solver: str = "deis",
+        guidance_scale: float = 0.0,
+        diffusivity: float = 1.0,
+        temperature: float = 1.0,
+        excess_samples: int = 256,
+        likelihood_samples: int = 0,
+        likelihood_probes: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_shape, num_classes, **kwargs)
+        check_choice("solver", solver, SOLVERS)
+        check_at_least(0, excess_samples=excess_samples)
+        check_at_least(0, likelihood_samples=likelihood_samples, likelihood_probes=likelihood_probes)
+        self.process = Process(diffusivity, temperature)
+        self.temperature = temperature
+        self.solver, self.guidance_scale = solver, guidance_scale
+        self.check_guidance(guidance_scale)
+        self.excess_samples = excess_samples
+        self.likelihood_samples, self.likelihood_probes = likelihood_samples, likelihood_probes
+        self.nearness = MedianRatio()
+        self._ideal: IdealDenoiser | None = None
+
+    def check_guidance(self, guidance_scale: float) -> None:
+        """Raises a `UserError` if the model was not trained for classifier-free guidance."""
+        for name, trained in {
+            "conditional true": self.conditional,
+            "class_dropout above 0": self.class_dropout,
+        }.items():
+            if guidance_scale and not trained:
+                raise UserError(f"guidance_scale is {guidance_scale}, which needs a model trained with {name}")
+
+    # The force
+
+    def denoise(
+        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, guidance_scale: float = 0.0
+    ) -> Tensor:
+        """E[x_0 | x] according to the network.
+
+        Args:
+            x: noisy samples, (N, *input_shape).
+            sigma: noise level, above 0; one number or (N,).
+            labels: classes, int64 (N,); None for the unconditional denoiser of a conditional model.
+            guidance_scale: weight w of classifier-free guidance.
+
+        Returns:
+            (N, *input_shape), float32.
+        """
+        x = x.float()
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        network = self.ema or self.network
+        outputs, c_skip, c_out = self._precondition(network, x, sigma, labels if self.conditional else None)
+        if guidance_scale:
+            free, _, _ = self._precondition(network, x, sigma, None)
+            outputs = outputs + guidance_scale * (outputs - free)
+        return self.mean + c_skip * (x - self.mean) + c_out * outputs
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """The same as `denoise`."""
+        return self.denoise(x, sigma, labels)
+
+    # Sampling
+
+    def denoiser(self, labels: Tensor | None = None, guidance_scale: float = 0.0) -> Denoise:
+        """E[x_0 | x] as a function of x and sigma, the form that solvers take."""
+        return lambda x, sigma: self.denoise(x, sigma, labels, guidance_scale)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Draws samples.
+
+        Args:
+            n: number of samples.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
+            generator: random number generator; the same state gives the same samples on every device.
+            seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
+                in every batch.
+            steps: number of solver steps; by default the model's own, like solver and guidance.
+            solver: name of the solver; see `zoo.models.diffusion.solvers`.
+            guidance_scale: weight w of classifier-free guidance.
+
+        Returns:
+            (n, *input_shape), images in [-1, 1].
+        """
+        solution = self._draw(n, labels, generator, seeds, steps, solver, guidance_scale)
+        return self._finish(solution.x)
+
+    def trajectory(
+        self,
+        n: int,
+        frames: int = 60,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+        solver: str | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Samples on their trajectory from noise to data, each state scaled to the standard deviation of the data.
+
+        Args:
+            n: number of samples.
+            frames: number of states, both ends included.
+            labels: classes for a conditional model, int64 (n,).
+            generator: random number generator.
+            seeds: seed of each sample, int64 (n,), instead of a generator.
+            solver: name of the solver.
+            guidance_scale: weight w of classifier-free guidance.
+
+        Returns:
+            (frames, n, *input_shape); the first is noise.
+        """
+        solution = self._draw(n, labels, generator, seeds, frames - 1, solver, guidance_scale, trajectory=True)
+        sigmas = torch.tensor(karras_sigmas(frames - 1, self.sigma_min, self.sigma_max), device=self.device)
+        shrink = self.sigma_data / (sigmas.square() + self.sigma_data.square()).sqrt()
+        states = cast(Tensor, solution.states)
+        return self._finish(self.mean + shrink.view(-1, 1, *[1] * len(self.input_shape)) * (states - self.mean))
+
+    def interpolate(
+        self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Samples along great circles between pairs of noise vectors, by the probability flow.
+
+        Args:
+            rows: number of pairs.
+            steps: number of samples per pair, both ends included.
+            labels: class of each pair for a conditional model, int64 (rows,).
+            generator: random number generator.
+
+        Returns:
+            (rows, steps, *input_shape).
+        """
+        with eval_mode(self):
+            noise, labels = self._first_noise(rows, labels, generator, None)
+            start, end = noise().flatten(1), noise().flatten(1)
+            starts = [slerp(start, end, weight).view(-1, *self.input_shape) for weight in torch.linspace(0, 1, steps)]
+            solver = self.solver if self.solver in DETERMINISTIC else "deis"
+            sigmas = karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
+            denoise = self.denoiser(labels, self.guidance_scale)
+            ends = [solve(denoise, self.mean + self.sigma_max * x, sigmas, solver).x for x in starts]
+            return self._finish(torch.stack(ends, dim=1))
+
+    def _draw(
+        self,
+        n: int,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+        seeds: Tensor | None,
+        steps: int | None,
+        solver: str | None,
+        guidance_scale: float | None,
+        trajectory: bool = False,
+    ) -> Solution:
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        self.check_guidance(guidance_scale)
+        with eval_mode(self):
+            noise, labels = self._first_noise(n, labels, generator, seeds)
+            sigmas = karras_sigmas(self.steps if steps is None else steps, self.sigma_min, self.sigma_max)
+            x = self.mean + sigmas[0] * noise()
+            return solve(self.denoiser(labels, guidance_scale), x, sigmas, solver or self.solver, noise, trajectory)
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.excess_samples and stage in ("fit", "validate") and hasattr(data, "split"):
+            x, y = data.split("train")
+            self._ideal = IdealDenoiser(x, y if self.conditional else None, temperature=self.temperature)
+
+    def weighted_loss(
+        self, network: nn.Module, x: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """EDM's loss per sample, (N,): the squared error of the network's output, whose target has unit variance.
+
+        Args:
+            network: network, or its moving average.
+            x: samples, (N, *input_shape).
+            noisy: samples with noise, (N, *input_shape).
+            sigma: noise levels, (N,).
+            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class.
+        """
+        outputs, c_skip, c_out = self._precondition(network, noisy, sigma, labels)
+        target = (x - self.mean - c_skip * (noisy - self.mean)) / c_out
+        return (outputs - target).square().flatten(1).mean(1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, labels = self.begin_batch(batch)
+        sigma = self.stratified_sigmas(len(x))
+        noisy = x + append_dims(sigma, x) * torch.randn_like(x)
+        return self.end_batch(self.weighted_loss(self.network, x, noisy, sigma, labels).mean(), len(x))
+
+    # Validation
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._measure_loss(batch)
+        if self.likelihood_samples and batch_idx == 0 and not self.trainer.sanity_checking:
+            self._measure_likelihood(*batch)
+        super().validation_step(batch, batch_idx)
+
+    def log_likelihood(
+        self, x: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Likelihood:
+        """ln p of samples (N, *input_shape); see `zoo.models.diffusion.likelihood`."""
+        levels, law = (self.sigma_min, self.sigma_max), (self.mean, self.sigma_data.item())
+        with torch.inference_mode(False):  # Lightning validates in inference mode, which has no derivatives
+            denoise = self.denoiser(None if labels is None else labels.clone())
+            return log_likelihood(denoise, x.clone(), *levels, *law, self.likelihood_probes, generator)
+
+    def _measure_likelihood(self, x: Tensor, y: Tensor) -> None:
+        """Logs the likelihood of different samples on every rank, with the same random numbers in every validation."""
+        x, labels = x[: self.likelihood_samples], y[: self.likelihood_samples] if self.conditional else None
+        generator = torch.Generator().manual_seed(self.global_rank)
+        image = len(self.input_shape) == 3
+        with eval_mode(self):
+            log_prob = self.log_likelihood(dequantize(x, generator) if image else x, labels, generator).log_prob
+        value = bits_per_dimension(log_prob, x[0].numel()) if image else -log_prob
+        name = "val/bits_per_dim" if image else "val/nll"
+        self.log(name, value.mean().float(), on_epoch=True, sync_dist=True, batch_size=len(x))
+        error = value.std() / math.sqrt(len(x) * self.trainer.world_size)
+        self.log(f"{name}_error", error.float(), on_epoch=True, sync_dist=True, batch_size=len(x))
+
+    def _measure_loss(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Logs the loss, with the same noise in every validation, and its excess over the ideal denoiser's."""
+        x, y = batch
+        labels = y if self.conditional else None
+        noise, sigma = self.fixed_noise(x)
+        noisy = x + append_dims(sigma, x) * noise
+        error = (self.denoise(noisy, sigma, labels) - x).square().flatten(1).mean(1)
+        loss = self._weight(sigma) * error
+        self._log_mean("loss", loss)
+        self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
+        if self._ideal is not None:
+            few = self._indices < self.excess_samples
+            if few.any():
+                self._compare_with_ideal(
+                    self._indices[few], x[few], y[few] if self.conditional else None, noise[few], sigma[few], loss[few]
+                )
+            for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
+                self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
+
+    def _compare_with_ideal(
+        self, indices: Tensor, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
+    ) -> None:
+        """Compares the network with the ideal denoiser, on held-out samples and on training samples.
+
+        On training data the ideal denoiser has the least possible loss, and the excess of the network's loss is its mean
+        squared distance from it (`val/distance_to_ideal`). On held-out data the ideal denoiser is not optimal: a network
+        that generalizes has a lower loss (`val/excess` below 0).
+        """
+        ideal = cast(IdealDenoiser, self._ideal)
+        best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
+        excess = loss - self._weight(sigma) * (best - x).square().flatten(1).mean(1)
+        cast(MeanMetric, self.val_metrics["excess"]).update(excess)
+        indices = indices[indices < len(ideal.data)]
+        train = ideal.data[indices].to(x)
+        labels = None if ideal.labels is None else ideal.labels[indices].to(x.device)
+        noise, sigma = noise[: len(train)], sigma[: len(train)]
+        noisy = train + append_dims(sigma, x) * noise
+        distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
+        mean_square = self._weight(sigma) * distance.square().flatten(1).mean(1)
+        cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
+
+    def _weight(self, sigma: Tensor) -> Tensor:
+        """EDM's weight of the denoiser's squared error, (N,)."""
+        return 1 / sigma.square() + 1 / self.sigma_data.square()
+
+    def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
+        """Detects memorization: distance of samples to the nearest training sample, relative to that of held-out data."""
+        if split != "val" or self._ideal is None:
+            return
+        few = self._indices < self.excess_samples
+        if few.any() or batch_idx == 0:
+            data = self._ideal.data.flatten(1).to(real)
+            self.nearness.update(*(torch.cdist(x[few].flatten(1), data).amin(1) for x in (fake, real)))
+        self.log("val/nn_ratio", self.nearness)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self._ideal is None or self.distance is None or self.trainer.sanity_checking:
+            return
+        ratio = self.nearness.compute()
+        if ratio < MEMORIZED:
+            rank_zero_warn(
+                f"the distance of samples to the training data is {ratio:.2f} of that of held-out data: the model "
+                "repeats its training data; train it for fewer steps, make it smaller, or use more data"
+            )

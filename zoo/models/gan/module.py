@@ -1,0 +1,411 @@
+"""The GAN as a LightningModule: two networks trained in alternation by manual optimization.
+
+The lecture's game is min_G max_D V(D, G) = E log D(x) + E log(1 - D(G(z))); at its fixed point p_G = p_data, D = 1/2
+and V = -log 4. The default is the relativistic loss with R1 and R2 penalties (R3GAN: Huang et al. 2024, arXiv
+2501.05441), which has the same fixed point and converges where the minimax loss oscillates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from zoo._lightning import find_unused_parameters, skip_step_count
+from zoo.errors import UserError, check_at_least, check_choice
+from zoo.metrics import Throughput, log_is_due
+from zoo.models.base import eval_mode
+from zoo.models.ema import EMA
+from zoo.models.gan.losses import ADVERSARIAL_LOSSES, gradient_penalty, value, zero_centered_gradient_penalty
+from zoo.models.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator, halvings
+from zoo.models.generative import GenerativeModule, slerp
+from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, gan_optimizer
+from zoo.seeding import SampleNoise
+
+#: Losses under which sigmoid(logit) is the probability that a sample is real.
+PROBABILISTIC = ("minimax", "non_saturating")
+
+
+class GAN(GenerativeModule):
+    """Generative adversarial network: a generator and a discriminator trained against each other.
+
+    Each batch is one step of the discriminator; after every `n_critic` of them the generator takes one. Lightning's
+    `global_step`, `max_steps` and the intervals of callbacks count the steps of the discriminator, that is batches (or
+    groups of `accumulate_grad_batches` batches), not the steps of both optimizers. The Trainer's options
+    `gradient_clip_val` and `accumulate_grad_batches` do not work with manual optimization; the model's options of the
+    same names replace them.
+
+    Args:
+        input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
+        num_classes: number of classes in the data.
+        conditional: condition generator and discriminator on the class.
+        latent_dim: length of the latent vector z ~ N(0, 1).
+        architecture: "mlp" for points and tiny images, "conv" for images whose sides can be halved to 4 to 8 pixels,
+            "auto" to choose by the shape.
+        width: hidden units of the MLPs (default: 256), or channels of the convolutions at half the full resolution
+            (default: 32).
+        depth: hidden layers of the MLPs (default: 2), or number of times that the convolutions halve the image.
+        loss: adversarial loss; see `zoo.models.gan.losses`.
+        penalty: gradient penalty on the discriminator: R1 on data, R2 on generated samples, both, or the Wasserstein
+            gradient penalty between them.
+        penalty_weight: weight of the penalty: gamma of R1 and R2, applied as gamma / 2, or lambda of the Wasserstein
+            gradient penalty.
+        penalty_interval: discriminator steps between two penalized steps; the weight is multiplied by it.
+        n_critic: discriminator steps per generator step.
+        accumulate_grad_batches: number of batches whose gradients are accumulated for one step of either network.
+        gradient_clip_val: maximum norm of each network's gradient; 0 for no clipping.
+        ema_half_life: half-life of the generator's moving average, in images; 0 for no average. Samples come from the
+            average.
+        extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
+        optimizer_g: factory of the generator's optimizer.
+        optimizer_d: factory of the discriminator's optimizer.
+        lr_scheduler_g: factory of the generator's learning-rate schedule, stepped with `global_step`; None for a
+            constant learning rate.
+        lr_scheduler_d: factory of the discriminator's learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int = 0,
+        conditional: bool = False,
+        latent_dim: int = 64,
+        architecture: Literal["auto", "mlp", "conv"] = "auto",
+        width: int | None = None,
+        depth: int | None = None,
+        loss: Literal["minimax", "non_saturating", "hinge", "wasserstein", "relativistic"] = "relativistic",
+        penalty: Literal["none", "r1", "r2", "r1_r2", "gradient_penalty"] = "r1_r2",
+        penalty_weight: float = 1.0,
+        penalty_interval: int = 4,
+        n_critic: int = 1,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float = 0.0,
+        ema_half_life: float = 20_000,
+        extractor: str = "auto",
+        optimizer_g: OptimizerCallable = gan_optimizer,
+        optimizer_d: OptimizerCallable = gan_optimizer,
+        lr_scheduler_g: LRSchedulerCallable | None = WarmupDecay,
+        lr_scheduler_d: LRSchedulerCallable | None = WarmupDecay,
+    ) -> None:
+        super().__init__(input_shape, num_classes, conditional, extractor)
+        self.save_hyperparameters(ignore=["optimizer_g", "optimizer_d", "lr_scheduler_g", "lr_scheduler_d"])
+        check_choice("loss", loss, ADVERSARIAL_LOSSES)
+        check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
+        check_choice("architecture", architecture, ("auto", "mlp", "conv"))
+        check_at_least(
+            1,
+            latent_dim=latent_dim,
+            penalty_interval=penalty_interval,
+            n_critic=n_critic,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
+        check_at_least(1, width=width, depth=depth)
+        check_at_least(
+            0, penalty_weight=penalty_weight, gradient_clip_val=gradient_clip_val, ema_half_life=ema_half_life
+        )
+        self.automatic_optimization = False
+        self.latent_dim = latent_dim
+        self.loss_name = loss
+        self.adversarial_loss = ADVERSARIAL_LOSSES[loss]
+        self.penalty = penalty
+        self.penalty_weight = penalty_weight
+        self.penalty_interval = penalty_interval
+        self.n_critic = n_critic
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
+        self.optimizer_g = optimizer_g
+        self.optimizer_d = optimizer_d
+        self.lr_scheduler_g = lr_scheduler_g
+        self.lr_scheduler_d = lr_scheduler_d
+        self.generator, self.discriminator = self._build_networks(architecture, width, depth)
+        self.ema = EMA(self.generator, ema_half_life) if ema_half_life > 0 else None
+        self._batches: list[tuple[Tensor, Tensor | None]] = []
+        self._throughput = Throughput()
+        self._penalty: Tensor | None = None
+        self._stepping: list[nn.Parameter] = []  # parameters whose gradient is measured or clipped in the current step
+        self._grad_norm = torch.tensor(0.0)
+
+    def _build_networks(self, architecture: str, width: int | None, depth: int | None) -> tuple[nn.Module, nn.Module]:
+        image = len(self.input_shape) == 3
+        levels = halvings(self.input_shape) if image else 0
+        if architecture == "auto":
+            architecture = "conv" if levels else "mlp"
+        if architecture == "conv" and not levels:
+            raise UserError(
+                f"architecture conv needs images with even sides above 8 pixels, not the shape "
+                f"{self.input_shape}; use architecture mlp"
+            )
+        classes = self.num_classes if self.conditional else 0
+        if architecture == "mlp":
+            size = {"width": width or 256, "depth": depth or 2}
+            return (
+                MLPGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
+                MLPDiscriminator(self.input_shape, **size, num_classes=classes),
+            )
+        if depth and depth > levels:
+            raise UserError(f"depth {depth} halves {self.input_shape} too often; at most {levels} times")
+        size = {"width": width or 32, "depth": depth or levels}
+        return (
+            ConvGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
+            ConvDiscriminator(self.input_shape, **size, num_classes=classes),
+        )
+
+    # Sampling
+
+    def latents(self, n: int, generator: torch.Generator | None = None, seeds: Tensor | None = None) -> Tensor:
+        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device, from a generator or from a seed per sample."""
+        if seeds is not None:
+            return SampleNoise(seeds, (self.latent_dim,), self.device)()
+        device = generator.device if generator else self.device
+        return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (N, latent_dim), labels (N,) to samples (N, *input_shape), by the averaged generator if there is one."""
+        return (self.ema or self.generator)(z, labels)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Draws samples.
+
+        Args:
+            n: number of samples.
+            labels: classes for a conditional GAN, int64 (n,); drawn uniformly by default.
+            generator: random number generator; the same state gives the same samples on every device.
+            seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
+                in every batch.
+
+        Returns:
+            (n, *input_shape), images in [-1, 1].
+        """
+        with eval_mode(self):
+            z = self.latents(n, generator, seeds)
+            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+            return self(z, labels).float()
+
+    def interpolate(
+        self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Samples along great circles between pairs of latent vectors.
+
+        Args:
+            rows: number of pairs.
+            steps: number of samples per pair, both ends included.
+            labels: class of each pair for a conditional GAN, int64 (rows,).
+            generator: random number generator.
+
+        Returns:
+            (rows, steps, *input_shape).
+        """
+        with eval_mode(self):
+            start, end = self.latents(rows, generator), self.latents(rows, generator)
+            labels = self.draw_labels(rows, generator) if labels is None else labels.to(self.device)
+            weights = torch.linspace(0, 1, steps).tolist()
+            return torch.stack([self(slerp(start, end, weight), labels).float() for weight in weights], dim=1)
+
+    def trajectory(
+        self, n: int, frames: int = 60, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Samples along closed great circles in latent space, as frames of an animation.
+
+        Args:
+            n: number of samples.
+            frames: number of frames.
+            labels: classes for a conditional GAN, int64 (n,).
+            generator: random number generator.
+
+        Returns:
+            (frames, n, *input_shape).
+        """
+        with eval_mode(self):
+            z, direction = self.latents(n, generator), self.latents(n, generator)
+            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+            angles = torch.linspace(0, 2 * torch.pi, frames + 1)[:-1].tolist()
+            films = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
+            return torch.stack(films).float()
+
+    # Training
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [
+            self.optimizer_g(self.generator.parameters()),
+            self.optimizer_d(self.discriminator.parameters()),
+        ]
+        total = self._total_steps()
+        factories = (self.lr_scheduler_g, self.lr_scheduler_d)
+        schedulers = [build_scheduler(f, o, total) for f, o in zip(factories, optimizers, strict=True)]
+        return optimizers, [scheduler for scheduler in schedulers if scheduler is not None]
+
+    def _total_steps(self) -> int | float:
+        """Length of the run in discriminator steps."""
+        batches = self.trainer.estimated_stepping_batches
+        if batches == self.trainer.max_steps:
+            return batches
+        steps = batches / self.accumulate_grad_batches
+        return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy):
+            # Each backward pass uses the parameters of one network only, which DDP reports as an error otherwise.
+            find_unused_parameters(self.trainer.strategy)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._batches = []
+        self._throughput.start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["penalty"] = self._penalty
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._penalty = checkpoint.get("penalty")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        labels = y if self.conditional else None
+        optimizer_g, optimizer_d = cast(list[LightningOptimizer], self.optimizers())
+        log = log_is_due(self)
+        self._throughput.update(len(x))
+        self._batches.append((x, labels))
+        complete = len(self._batches) == self.accumulate_grad_batches or self.trainer.is_last_batch
+        metrics = self._backward_discriminator(x, labels, optimizer_d, complete)
+        if complete:
+            metrics |= self._step(optimizer_d, self.discriminator, "d", log)
+            if self.global_step % self.n_critic == 0:
+                metrics |= self._backward_generator(optimizer_g)
+                metrics |= self._step(optimizer_g, self.generator, "g", log, counted=False)
+                if self.ema is not None:
+                    images = sum(len(x) for x, _ in self._batches) * self.n_critic * self.trainer.world_size
+                    self.ema.update(self.generator, images)
+            for scheduler in self._schedulers():
+                scheduler.step()
+            self._batches = []
+        if log:
+            self._log(metrics)
+
+    def _backward_discriminator(
+        self, x: Tensor, labels: Tensor | None, optimizer: LightningOptimizer, complete: bool
+    ) -> dict[str, Tensor]:
+        """One backward pass of the discriminator's loss, with the penalty if it is due."""
+        due = self.penalty != "none" and self.global_step % self.penalty_interval == 0
+        with self._training_only(optimizer, sync=complete):
+            with torch.no_grad():
+                fake = self.generator(self.latents(len(x)), labels).to(x.dtype)
+            if due:
+                # In float32: second derivatives overflow or underflow in half precision.
+                with torch.autocast(x.device.type, enabled=False):
+                    real_logits, fake_logits, penalty = self._penalized_logits(x.float(), fake.float(), labels)
+            else:
+                real_logits, fake_logits = self._logits(x, fake, labels)
+                penalty = x.new_zeros(())
+            loss = self.adversarial_loss.discriminator(real_logits, fake_logits)
+            factor = 1.0 if self.penalty == "gradient_penalty" else 0.5
+            total = loss + penalty * (self.penalty_weight * factor * self.penalty_interval)
+            self.manual_backward(total / self.accumulate_grad_batches)
+        metrics = {"loss_d": loss, "real_logits": real_logits, "fake_logits": fake_logits}
+        if due:
+            self._penalty = penalty.detach()
+        return metrics | ({} if self._penalty is None else {"penalty": self._penalty})
+
+    def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (N,) of data and of generated samples, in one pass."""
+        both = None if labels is None else torch.cat([labels, labels])
+        real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
+        return real_logits, fake_logits
+
+    def _penalized_logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of data and of generated samples, and the gradient penalty without its weight."""
+        if self.penalty == "gradient_penalty":
+            penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)
+            return *self._logits(real, fake, labels), penalty
+        real.requires_grad_("r1" in self.penalty)
+        fake.requires_grad_("r2" in self.penalty)
+        real_logits, fake_logits = self._logits(real, fake, labels)
+        penalty = real.new_zeros(())
+        if "r1" in self.penalty:
+            penalty = penalty + zero_centered_gradient_penalty(real_logits, real)
+        if "r2" in self.penalty:
+            penalty = penalty + zero_centered_gradient_penalty(fake_logits, fake)
+        return real_logits, fake_logits, penalty
+
+    def _backward_generator(self, optimizer: LightningOptimizer) -> dict[str, Tensor]:
+        """Backward passes of the generator's loss over the accumulated batches, with new latents."""
+        losses = []
+        for index, (x, labels) in enumerate(self._batches):
+            with self._training_only(optimizer, sync=index == len(self._batches) - 1):
+                fake = self.generator(self.latents(len(x)), labels)
+                with torch.no_grad():
+                    real_logits = self.discriminator(x, labels).float()
+                loss = self.adversarial_loss.generator(real_logits, self.discriminator(fake, labels).float())
+                self.manual_backward(loss / self.accumulate_grad_batches)
+                losses.append(loss.detach())
+        return {"loss_g": torch.stack(losses).mean()}
+
+    @contextmanager
+    def _training_only(self, optimizer: LightningOptimizer, sync: bool) -> Iterator[None]:
+        """Only this optimizer's parameters get gradients inside the context; with `sync` they are reduced over ranks."""
+        with ExitStack() as stack:
+            stack.enter_context(self.toggled_optimizer(optimizer))
+            strategy = self.trainer.strategy
+            if not sync and isinstance(strategy, ParallelStrategy):
+                stack.enter_context(strategy.block_backward_sync())
+            yield
+
+    def _step(
+        self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
+    ) -> dict[str, Tensor]:
+        """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
+        self._stepping = list(network.parameters()) if self.gradient_clip_val or log else []
+        if not counted:
+            skip_step_count(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # In this hook, because gradients in 16-bit precision have just been unscaled.
+        if self._stepping:
+            self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            if self.gradient_clip_val:
+                clip_grads_with_norm_(self._stepping, self.gradient_clip_val, self._grad_norm)
+
+    def _schedulers(self) -> list[Any]:
+        schedulers = self.lr_schedulers()
+        return [] if schedulers is None else schedulers if isinstance(schedulers, list) else [schedulers]
+
+    # Logging
+
+    def _log(self, metrics: dict[str, Tensor]) -> None:
+        """Logs the metrics of one step."""
+        real_logits, fake_logits = metrics.pop("real_logits").detach(), metrics.pop("fake_logits").detach()
+        values: dict[str, Any] = {name: tensor.detach() for name, tensor in metrics.items()}
+        if self.loss_name in PROBABILISTIC:
+            values |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+            values |= {"value": value(real_logits, fake_logits), "value_optimum": -math.log(4)}
+        elif self.loss_name == "relativistic":
+            # The logits share an arbitrary offset, so D is the probability that the first of a pair is the real one.
+            margin = real_logits - fake_logits
+            values |= {"d_real": margin.sigmoid().mean(), "d_fake": (-margin).sigmoid().mean()}
+            values |= {"value": value(margin, -margin), "value_optimum": -math.log(4)}
+        else:
+            values |= {"logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
+        values["images_per_second"] = self._throughput.per_second(self.trainer.world_size)
+        shown = [name for name in ("d_real", "d_fake", "logit_real", "logit_fake") if name in values]
+        self.log_dict({f"train/{name}": values.pop(name) for name in shown}, prog_bar=True)
+        self.log_dict({f"train/{name}": number for name, number in values.items()})

@@ -1,0 +1,148 @@
+"""Generators and discriminators: fully connected ones for points and tiny images, convolutional ones for the rest.
+
+Plain torch, without normalization layers: the gradient penalties make them unnecessary, samples stay independent of
+their batch, and there are no statistics to synchronize between ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LabelledLatent(nn.Module):
+    """Appends a learned embedding of the class to the latent vector; the identity without classes.
+
+    Args:
+        latent_dim: length of the latent vector z.
+        num_classes: number of classes, 0 for an unconditional network.
+    """
+
+    def __init__(self, latent_dim: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
+        self.out_features = latent_dim * (2 if num_classes else 1)
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """z (N, latent_dim) and labels (N,) to (N, out_features)."""
+        return z if self.embedding is None else torch.cat([z, self.embedding(labels)], dim=1)
+
+
+class ProjectionHead(nn.Module):
+    """Linear map from features to one logit, plus the inner product with the class's embedding if there are classes.
+
+    Miyato and Koyama 2018, "cGANs with projection discriminator" (arXiv 1802.05637), eq. 3.
+    """
+
+    def __init__(self, num_features: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, 1)
+        self.embedding = nn.Embedding(num_classes, num_features) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=num_features**-0.5)
+
+    def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
+        """h (N, num_features) and labels (N,) to logits (N,)."""
+        logits = self.linear(h).squeeze(1)
+        return logits if self.embedding is None else logits + (h * self.embedding(labels)).sum(1)
+
+
+def mlp(in_features: int, width: int, depth: int, slope: float) -> nn.Sequential:
+    """`depth` hidden layers of `width` units, each followed by LeakyReLU with this slope below zero."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(in_features, width), nn.LeakyReLU(slope)]
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+class MLPGenerator(nn.Module):
+    """z (N, latent_dim) to samples (N, *output_shape) through `depth` hidden layers of `width` units.
+
+    Images, of shape (C, H, W), end in tanh; points, of shape (D,), are unbounded.
+    """
+
+    def __init__(
+        self, output_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.latent = LabelledLatent(latent_dim, num_classes)
+        # ReLU, as in DCGAN's generator (Radford et al. 2016, arXiv 1511.06434): where units are off the output is flat,
+        # so narrow modes are reached with few samples between them.
+        self.hidden = mlp(self.latent.out_features, width, depth, slope=0.0)
+        self.out = nn.Linear(width, math.prod(output_shape))
+        self.unflatten = nn.Unflatten(1, tuple(output_shape))
+        self.bound = nn.Tanh() if len(output_shape) == 3 else nn.Identity()
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (N, latent_dim), labels (N,) to (N, *output_shape)."""
+        return self.bound(self.unflatten(self.out(self.hidden(self.latent(z, labels)))))
+
+
+class MLPDiscriminator(nn.Module):
+    """Samples (N, *input_shape) to logits (N,) through `depth` hidden layers of `width` units."""
+
+    def __init__(self, input_shape: Sequence[int], width: int = 256, depth: int = 2, num_classes: int = 0) -> None:
+        super().__init__()
+        self.hidden = mlp(math.prod(input_shape), width, depth, slope=0.2)
+        self.head = ProjectionHead(width, num_classes)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (N, *input_shape), labels (N,) to logits (N,)."""
+        return self.head(self.hidden(x.flatten(1)), labels)
+
+
+def halvings(input_shape: Sequence[int]) -> int:
+    """Number of times that an image of shape (C, H, W) can be halved before a side is odd or at most 8 pixels."""
+    height, width = input_shape[-2:]
+    count = 0
+    while height % 2 == width % 2 == 0 and min(height, width) > 8:
+        height, width, count = height // 2, width // 2, count + 1
+    return count
+
+
+class ConvGenerator(nn.Module):
+    """z (N, latent_dim) to images (N, C, H, W) in [-1, 1]: a linear map to the coarsest grid, then `depth` transposed
+    convolutions that double it; `width` channels at half the full resolution, twice as many at each coarser one.
+    """
+
+    def __init__(
+        self, output_shape: Sequence[int], latent_dim: int, width: int = 32, depth: int = 2, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        channels, height, columns = output_shape
+        scale = 2**depth
+        self.latent = LabelledLatent(latent_dim, num_classes)
+        coarse = (width * scale // 2, height // scale, columns // scale)
+        self.project = nn.Sequential(
+            nn.Linear(self.latent.out_features, math.prod(coarse)), nn.LeakyReLU(0.2), nn.Unflatten(1, coarse)
+        )
+        layers: list[nn.Module] = []
+        for level in range(depth - 1, 0, -1):
+            layers += [nn.ConvTranspose2d(width * 2**level, width * 2 ** (level - 1), 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.upsample = nn.Sequential(*layers, nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (N, latent_dim), labels (N,) to (N, C, H, W)."""
+        return self.upsample(self.project(self.latent(z, labels)))
+
+
+class ConvDiscriminator(nn.Module):
+    """Images (N, C, H, W) to logits (N,): strided convolutions that halve the grid and double the `width` channels."""
+
+    def __init__(self, input_shape: Sequence[int], width: int = 32, depth: int = 2, num_classes: int = 0) -> None:
+        super().__init__()
+        channels, height, columns = input_shape
+        layers: list[nn.Module] = []
+        for level in range(depth):
+            layers += [nn.Conv2d(channels, width * 2**level, 4, 2, 1), nn.LeakyReLU(0.2)]
+            channels = width * 2**level
+        self.hidden = nn.Sequential(*layers, nn.Flatten())
+        self.head = ProjectionHead(channels * (height // 2**depth) * (columns // 2**depth), num_classes)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W), labels (N,) to logits (N,)."""
+        return self.head(self.hidden(x), labels)

@@ -1,0 +1,185 @@
+"""Base of the generative models: the contract of `sample`, and the distance between samples and held-out data.
+
+A generative model is a LightningModule with `sample(n, *, labels=None, generator=None) -> (n, *input_shape)`. The
+distance is measured on equal numbers of samples and data: the Fréchet distance in features of a classifier for images
+(`val/fd`), the sliced Wasserstein distance for points (`val/w1`). Its floor (`val/fd_floor`) is the same distance
+between training and held-out data, which a generator cannot be expected to beat.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import Metric
+
+from zoo.errors import UserError
+from zoo.metrics import FrechetDistance, distance_for
+from zoo.models.base import ZooModule
+from zoo.seeding import seeds_at
+
+
+def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical linear interpolation between latent vectors, which preserves the norm of Gaussian samples.
+
+    White 2016 (arXiv 1609.04468), section 2.1.
+
+    Args:
+        start: first vectors, (..., D).
+        end: second vectors, (..., D).
+        weight: 0 for `start`, 1 for `end`; broadcast against (..., 1).
+    """
+    unit_start, unit_end = (v / v.norm(dim=-1, keepdim=True) for v in (start, end))
+    omega = (unit_start * unit_end).sum(-1, keepdim=True).clamp(-1, 1).acos().clamp_min(1e-6)
+    return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
+
+
+class GenerativeModule(ZooModule):
+    """Base of the generative models. A subclass implements `sample` and its own training.
+
+    The floor of the distance is measured if the data module has `reference(n)`, the first n training samples.
+
+    Args:
+        input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
+        num_classes: number of classes in the data.
+        conditional: draw samples by class.
+        extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int = 0, conditional: bool = False, extractor: str = "auto"
+    ) -> None:
+        super().__init__()
+        if conditional and num_classes < 1:
+            raise UserError("conditional is true, but the data has no classes: num_classes is 0")
+        self.input_shape = tuple(input_shape)
+        self.num_classes = num_classes
+        self.conditional = conditional
+        distance = distance_for(self.input_shape, extractor)
+        self.distance_name = distance[0] if distance else None
+        self.distance = distance[1] if distance else None
+        self.floor = distance[1].clone() if distance else None
+        self._floors: dict[str, float] = {}
+        self._reference: Tensor | None = None
+        self._indices = torch.arange(0)
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Draws samples; the module's mode and the global random state are left unchanged.
+
+        Args:
+            n: number of samples.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
+            generator: random number generator; the same state gives the same samples on every device.
+            seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
+                in every batch.
+
+        Returns:
+            (n, *input_shape), images in [-1, 1].
+        """
+
+    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Draws classes (n,) uniformly for a conditional model; None for an unconditional one."""
+        if not self.conditional:
+            return None
+        device = generator.device if generator else self.device
+        return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
+
+    # Validation and test
+
+    def on_validation_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._find_indices(len(batch[0]), batch_idx)
+
+    def on_test_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._find_indices(len(batch[0]), batch_idx)
+
+    def _find_indices(self, n: int, batch_idx: int) -> None:
+        """Finds the indices (n,) of a batch's samples in the split, which is divided over the processes in turn.
+
+        Noise in evaluation is seeded by them, so that metrics do not depend on the number of processes.
+        """
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        start = int(self._indices[-1]) + ranks if batch_idx else rank
+        self._indices = start + torch.arange(n) * ranks
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._compare(batch, batch_idx, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._compare(batch, batch_idx, "test")
+
+    def predict_step(self, *_: Any) -> None:
+        raise UserError(f"{type(self).__name__} makes no predictions; to draw from it, use the command sample")
+
+    def _compare(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str) -> None:
+        """Adds a batch and as many samples to the distance and, in the first epoch, to its floor."""
+        if self.distance is None:
+            return
+        x, y = batch
+        # The same noise in every validation, with seeds of its own: only the model changes between two validations, and
+        # validation does not change the random numbers of training.
+        fake = self.sample(len(x), labels=y if self.conditional else None, seeds=seeds_at(self._indices, seed=0))
+        self.distance.update(x, real=True)
+        self.distance.update(fake, real=False)
+        name = f"{split}/{self.distance_name}"
+        self.log(name, self.distance, on_epoch=True, prog_bar=True)
+        self._compare_with_training_data(x, batch_idx, name)
+        self.inspect_samples(fake, x, batch_idx, split)
+
+    def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
+        """Called with the samples that are compared with each batch, for further measurements in a subclass."""
+
+    def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
+        """Adds a batch and as many training samples to the floor, which is measured once."""
+        reference = getattr(getattr(self.trainer, "datamodule", None), "reference", None)
+        if reference is None or name in self._floors or self.trainer.sanity_checking:
+            return
+        floor = cast(Metric, self.floor)
+        if batch_idx == 0:
+            floor.reset()
+            loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
+            n = len(cast(Any, loaders).dataset)
+            samples = reference(n)
+            # The distance depends on the number of samples, so the floor needs as many.
+            self._reference = samples[self.global_rank :: self.trainer.world_size] if len(samples) == n else None
+        remaining = self._reference
+        if remaining is None:
+            return
+        floor.update(x, real=True)
+        floor.update(remaining[: len(x)].to(x), real=False)
+        self._reference = remaining[len(x) :]
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_floor("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_floor("test")
+
+    def _log_floor(self, split: str) -> None:
+        name = f"{split}/{self.distance_name}"
+        if self._reference is not None and self.floor is not None and not self.trainer.sanity_checking:
+            self._reference = None
+            value = self._floors[name] = self.floor.compute().item()
+            self.floor.reset()
+            meaning = f"{name} is the {self._describe_distance()}"
+            rank_zero_info(f"{meaning}; floor, training against held-out data: {value:.4g}")
+        if name in self._floors:
+            self.log(f"{name}_floor", self._floors[name], sync_dist=True)
+
+    def _describe_distance(self) -> str:
+        if isinstance(self.distance, FrechetDistance):
+            network = self.distance.extractor
+            weights = f"{network.name}, weights {network.sha256[:8]}"
+            return f"Fréchet distance in the {network.num_features} features of the classifier {weights}"
+        return "sliced Wasserstein-1 distance"

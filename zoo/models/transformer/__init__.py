@@ -1,0 +1,1 @@
+"""The Transformer's building blocks and the language model."""

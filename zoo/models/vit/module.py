@@ -1,0 +1,61 @@
+"""The Vision Transformer as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from zoo.errors import UserError, check_at_least, check_choice, check_fraction
+from zoo.models.classifier import Classifier
+from zoo.models.transformer.blocks import NORMS, Block
+from zoo.models.vit.network import VisionTransformer
+
+
+class ViTClassifier(Classifier):
+    """Vision Transformer: classifies an image as a sequence of patches (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+    On small data sets a ResNet is more accurate, since a convolution has locality built in.
+
+    Args:
+        input_shape: shape of an image, (C, H, W).
+        num_classes: number of classes.
+        patch_size: side of the patches in pixels, a divisor of the image's sides.
+        layers: number of blocks.
+        width: number of channels, a multiple of 4 and of `heads`.
+        heads: number of attention heads.
+        dropout: dropout probability of each sub-layer's output, and of the embeddings.
+        norm: position of layer normalization, before each sub-layer ("pre") or after the sum ("post", as in the paper).
+        activation_checkpointing: recompute activations in the backward pass, which saves memory and takes more time.
+        **kwargs: arguments of `zoo.models.classifier.Classifier`.
+    """
+
+    sharded = (Block,)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        patch_size: int = 4,
+        layers: int = 6,
+        width: int = 128,
+        heads: int = 4,
+        dropout: float = 0.0,
+        norm: Literal["pre", "post"] = "pre",
+        activation_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise UserError(f"ViTClassifier takes images (C, H, W), not samples of the shape {tuple(input_shape)}")
+        check_at_least(1, patch_size=patch_size, layers=layers, heads=heads)
+        check_choice("norm", norm, NORMS)
+        if width < 1 or width % 4 or width % heads:
+            raise UserError(f"width is {width}; it must be a multiple of 4 and of the {heads} heads")
+        if input_shape[1] % patch_size or input_shape[2] % patch_size:
+            raise UserError(
+                f"patch_size {patch_size} does not divide images of {input_shape[1]}x{input_shape[2]} pixels"
+            )
+        check_fraction(dropout=dropout)
+        network = VisionTransformer(
+            input_shape, num_classes, patch_size, layers, width, heads, dropout, norm, activation_checkpointing
+        )
+        super().__init__(network, input_shape, num_classes, **kwargs)

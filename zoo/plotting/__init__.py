@@ -1,0 +1,1 @@
+"""Every figure and image grid of the package, as arrays of pixels."""

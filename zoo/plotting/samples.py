@@ -1,0 +1,26 @@
+"""Generated samples, images or points, as one image or as the frames of an animation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from zoo.plotting.images import RGBImage, image_grid
+from zoo.plotting.points import plot_points
+
+
+def render_samples(samples: Tensor, columns: int | None = None, data: Tensor | None = None) -> RGBImage:
+    """Renders samples: a grid of images (N, C, H, W), or a plot of points (N, D).
+
+    Args:
+        samples: images in [-1, 1], or points.
+        columns: images per row.
+        data: reference points (M, D) drawn behind points.
+    """
+    return image_grid(samples, columns) if samples.ndim == 4 else plot_points(samples, data)
+
+
+def render_frames(states: Tensor, columns: int | None = None) -> list[RGBImage]:
+    """Renders each state of the samples, (frames, N, ...); points have the same axes in all frames."""
+    if states.ndim == 5:
+        return [image_grid(state, columns) for state in states]
+    return [plot_points(state, within=states) for state in states]

@@ -1,0 +1,162 @@
+"""What is in the zoo: models, data modules, callbacks, recipes, weights and plugins, with one line about each.
+
+Names and summaries of the built-in classes are read from their source files, so that listing them imports neither
+torch nor Lightning. A package adds its own classes by the entry point group `zoo.plugins`: each entry point names a
+module, whose public LightningModules, LightningDataModules and Callbacks are registered, or one such class.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata, resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from zoo.errors import UserError, did_you_mean
+
+#: Package whose `__all__` names the built-in classes of each kind.
+BUILT_IN = {"models": "zoo", "data": "zoo.datamodules", "callbacks": "zoo.callbacks"}
+#: Public names in these packages that cannot be built from the command line alone.
+NOT_LISTED = frozenset({"Augment", "Classifier", "InMemoryDataModule"})
+#: Kinds of entries, in the order in which they are listed.
+KINDS = (*BUILT_IN, "recipes", "weights")
+_CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing in the zoo.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: short name, as typed on the command line.
+        summary: one line about it.
+        module: import path of the module that defines the class; empty for files.
+    """
+
+    kind: str
+    name: str
+    summary: str
+    module: str = ""
+
+    @property
+    def import_path(self) -> str:
+        """Module and name of a class."""
+        return f"{self.module}.{self.name}"
+
+    def load(self) -> type:
+        """Imports the class."""
+        return getattr(import_module(self.module), self.name)
+
+
+def entries(*kinds: str) -> list[Entry]:
+    """Everything in the zoo, or everything of some kinds, ordered by kind and name."""
+    wanted = kinds or KINDS
+    found = [entry for kind in wanted for entry in (*_built_in(kind), *_files(kind))]
+    if not set(wanted).isdisjoint(BUILT_IN):
+        found += [entry for plugin in load_plugins() for entry in _plugin_entries(plugin) if entry.kind in wanted]
+    return sorted(dict.fromkeys(found), key=lambda entry: (KINDS.index(entry.kind), entry.name))
+
+
+def load_all() -> None:
+    """Imports every class, plugins included, so that the command line's parser knows them by their short names."""
+    for entry in entries(*BUILT_IN):
+        entry.load()
+
+
+def find_class(path: str) -> type:
+    """Imports a class of the zoo or of a plugin, by its name or import path. Nothing else is ever imported.
+
+    Raises:
+        UserError: there is no such class in the zoo.
+    """
+    known = entries(*BUILT_IN)
+    for entry in known:
+        if path in (entry.name, entry.import_path):
+            return entry.load()
+    raise UserError(f"{path} is not in the zoo{did_you_mean(path.rsplit('.', 1)[-1], [e.name for e in known])}")
+
+
+def load_plugins() -> list[Any]:
+    """Loads the entry points `zoo.plugins`. One that fails is named in a warning; the others are loaded."""
+    loaded = []
+    for point in metadata.entry_points(group="zoo.plugins"):
+        try:
+            loaded.append(point.load())
+        except Exception as error:  # a plugin can raise anything
+            message = f"the plugin {point.name} ({point.value}) does not load: {type(error).__name__}: {error}"
+            warnings.warn(message, stacklevel=2)
+    return loaded
+
+
+def recipe_files() -> dict[str, Any]:
+    """Recipes and overlays that ship with the package, by file name."""
+    folders = ("zoo.configs", "zoo.configs.overlays")
+    return {file.name: file for folder in folders for file in _resources(folder, ".yaml")}
+
+
+def _built_in(kind: str) -> Iterator[Entry]:
+    """Public classes of a built-in package, found in its source files."""
+    if kind not in BUILT_IN:
+        return
+    package = import_module(BUILT_IN[kind])
+    public = set(package.__all__) - NOT_LISTED
+    folder = Path(package.__path__[0])
+    for path in (folder / "models" if kind == "models" else folder).rglob("*.py"):
+        for name, summary in _CLASS.findall(path.read_text(encoding="utf-8")):
+            if name in public:
+                module = ".".join((package.__name__, *path.relative_to(folder).with_suffix("").parts))
+                yield Entry(kind, name, summary.strip(), module)
+
+
+def _files(kind: str) -> Iterator[Entry]:
+    """Recipes, described by their first line, and weights, by size and hash."""
+    if kind == "recipes":
+        for name, file in recipe_files().items():
+            first = file.read_text(encoding="utf-8").split("\n")[0]
+            yield Entry(kind, name, first.lstrip("# ") if first.startswith("#") else "")
+    elif kind == "weights":
+        import hashlib
+
+        for file in _resources("zoo.weights", ".safetensors"):
+            data = file.read_bytes()
+            summary = f"{len(data) / 1024:.0f} KiB, sha256 {hashlib.sha256(data).hexdigest()[:8]}"
+            yield Entry(kind, file.name, summary)
+
+
+def _resources(package: str, ending: str) -> Iterable[Any]:
+    return [file for file in resources.files(package).iterdir() if file.name.endswith(ending)]
+
+
+def _plugin_entries(source: Any) -> Iterator[Entry]:
+    """Models, data modules and callbacks among a plugin's public classes, or the one class that it is."""
+    import inspect
+
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+    if not isinstance(source, ModuleType):
+        candidates = [source]
+    elif hasattr(source, "__all__"):
+        candidates = [getattr(source, name) for name in source.__all__]
+    else:  # only what the plugin's own package defines, not what it imports
+        package = source.__name__.split(".")[0]
+        public = [value for name, value in vars(source).items() if not name.startswith("_")]
+        candidates = [value for value in public if getattr(value, "__module__", "").split(".")[0] == package]
+    bases = {"models": LightningModule, "data": LightningDataModule, "callbacks": Callback}
+    for candidate in candidates:
+        for kind, base in bases.items():
+            if inspect.isclass(candidate) and issubclass(candidate, base) and not _is_abstract(candidate):
+                summary = (inspect.getdoc(candidate) or "").split("\n")[0]
+                yield Entry(kind, candidate.__name__, summary, candidate.__module__)
+
+
+def _is_abstract(candidate: type) -> bool:
+    """Whether abstract methods are left. Lightning's classes do not derive from ABC, so Python does not check."""
+    import inspect
+
+    members = (inspect.getattr_static(candidate, name, None) for name in dir(candidate))
+    return any(getattr(member, "__isabstractmethod__", False) for member in members)

@@ -1,5 +1,0 @@
-"""Residual networks."""
-
-from zoo.resnet.module import ResNetClassifier
-
-__all__ = ["ResNetClassifier"]

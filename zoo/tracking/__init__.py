@@ -1,0 +1,1 @@
+"""Tracking of runs: their folders, their loggers, and Weights & Biases."""

@@ -1,5 +1,0 @@
-"""The Vision Transformer."""
-
-from zoo.vit.module import ViTClassifier
-
-__all__ = ["ViTClassifier"]
