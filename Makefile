@@ -1,22 +1,33 @@
 # `make gan` and `make test` do all the set-up on a fresh machine; they print what they run, so it can be typed as well.
 PYTHON ?= python3
 
-.PHONY: gan test test-slow lint
+.PHONY: gan test test-slow lint docs
 
 gan: .venv/installed
 	.venv/bin/python cli.py fit --config gan.yaml
 
 test: .venv/installed
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" -n 2
 
 test-slow: .venv/installed
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -n 2
 
-lint: .venv/installed
+# mypy, import-linter and the site look at the installed form: in the checkout datamodules/ and callbacks/ stand outside
+# zoo/.
+lint: .venv/installed build/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target build/types .
-	.venv/bin/mypy build/types/zoo # the installed form: in the checkout datamodules/ and callbacks/ stand outside zoo/
+	.venv/bin/mypy build/installed/zoo
+	cd build/installed && ../../.venv/bin/lint-imports --no-cache ../../pyproject.toml
+	.venv/bin/mkdocs build --quiet --strict
+
+docs: .venv/installed build/installed
+	.venv/bin/mkdocs build --strict
+
+.PHONY: build/installed
+build/installed: .venv/installed
+	rm -rf build
+	.venv/bin/python -m pip install --quiet --no-deps --target build/installed .
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""Images of an encoder-decoder's cross-attention over the course of training."""
+"""Images of cross-attention during the training of an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zoo.plotting.images import save_png
 class AttentionMaps(Callback):
     """Plots cross-attention weights: one panel for each head, one layer in each row.
 
-    For any LightningModule with `attention(source, target) -> {name: (N, H, T, S)}`, of which the maps from the decoder
-    to the encoder, named `...cross_attention`, are drawn; of the longest source in the first validation batch. The pictures
-    lie in `attention/` in the run's folder and go to Weights & Biases.
+    For any LightningModule with `attention(source, target) -> {name: (N, H, T, S)}`; maps whose names end in
+    "cross_attention" are plotted, for the longest of the first 100 validation sources. Images are written to
+    `attention/` in the run's folder and to Weights & Biases.
 
     Args:
-        every_n_steps: optimizer steps between two images; the last one is always drawn after training.
+        every_n_steps: optimizer steps between images; the last one is always drawn after training.
     """
 
     def __init__(self, every_n_steps: int = 500) -> None:
@@ -70,14 +70,14 @@ class AttentionMaps(Callback):
             for name, weights in model.attention(source, target).items()
             if name.endswith("cross_attention")
         }
-        # The first row is the first token of the target, predicted from `start` alone.
+        # Row 0 is the first token of the target, which is predicted from the start token alone.
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         rows, columns = ([names[token] if names else str(token) for token in x[0].tolist()] for x in (target, source))
-        picture = plot_attention(maps, rows, columns)
-        save_png(unused_path(self._folder / f"step_{step:07d}.png"), picture)
+        image = plot_attention(maps, rows, columns)
+        save_png(unused_path(self._folder / f"step_{step:07d}.png"), image)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                logger.log_image("attention", [picture], step=step)
+                logger.log_image("attention", [image], step=step)
 
     def _longest(self, trainer: Trainer, padding: int) -> tuple[Tensor, Tensor]:
         """The longest of the first 100 validation sources (1, S), and its target (1, T), without padding."""

@@ -51,8 +51,8 @@ class CurvePlotter(Callback):
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Reads CSVLogger's file: finite points (step, value) by the name of the metric.
 
-    If a metric has more than `POINTS` points, every second one is dropped, repeatedly, so that memory does not grow with
-    the length of the run. The last point is always kept.
+    If a metric has more than `POINTS` points, every second one is dropped, repeatedly, so that memory does not grow
+    with the length of the run. The last point is always kept.
     """
     metrics: dict[str, list[tuple[int, float]]] = {}
     if not path.is_file():

@@ -49,7 +49,7 @@ def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
 class EquilibriumReport(Callback):
     """Compares a GAN on points with the theoretical equilibrium at the end of training.
 
-    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table, and logs `theory/...`. For any
+    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table and logs `theory/...`. For any
     LightningModule with `sample(n, generator=...)` and `discriminator(x) -> logits`, on a data module with
     `sample_points(n, generator)`, as `Points` has.
 
@@ -87,7 +87,7 @@ class EquilibriumReport(Callback):
                 self._plot(self._folder / "equilibrium.png", pl_module, data)
 
     def measure(self, model: Any, data: Any) -> dict[str, dict[str, float]]:
-        """Measured value, theoretical value and, where they differ for a perfect generator, the floor of each quantity."""
+        """Measured and theoretical value of each quantity, and its floor if a perfect generator would differ."""
         noise = torch.Generator().manual_seed(self.seed)
         first, second = (data.sample_points(self.n, noise) for _ in range(2))
         samples = model.sample(self.n, generator=noise).cpu()

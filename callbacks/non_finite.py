@@ -124,7 +124,8 @@ class StopOnNonFinite(Callback):
             return f"a loss, gradient or parameter became NaN or Inf at step {self._step} on another rank"
         if fault.loss or self._last_good >= fault.step - 1:
             return f"{fault.what} became {fault.value.item()} at step {fault.step}"
-        return f"{fault.what} is {fault.value.item()} at step {fault.step} (all values were finite at step {self._last_good})"
+        finite = f"all values were finite at step {self._last_good}"
+        return f"{fault.what} is {fault.value.item()} at step {fault.step} ({finite})"
 
 
 def _first_fault(observations: list[Observation], scaled: bool) -> Observation | None:

@@ -1,4 +1,4 @@
-"""Samples of a generative model over the course of training: images, points, or text."""
+"""Samples of a generative model during training: images, points, or text."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from zoo.files import save_texts, unused_path
 from zoo.plotting.images import RGBImage, save_gif, save_png
 from zoo.plotting.samples import render_frames, render_samples
 
-FILM_FRAMES = 100  # largest number of frames
+MAX_FRAMES = 100  # of the animation over training
 
 
 class SampleLogger(Callback):
     """Draws samples from the same noise at regular steps, to disk and to Weights & Biases.
 
     For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1], points
-    (n, D), or tokens (n, T) for its method `decode(tokens) -> list[str]`. The images are written to `samples/` in the
-    run's folder, and at the end an animation of all of them; for a model with `trajectory(n, *, labels, generator) ->
+    (n, D), or tokens (n, T) for its method `decode(tokens) -> list[str]`. Images are written to `samples/` in the run's
+    folder, with an animation of all of them after training; for a model with `trajectory(n, *, labels, generator) ->
     (frames, n, ...)` also an animation of its trajectory. Text is written to files, and to a table in Weights & Biases.
-    The callback has its own random numbers, so training does not depend on it.
+    The callback draws its own random numbers, so training does not depend on it.
 
     Args:
         n: number of samples per image. A conditional model cycles through its classes, one per column.
-        every_n_steps: optimizer steps between two images; there is always one before and one after training.
+        every_n_steps: optimizer steps between images; one image is always drawn before training and one after it.
         seed: random seed of the noise.
-        film: write the animations.
+        animate: write the animations.
     """
 
-    def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, film: bool = True) -> None:
+    def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, animate: bool = True) -> None:
         if n < 1 or every_n_steps < 1:
             raise UserError(f"SampleLogger needs n and every_n_steps of at least 1, not {n} and {every_n_steps}")
         self.n = n
         self.every_n_steps = every_n_steps
         self.seed = seed
-        self.film = film
+        self.animate = animate
         self._folder: Path | None = None
         self._last_step = -1
-        self._pictures: list[Path] = []
+        self._images: list[Path] = []
         self._resumed: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,17 +58,17 @@ class SampleLogger(Callback):
         self._folder = folder / "samples" if folder else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self._last_step, "pictures": [path.name for path in self._pictures]}
+        return {"last_step": self._last_step, "images": [path.name for path in self._images]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step, self._pictures = -1, []
+        self._last_step, self._images = -1, []
         resumed, self._resumed = self._resumed, None
-        if resumed and self._folder and all((self._folder / name).is_file() for name in resumed["pictures"]):
+        if resumed and self._folder and all((self._folder / name).is_file() for name in resumed["images"]):
             self._last_step = resumed["last_step"]
-            self._pictures = [self._folder / name for name in resumed["pictures"]]
+            self._images = [self._folder / name for name in resumed["images"]]
             if trainer.is_global_zero:
                 remove_after(self._folder, trainer.global_step)
         else:
@@ -82,11 +82,11 @@ class SampleLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module)
-        # In a resumed run every rank knows the images, but the animation is written once.
-        if self.film and self._folder and len(self._pictures) > 1 and trainer.is_global_zero:
+        # In a resumed run every rank knows the images, but only rank 0 writes the animation.
+        if self.animate and self._folder and len(self._images) > 1 and trainer.is_global_zero:
             # Read from disk and subsampled, so that memory does not grow with the length of the run.
-            *paths, last = self._pictures
-            frames = [_read(path) for path in (*paths[:: -(-len(paths) // FILM_FRAMES)], *[last] * 5)]
+            *paths, last = self._images
+            frames = [_read(path) for path in (*paths[:: -(-len(paths) // MAX_FRAMES)], *[last] * 5)]
             save_gif(unused_path(self._folder / "film.gif"), frames, seconds=0.25)
             self._draw_trajectory(trainer, pl_module)
 
@@ -103,12 +103,12 @@ class SampleLogger(Callback):
                 logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])
 
     def _labels(self, model: Any) -> Tensor | None:
-        """Classes of a conditional model, cycled through; None for an unconditional one."""
+        """Classes to draw, cycled through; None for an unconditional model."""
         return torch.arange(self.n) % model.num_classes if getattr(model, "conditional", False) else None
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        # Every process has a shard of a sharded model, so all of them must draw.
+        # Each rank holds a shard of a sharded model, so all ranks must sample.
         draws = trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
         if not draws or self._folder is None or step == self._last_step:
             return
@@ -119,19 +119,19 @@ class SampleLogger(Callback):
         if not trainer.is_global_zero:
             return
         if callable(getattr(model, "decode", None)):
-            self._write(trainer, step, model.decode(samples))
+            self._write_texts(trainer, step, model.decode(samples))
             return
         reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
         data = reference(2000) if reference and samples.ndim == 2 else None
-        picture = render_samples(samples, columns=None if labels is None else model.num_classes, data=data)
+        image = render_samples(samples, columns=None if labels is None else model.num_classes, data=data)
         path = unused_path(self._folder / f"step_{step:07d}.png")
-        save_png(path, picture)
-        self._pictures.append(path)
+        save_png(path, image)
+        self._images.append(path)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                logger.log_image("samples", [picture], step=step)
+                logger.log_image("samples", [image], step=step)
 
-    def _write(self, trainer: Trainer, step: int, texts: list[str]) -> None:
+    def _write_texts(self, trainer: Trainer, step: int, texts: list[str]) -> None:
         assert self._folder is not None
         save_texts(self._folder / f"step_{step:07d}.txt", texts)
         for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""The data modules. In the repository this folder stands at the top; installed, it is `zoo.datamodules`."""
+"""Data modules. The folder is at the top of the repository; installed, it is the package `zoo.datamodules`."""
 
 import lazy_loader
 

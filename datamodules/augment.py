@@ -23,8 +23,8 @@ class Augment:
             (arXiv 1512.03385), section 4.2, use 4 of 32.
         flip: mirror each image left to right with probability 1/2; ignored by data modules whose classes are not
             mirror-symmetric, such as digits.
-        cutout: side in pixels of a square that is blanked at a random position, partly outside the image at its
-            borders; 0 for none. DeVries and Taylor 2017 (arXiv 1708.04552).
+        cutout: side in pixels of a square that is blanked at a random position, which can be partly outside the image;
+            0 for none. DeVries and Taylor 2017 (arXiv 1708.04552).
         fill: value of the blanked pixels, in [-1, 1].
     """
 
@@ -64,9 +64,9 @@ def random_crop(x: Tensor, padding: int) -> Tensor:
     _check_padding(padding, height, width)
     top, left = torch.randint(-padding, padding + 1, (2, n, 1), device=x.device)
     rows, columns = _reflected(height, top), _reflected(width, left)
-    # One gather of whole windows; torch's reflection padding does not support bytes on every device.
-    place = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1)
-    return x.flatten(2).gather(2, place.expand(-1, x.shape[1], -1)).view(x.shape)
+    # One gather of whole windows; torch's reflection padding does not support uint8 on every device.
+    index = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1)
+    return x.flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view(x.shape)
 
 
 def _check_padding(padding: int, height: int, width: int) -> None:

@@ -1,7 +1,7 @@
-"""Base of the data modules: samples held once in memory, whole-batch indexing, normalization on the device.
+"""Base of the data modules: one copy of the samples in memory, whole-batch indexing, normalization on the device.
 
-The contract with the models: a batch is `(x, y)`, after the transfer to the device `x` is float in [-1, 1] of shape
-(N, *input_shape) and `y` is int64 of shape (N,). `input_shape`, `num_classes` and `class_names` are known before
+The contract with the models: a batch is `(x, y)`; after the transfer to the device, images `x` are floats in [-1, 1],
+(N, *input_shape), and labels `y` are int64 (N,). `input_shape`, `num_classes` and `class_names` are known before
 `setup()`, so that a model can be built from them.
 """
 
@@ -82,7 +82,7 @@ class InMemoryDataModule(LightningDataModule):
         augment: augmentation of the training images, applied to whole batches on the device.
     """
 
-    #: Whether a sample is a sequence of tokens; else it is an image or a point.
+    #: Whether a sample is a sequence of tokens, not an image or a point.
     tokens: bool = False
     #: Whether the mirror image of a sample has the same class.
     mirror_symmetric: bool = True
@@ -135,7 +135,7 @@ class InMemoryDataModule(LightningDataModule):
             count = round(self.val_size * len(x)) if self.val_size < 1 else int(self.val_size)
             if not 0 < count < len(x):
                 raise UserError(
-                    f"val_size {self.val_size} takes {count} of {len(x)} training samples; "
+                    f"val_size {self.val_size} holds out {count} of {len(x)} training samples; "
                     "both splits need at least one sample"
                 )
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
@@ -147,32 +147,33 @@ class InMemoryDataModule(LightningDataModule):
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Reads a split, and checks it against the declared shape and number of classes."""
         x, y = self.load_split(train)
-        what = f"the {'training' if train else 'test'} split of {type(self).__name__}"
+        name = f"the {'training' if train else 'test'} split of {type(self).__name__}"
         if not len(x) or len(x) != len(y):
             raise UserError(
-                f"{what} has {len(x)} samples and {len(y)} labels; there must be as many of both, and at least one"
+                f"{name} has {len(x)} samples and {len(y)} labels; it needs the same number of both, at least one"
             )
         if tuple(x.shape[1:]) != tuple(self.input_shape):
-            raise UserError(f"{what} has samples of the shape {tuple(x.shape[1:])}, not {tuple(self.input_shape)}")
+            raise UserError(f"{name} has samples of the shape {tuple(x.shape[1:])}, not {tuple(self.input_shape)}")
         low, high = y.min().item(), y.max().item()
         if y.dtype.is_floating_point or low < 0 or high >= self.num_classes:
             raise UserError(
-                f"{what} has labels from {low} to {high}; they must be integers from 0 to {self.num_classes - 1}"
+                f"{name} has labels from {low} to {high}; they must be integers from 0 to {self.num_classes - 1}"
             )
         return x, y
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Samples, as floats in the models' range, and labels of the split `train`, `val` or `test`."""
+        """Samples, images as floats in [-1, 1], and labels of the split "train", "val" or "test"."""
         x, y = self._splits[name]
         return to_unit_range(x), y
 
     def reference(self, n: int) -> Tensor:
-        """The first `n` training samples, for metrics' floors and calibration.
+        """Random training samples, for calibration and for the floors of metrics; reproducible by `seed`.
 
-        The order is shuffled by `seed`, so they are a random and reproducible draw.
+        Args:
+            n: maximum number of samples.
 
         Returns:
-            Floats (n, *input_shape), or fewer if there are fewer.
+            Floats (n, *input_shape), or all samples if there are fewer.
         """
         return to_unit_range(self._splits["train"][0][:n])
 
@@ -181,7 +182,7 @@ class InMemoryDataModule(LightningDataModule):
         dataset = TensorBatches(x, y, self.repeats)
         if self.drop_last and len(dataset) < self.batch_size:
             raise UserError(
-                f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, which leaves no "
+                f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, so there would be no "
                 f"batch; use a batch_size of at most {len(dataset)}, or drop_last false"
             )
         return training_loader(dataset, self.batch_size, self.drop_last, identity_collate, self.trainer)

@@ -1,4 +1,4 @@
-"""Handwritten digits embedded in scikit-learn: nothing to download."""
+"""Handwritten digits that are included in scikit-learn, without a download."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TEST_SIZE = 297
 
 
 class Digits(InMemoryDataModule):
-    """1,797 handwritten digits of 8x8 grey pixels, from 0 to 9, embedded in scikit-learn.
+    """1,797 grey images of handwritten digits, 8x8 pixels, included in scikit-learn.
 
-    The source is the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998), by 13
-    writers. A fixed draw of 297 images is the test split; of the other 1,500, `val_size` are for validation.
+    The test set of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI), by 13 writers. A fixed
+    random selection of 297 images is the test split; `val_size` of the other 1,500 are for validation.
 
     Args:
         batch_size: see `InMemoryDataModule`, as for the other arguments.

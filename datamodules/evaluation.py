@@ -1,8 +1,7 @@
-"""Evaluation over several processes: every sample once, and as many batches on every process.
+"""Loaders for distributed evaluation: every sample once, with the same number of batches on every process.
 
-Torch's DistributedSampler repeats samples until all processes have as many, so a metric is that of other data than in
-one process; and where it would not, one process could have a batch more than the others and wait for them forever, in
-the first communication of that batch.
+torch's DistributedSampler repeats samples until all processes have the same number, which changes the metrics. Without
+repetition, a process with one batch more than the others would wait forever in that batch's first collective.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from zoo.errors import UserError
 
 
 class EvaluationSampler(DistributedSampler[int]):
-    """Every sample once, in order: process r of W takes the samples r, r + W, r + 2W, ...
+    """Samples every index once, in order: process r of W gets r, r + W, r + 2W, ...
 
-    Lightning leaves it as it is, since it is a DistributedSampler.
+    Lightning does not replace it, because it is a DistributedSampler.
 
     Args:
-        dataset: that is sampled from, with a length.
-        num_processes: that share the samples, W.
-        rank: of this process, r.
+        dataset: dataset with a length.
+        num_processes: number of processes W.
+        rank: rank r of this process.
 
     Raises:
-        UserError: there are fewer samples than processes, so that some would have none.
+        UserError: there are fewer samples than processes.
     """
 
     def __init__(self, dataset: Dataset[Any], num_processes: int, rank: int) -> None:
@@ -37,8 +36,8 @@ class EvaluationSampler(DistributedSampler[int]):
         self.total_size = len(dataset)  # type: ignore[arg-type]
         if self.total_size < num_processes:
             raise UserError(
-                f"there are {self.total_size} samples to evaluate on for {num_processes} processes; use no more "
-                "--trainer.devices than samples"
+                f"there are fewer samples to evaluate ({self.total_size}) than processes ({num_processes}); use fewer "
+                "--trainer.devices"
             )
         self.num_samples = len(range(rank, self.total_size, num_processes))
 
@@ -47,10 +46,15 @@ class EvaluationSampler(DistributedSampler[int]):
 
 
 def even_batch_size(batch_size: int, num_samples: int, num_processes: int) -> int:
-    """The smallest size from `batch_size` on by which all processes cut their samples into as many batches.
+    """Smallest size of at least `batch_size` by which all processes have the same number of batches.
 
-    Some processes have a sample more than others; by a size that divides what the others have they would need a batch
-    of its own for it.
+    Some processes can have one sample more than the others. If the batch size divides the number of the others, that
+    sample would need an additional batch.
+
+    Args:
+        batch_size: requested batch size per process.
+        num_samples: number of samples over all processes.
+        num_processes: number of processes.
     """
     fewest, more = divmod(num_samples, num_processes)
     return next(size for size in count(batch_size) if not more or fewest % size)
@@ -59,27 +63,27 @@ def even_batch_size(batch_size: int, num_samples: int, num_processes: int) -> in
 def evaluation_loader(
     dataset: Dataset[Any], batch_size: int, collate: Callable[[Any], Any], trainer: Trainer | None
 ) -> DataLoader[Any]:
-    """A DataLoader of every sample once, in order, of which each of the Trainer's processes takes its share.
+    """Builds a DataLoader over every sample once, in order, divided among the Trainer's processes.
 
     Args:
-        dataset: hands out whole batches by `__getitems__`.
-        batch_size: on each process; one or a few larger where the processes would not have as many batches.
-        collate: makes a batch of what the dataset hands out.
-        trainer: that evaluates; None for all samples.
+        dataset: dataset that returns whole batches by `__getitems__`.
+        batch_size: batch size per process; slightly increased if processes would have different numbers of batches.
+        collate: collate function.
+        trainer: Trainer that evaluates; None for a single process.
     """
     sampler = None
-    shares = trainer.distributed_sampler_kwargs if trainer is not None else None
-    if shares and shares["num_replicas"] > 1:
-        sampler = EvaluationSampler(dataset, shares["num_replicas"], shares["rank"])
+    options = trainer.distributed_sampler_kwargs if trainer is not None else None
+    if options and options["num_replicas"] > 1:
+        sampler = EvaluationSampler(dataset, options["num_replicas"], options["rank"])
         batch_size = even_batch_size(batch_size, sampler.total_size, sampler.num_replicas)
     return DataLoader(
         dataset,
-        # By their names, since Lightning makes the DataLoader anew for predictions, by the names of what it was given.
+        # Keyword arguments, from which Lightning builds the DataLoader again for predictions.
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        # A DataLoader draws a number whenever it is iterated over: from a generator of its own, so that training goes
-        # on with the same random numbers with and without validation.
+        # Each iteration of a DataLoader draws a random number. With a separate generator, validation does not change
+        # the random numbers of training.
         generator=torch.Generator(),
     )

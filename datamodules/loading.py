@@ -1,6 +1,6 @@
-"""Training batches that resume in the middle of an epoch, exactly where a checkpoint was written.
+"""Training loaders that resume in the middle of an epoch, exactly where a checkpoint was written.
 
-Lightning keeps the state of a DataLoader that has one (`state_dict`, `load_state_dict`) in its checkpoints.
+Lightning's checkpoints include the state of a DataLoader that has `state_dict` and `load_state_dict`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
 class ResumableSampler(DistributedSampler[int]):
-    """Every epoch in another random order, of which each process takes its share.
+    """Samples each epoch in a new random order, divided among the processes.
 
-    A single process draws the order from torch's global random numbers, as torch's RandomSampler does; several share
-    one that depends on seed and epoch, as torch's DistributedSampler does, which Lightning therefore leaves as it is.
+    In a single process the order is drawn from torch's global random generator, as by torch's RandomSampler. With
+    several processes it depends on seed and epoch, as in torch's DistributedSampler; Lightning does not replace a
+    subclass of that sampler.
 
     Args:
-        dataset: that is sampled from, with a length.
-        num_processes: that share each epoch.
-        rank: of this process.
-        drop_last: leave samples out where the processes would not have as many; else some are repeated.
+        dataset: dataset with a length.
+        num_processes: number of processes.
+        rank: rank of this process.
+        drop_last: drop samples so that all processes have the same number; otherwise some samples are repeated.
     """
 
     def __init__(self, dataset: Dataset[Any], num_processes: int = 1, rank: int = 0, drop_last: bool = False) -> None:
-        # The seed that all processes were given, as Lightning hands it to the samplers that it makes itself.
+        # The seed shared by all processes, which Lightning also passes to its own samplers.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         super().__init__(dataset, num_processes, rank, shuffle=True, seed=seed, drop_last=drop_last)
         self.order_seed: int | None = None
@@ -47,9 +48,9 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader of shuffled batches whose state is its place in the epoch; `sampler` must be a `ResumableSampler`.
+    """DataLoader whose state is the position in the epoch; `sampler` must be a `ResumableSampler`.
 
-    Batches must be made in the training process (`num_workers` 0): workers would be ahead of the place.
+    `num_workers` must be 0, because workers prefetch batches, ahead of the position.
     """
 
     sampler: ResumableSampler
@@ -61,11 +62,11 @@ class ResumableLoader(DataLoader[Any]):
         return self._batches(resumed)
 
     def _batches(self, resumed: dict[str, Any] | None) -> Iterator[Any]:
-        # Nothing is drawn before the first batch is asked for, when random states have been restored.
+        # A generator draws nothing until the first batch is requested, when random states have been restored.
         self._position = resumed["position"] if resumed else 0
         size = cast(int, self.batch_size)
         self.sampler.resumed = (resumed["order_seed"], self._position * size) if resumed else None
-        # A DataLoader draws a number when it begins; one that goes on has drawn it before.
+        # A DataLoader draws a random number at the start of an epoch; in a resumed epoch this has happened already.
         with torch.random.fork_rng(devices=[], enabled=resumed is not None):
             batches = super().__iter__()
         for batch in batches:
@@ -73,19 +74,27 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The batches of this epoch that were handed out, and what the order of this epoch was drawn by."""
-        # Lightning's overfit_batches puts a sampler of its own in the place of ours.
+        """Number of batches returned in this epoch, and the seed of the epoch's order."""
+        # Lightning's overfit_batches replaces the sampler by one without an order_seed.
         return {"position": self._position, "order_seed": getattr(self.sampler, "order_seed", None)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on at that place when it is next iterated over."""
+        """Sets the position at which the next iteration starts."""
         self._resumed = dict(state)
 
 
 def training_loader(
     dataset: Dataset[Any], batch_size: int, drop_last: bool, collate: Any, trainer: Trainer | None
 ) -> ResumableLoader:
-    """A `ResumableLoader`, cut over the processes of this Trainer, or for a single one."""
+    """Builds a `ResumableLoader`.
+
+    Args:
+        dataset: dataset that returns whole batches by `__getitems__`.
+        batch_size: batch size per process.
+        drop_last: drop the last batch if it is smaller than the others.
+        collate: collate function.
+        trainer: Trainer whose processes share the samples; None for a single process.
+    """
     processes, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     return ResumableLoader(
         dataset,

@@ -1,8 +1,8 @@
-"""Points from known distributions, on which theory can be checked: the density, the modes and their weights are known.
+"""Points from distributions whose modes and weights are known, most of them with a known density.
 
-The ring and the grid are those on which mode collapse of GANs is measured: the ring of Metz et al., "Unrolled
-Generative Adversarial Networks" (2017, arXiv 1611.02163), and the grid of Srivastava et al., "VEEGAN" (2017, arXiv
-1705.07761), brought to coordinates of order one.
+The ring (Metz et al. 2017, "Unrolled Generative Adversarial Networks", arXiv 1611.02163) and the grid (Srivastava et
+al. 2017, "VEEGAN", arXiv 1705.07761) are the usual benchmarks for mode collapse, here scaled to coordinates of order
+one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MOONS_NOISE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """A mixture of K round Gaussians of one width in D dimensions.
+    """Mixture of K isotropic Gaussians of equal width in D dimensions.
 
     Args:
-        centers: the means, (K, D).
-        weights: the share of each component, (K,), summing to 1.
+        centers: means, (K, D).
+        weights: weights of the components, (K,), with sum 1.
         std: standard deviation of every component in every direction.
     """
 
@@ -36,31 +36,31 @@ class GaussianMixture:
     std: float
 
     def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws `n` independent points: float32 (n, D), and the index of the component of each, int64 (n,)."""
+        """Draws `n` independent points, float32 (n, D), and their components' indices, int64 (n,)."""
         y = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.centers.shape[1], generator=generator)
         return self.centers[y] + self.std * noise, y
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Logarithm of the density at `x`: (..., D) -> (...), on the device and in the precision of `x`."""
+        """Log-density at x (..., D), of shape (...), on the device and in the dtype of x."""
         centers, weights = self.centers.to(x), self.weights.to(x)
         z = (x.unsqueeze(-2) - centers) / self.std  # (..., K, D)
         log_volume = centers.shape[1] * math.log(self.std * math.sqrt(2 * math.pi))
         return torch.logsumexp(weights.log() - z.square().sum(-1) / 2 - log_volume, dim=-1)
 
 
-def _equal(centers: Tensor, std: float) -> GaussianMixture:
+def _equal_weights(centers: Tensor, std: float) -> GaussianMixture:
     return GaussianMixture(centers, torch.full((len(centers),), 1 / len(centers)), std)
 
 
 def _ring() -> GaussianMixture:
     angles = torch.arange(8) * (2 * math.pi / 8)
-    return _equal(torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01)
+    return _equal_weights(torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01)
 
 
 def _grid() -> GaussianMixture:
     ticks = torch.linspace(-1, 1, 5)
-    return _equal(torch.cartesian_prod(ticks, ticks), std=0.0125)
+    return _equal_weights(torch.cartesian_prod(ticks, ticks), std=0.0125)
 
 
 MIXTURES = {
@@ -71,64 +71,64 @@ MIXTURES = {
 
 
 def sample_moons(n: int, generator: Generator | None = None, noise: float = MOONS_NOISE) -> tuple[Tensor, Tensor]:
-    """Draws from two interleaved half circles of radius 1, together centred on the origin, with Gaussian noise.
+    """Draws from two interleaved half circles of radius 1, together centered on the origin, with Gaussian noise.
 
-    The same as scikit-learn's `make_moons` shifted by (-0.5, -0.25), but for the angles, which are drawn evenly here
-    instead of laid out evenly, and the half circle of each point, drawn too: the points are independent.
+    Like scikit-learn's `make_moons` shifted by (-0.5, -0.25), but the points are independent: half circle and angle of
+    each point are drawn at random instead of evenly spaced.
 
     Args:
         n: number of points.
-        generator: source of randomness; torch's own where it is None.
-        noise: standard deviation of the noise in either direction.
+        generator: random number generator; torch's global one by default.
+        noise: standard deviation of the noise in each direction.
 
     Returns:
-        Points, float32 (n, 2), and labels, int64 (n,): 0 for the upper half circle, 1 for the lower.
+        Points, float32 (n, 2), and labels, int64 (n,): 0 for the upper half circle, 1 for the lower one.
     """
     y = torch.randint(2, (n,), generator=generator)
     angle = math.pi * torch.rand(n, generator=generator)
-    sign = 1 - 2 * y  # the lower one is the upper one turned by half a turn around the origin
+    sign = 1 - 2 * y  # the lower half circle is the upper one, rotated by 180 degrees around the origin
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
     return upper * sign.unsqueeze(1) + noise * torch.randn(n, 2, generator=generator), y
 
 
 def sample_distribution(name: Distribution, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draws `n` independent points from the distribution of that name (see `Points`).
+    """Draws `n` independent points from a distribution of `Points`.
 
     Args:
-        name: gaussians, ring, grid or moons.
+        name: name of the distribution: "gaussians", "ring", "grid" or "moons".
         n: number of points.
-        generator: source of randomness; torch's own where it is None.
+        generator: random number generator; torch's global one by default.
 
     Returns:
-        Points, float32 (n, D), and the index of the component of each, int64 (n,).
+        Points, float32 (n, D), and their components' indices, int64 (n,).
     """
     return sample_moons(n, generator) if name == "moons" else MIXTURES[name].sample(n, generator)
 
 
 class Points(InMemoryDataModule):
-    """Points in one or two dimensions from a distribution that is known in closed form; labels are its components.
+    """Points in one or two dimensions from a known distribution, labeled by its components.
 
     | distribution | D | components | standard deviation |
     | --- | --- | --- | --- |
     | gaussians | 1 | 3, at -1.5, 0 and 1.2 with weights 0.5, 0.3 and 0.2 | 0.4: the tails overlap |
-    | ring | 2 | 8 equal ones, on a circle of radius 1 | 0.01 (in the literature 0.02 at radius 2: the same ratio) |
-    | grid | 2 | 25 equal ones, 5 x 5 on [-1, 1], 0.5 apart | 0.0125 (there 0.05, 2 apart: the same ratio) |
+    | ring | 2 | 8 of equal weight, on a circle of radius 1 | 0.01 (the paper's ratio: 0.02 at radius 2) |
+    | grid | 2 | 25 of equal weight, 5 x 5 on [-1, 1], 0.5 apart | 0.0125 (the paper's ratio: 0.05, 2 apart) |
     | moons | 2 | 2 half circles of radius 1, upper and lower | 0.05 around the curve |
 
-    Training and test points are independent draws, by `seed`; the test points do not depend on `num_train`, and the
-    validation points are taken out of the training points. The coordinates are of order one but not bounded by
-    [-1, 1], unlike those of images.
+    Training and test points are drawn independently, by `seed`; test points do not depend on `num_train`. Validation
+    points are held out from the training points. Coordinates are of order one, but not bounded by [-1, 1] as images
+    are.
 
     Args:
-        distribution: which one.
-        num_train: points for training and validation together.
-        num_test: points for testing.
+        distribution: name of the distribution, see the table.
+        num_train: number of points for training and validation together.
+        num_test: number of points for testing.
         batch_size: see `InMemoryDataModule`, as for the other arguments.
-        seed: of the draws and of the split into training and validation points.
+        seed: random seed of the points and of the split into training and validation points.
 
     Attributes:
         centers: means of the components, (K, D); None for the moons.
-        weights: shares of the components, (K,); None for the moons.
+        weights: weights of the components, (K,); None for the moons.
         std: standard deviation of each component in each direction; None for the moons.
     """
 
@@ -160,21 +160,21 @@ class Points(InMemoryDataModule):
         self.class_names = ("upper", "lower") if self.centers is None else tuple(map(str, range(self.num_classes)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Logarithm of the density at `x`: (..., D) -> (...).
+        """Log-density at x (..., D), of shape (...).
 
         Raises:
-            UserError: for the moons, whose density has no closed form.
+            UserError: the distribution is "moons", whose density has no closed form.
         """
         if self._mixture is None:
-            raise UserError(f"the density of {self.distribution} has no closed form; take {', '.join(MIXTURES)}")
+            raise UserError(f"the density of {self.distribution} has no closed form; use {', '.join(MIXTURES)}")
         return self._mixture.log_prob(x)
 
     def sample_points(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draws `n` points that are in none of the splits, float32 (n, D)."""
+        """Draws `n` new points, float32 (n, D), which are in none of the splits."""
         return sample_distribution(self.distribution, n, generator)[0]
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
-        # Streams apart from each other for any two seeds, and from the one that the base shuffles with (`seed` itself):
-        # a permutation by the random numbers that the points were drawn with could depend on the points.
+        # Different streams for each seed and split, and different from the stream by which the base class shuffles
+        # (`seed` itself), so that the permutation cannot depend on the points.
         generator = torch.Generator().manual_seed(4 * self.seed + (1 if train else 2))
         return sample_distribution(self.distribution, self.num_train if train else self.num_test, generator)

@@ -1,6 +1,6 @@
-"""Small tasks from sequence to sequence whose answers are known: reversing, sorting, adding.
+"""Synthetic sequence-to-sequence tasks with known answers: reversal, sorting, addition.
 
-A batch is `(x, y)`: sources int64 (N, S) and answers int64 (N, T), each closed by END and filled up with PADDING.
+A batch is `(x, y)`: sources, int64 (N, S), and targets, int64 (N, T), each terminated by END and padded with PADDING.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from zoo.errors import UserError, check_at_least, check_choice
 TASKS = ("reverse", "sort", "add")
 PADDING, START, END = 0, 1, 2
 SYMBOLS = "0123456789+"
-FIRST = 3  # the token of "0"
+FIRST = 3  # token of "0"
 
 
 def encode(texts: list[str], length: int) -> Tensor:
-    """Texts to int64 (N, length): tokens, END, PADDING."""
+    """Texts to tokens, int64 (N, length), each terminated by END and padded with PADDING."""
     rows = [[FIRST + SYMBOLS.index(symbol) for symbol in text] + [END] for text in texts]
     return torch.tensor([row + [PADDING] * (length - len(row)) for row in rows])
 
 
 def decode(tokens: Tensor) -> list[str]:
-    """Tokens (N, T) to texts, each up to its END."""
+    """Tokens (N, T) to texts, each up to its first END."""
     texts = []
     for row in tokens.tolist():
         row = row[: row.index(END)] if END in row else row
@@ -35,20 +35,19 @@ def decode(tokens: Tensor) -> list[str]:
 
 
 class Sequences(InMemoryDataModule):
-    """Questions in decimal digits: `reverse` turns 31524 into 42513, `sort` into 12345, and `add` 12+345 into 357.
+    """Decimal digits to reverse (31524 to 42513), to sort (to 12345), or numbers to add (12+345 to 357).
 
-    Questions are drawn once, by `seed`, with lengths drawn evenly; those of the test split and of the validation split
-    are none of the training split's.
+    Sources are drawn by `seed`, with uniformly distributed lengths. No source is in more than one split.
 
     Args:
-        task: which one.
-        digits: at most, of a sequence, or of each of the numbers to add; 1 at least.
-        num_train: questions for training and validation together.
-        num_test: questions for testing, at most.
+        task: name of the task.
+        digits: maximum number of digits, of a sequence or of each number to add.
+        num_train: number of samples for training and validation together.
+        num_test: number of samples for testing.
         batch_size: see `InMemoryDataModule`, as for the other arguments.
 
     Raises:
-        UserError: there are not so many different questions.
+        UserError: there are fewer different sources than samples.
     """
 
     tokens = True
@@ -81,18 +80,18 @@ class Sequences(InMemoryDataModule):
         self.class_names = ("padding", "start", "end", *SYMBOLS)
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
-        questions = self._draw_questions()
-        if len(questions) < self.num_train + self.num_test:
+        sources = self._draw_sources()
+        if len(sources) < self.num_train + self.num_test:
             raise UserError(
-                f"there are hardly more than {len(questions)} different questions of {self.digits} digits, and "
-                f"{self.num_train + self.num_test} are asked for; use more digits, or smaller num_train and num_test"
+                f"there are only about {len(sources)} different sources of up to {self.digits} digits, but num_train "
+                f"and num_test need {self.num_train + self.num_test}; use more digits, or smaller numbers of samples"
             )
-        chosen = questions[: self.num_train] if train else questions[self.num_train :][: self.num_test]
+        chosen = sources[: self.num_train] if train else sources[self.num_train :][: self.num_test]
         x = encode(chosen, self.source_length)
-        return x, encode([answer(self.task, question) for question in chosen], self.target_length)
+        return x, encode([solve(self.task, source) for source in chosen], self.target_length)
 
-    def _draw_questions(self) -> list[str]:
-        """Different questions, in a random order; fewer than asked for where there are not so many."""
+    def _draw_sources(self) -> list[str]:
+        """Different sources in random order; fewer than num_train + num_test if there are not enough."""
         generator = torch.Generator().manual_seed(self.seed)
         wanted = self.num_train + self.num_test
         found: dict[str, None] = {}
@@ -113,8 +112,8 @@ class Sequences(InMemoryDataModule):
         return numbers[0]
 
 
-def answer(task: str, question: str) -> str:
-    """The right answer to a question."""
+def solve(task: str, source: str) -> str:
+    """Correct target of a source."""
     if task == "add":
-        return str(sum(map(int, question.split("+"))))
-    return question[::-1] if task == "reverse" else "".join(sorted(question))
+        return str(sum(map(int, source.split("+"))))
+    return source[::-1] if task == "reverse" else "".join(sorted(source))

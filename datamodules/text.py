@@ -1,7 +1,7 @@
-"""Text for language models: a file, a folder, or the sources of Python's standard library.
+"""Text for language models: a file, a folder, or the source code of Python's standard library.
 
 A batch is `(x, y)`, int64 (N, T) each: tokens, and the next tokens. `input_shape` is (T,), `num_classes` the number of
-tokens, and `tokenizer_description` the string from which the tokenizer is built.
+tokens, and `tokenizer_description` the string from which the tokenizer can be rebuilt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOKENIZERS = ("bytes", "characters", "bpe")
 
 
 class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Adjacent windows of a text; an epoch covers the text once.
+    """Dataset of adjacent windows of a text; an epoch covers the text once.
 
     Args:
         tokens: tokens of the text, (L,), any integer dtype.
@@ -54,19 +54,19 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Text(LightningDataModule):
-    """A text, cut into windows; its end is held out for validation and testing.
+    """Text for language modeling, cut into windows; its end is held out for validation and testing.
 
     Args:
-        path: text file in UTF-8, or folder whose files are joined in the order of their names; by default the sources
-            of Python's standard library, some megabytes of text that are on every machine.
-        tokenizer: "bytes" of UTF-8; "characters" of the text; "bpe" for byte-pair encoding, learned from the training
-            text by the library `tokenizers`.
-        vocab_size: maximum number of tokens of "bpe".
+        path: path to a text file in UTF-8, or to a folder whose files are joined in the order of their names (default:
+            the source code of Python's standard library, a few megabytes of text).
+        tokenizer: tokenizer: "bytes" for UTF-8 bytes, "characters" for the characters of the text, "bpe" for byte-pair
+            encoding, learned from the training text by the library `tokenizers`.
+        vocab_size: maximum number of tokens for "bpe".
         context_length: number of tokens T per window.
-        batch_size: windows per training batch, on each device.
-        eval_batch_size: windows per validation or test batch.
+        batch_size: number of windows per training batch, on each device.
+        eval_batch_size: number of windows per validation or test batch.
         val_size: fraction of the text that is held out for validation.
-        test_size: fraction that is held out for testing, at the end of the text; 0 for none.
+        test_size: fraction of the text that is held out for testing, at its end; 0 for none.
     """
 
     tokens = True
@@ -115,15 +115,15 @@ class Text(LightningDataModule):
                 self._splits[name] = self.tokenizer.encode(self._text[name]).to(torch.int32)
 
     def split(self, name: str) -> Tensor:
-        """The tokens of the split `train`, `val` or `test`, int64 (L,)."""
+        """Tokens of the split "train", "val" or "test", int64 (L,)."""
         return self._splits[name].long()
 
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._windows("train", jitter=True)
         if len(dataset) < self.batch_size:
             raise UserError(
-                f"batch_size {self.batch_size} is larger than the {len(dataset)} windows of {self.context_length} tokens in "
-                "the training text; make it or context_length smaller, or use more text"
+                f"batch_size {self.batch_size} is larger than the {len(dataset)} windows of {self.context_length} "
+                "tokens in the training text; make it or context_length smaller, or use more text"
             )
         return training_loader(dataset, self.batch_size, True, identity_collate, self.trainer)
 
@@ -148,7 +148,10 @@ class Text(LightningDataModule):
 
 
 def read_text(path: str | None) -> str:
-    """Reads the text of a file or a folder, or the sources of Python's standard library.
+    """Reads the text of a file or a folder.
+
+    Args:
+        path: path to the file or folder; None for the source code of Python's standard library.
 
     Raises:
         UserError: there is no text, or it is not UTF-8.

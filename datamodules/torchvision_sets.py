@@ -1,4 +1,4 @@
-"""The benchmark datasets of torchvision: read from a folder, downloaded into it where they are missing."""
+"""Benchmark datasets of torchvision, downloaded on first use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from zoo.errors import UserError
 
 
 class TorchvisionDataModule(InMemoryDataModule):
-    """Base of the data modules on torchvision's classes; a subclass names its class and the shapes.
+    """Base of the data modules for torchvision's datasets; a subclass names the dataset and its shapes.
 
     Args:
-        root: the folder that holds the files in torchvision's layout, or that they are downloaded to.
+        root: path to the folder with the files, in torchvision's layout; missing files are downloaded to it.
         batch_size: see `InMemoryDataModule`, as for the other arguments.
     """
 
@@ -60,11 +60,11 @@ class TorchvisionDataModule(InMemoryDataModule):
         try:
             self._open(train, download=True)
         except (OSError, RuntimeError) as error:
-            for folder in missing:  # which torchvision made for files that did not come
+            for folder in missing:  # created by torchvision before the download failed
                 _remove_if_empty(folder)
             raise UserError(
                 f"{self.dataset} is not in {Path(self.root).resolve()} and could not be downloaded "
-                f"({_first_line(error)}); point root (--data.root) to a folder that has it in torchvision's layout"
+                f"({_first_line(error)}); point root (--data.root) to a folder with the dataset in torchvision's layout"
             ) from error
 
     def _open(self, train: bool, download: bool) -> Any:
@@ -74,7 +74,7 @@ class TorchvisionDataModule(InMemoryDataModule):
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # not empty, or no folder
+    with suppress(OSError):  # not empty, or does not exist
         folder.rmdir()
 
 
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 class MNIST(TorchvisionDataModule):
-    """70,000 handwritten digits of 28x28 grey pixels (LeCun et al., 1998)."""
+    """70,000 grey images of handwritten digits, 28x28 pixels (LeCun et al. 1998)."""
 
     dataset = "MNIST"
     input_shape = (1, 28, 28)
@@ -93,7 +93,7 @@ class MNIST(TorchvisionDataModule):
 
 
 class FashionMNIST(TorchvisionDataModule):
-    """70,000 pictures of clothes of 28x28 grey pixels (Xiao et al., 2017, arXiv 1708.07747)."""
+    """70,000 grey images of clothes, 28x28 pixels (Xiao et al. 2017, arXiv 1708.07747)."""
 
     dataset = "FashionMNIST"
     input_shape = (1, 28, 28)
@@ -104,7 +104,7 @@ class FashionMNIST(TorchvisionDataModule):
 
 
 class CIFAR10(TorchvisionDataModule):
-    """60,000 photographs of 32x32 colour pixels (Krizhevsky, 2009)."""
+    """60,000 color photographs of animals and vehicles, 32x32 pixels (Krizhevsky 2009)."""
 
     dataset = "CIFAR10"
     input_shape = (3, 32, 32)

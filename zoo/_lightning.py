@@ -178,7 +178,7 @@ class MetricsFileHooks:
 
 
 class CommandLineHooks:
-    """Mixin for `LightningCLI`: replaces reading the model's hyperparameters from `--ckpt_path` by `check_ckpt_path`."""
+    """Mixin for `LightningCLI`: calls `check_ckpt_path` instead of reading hyperparameters from `--ckpt_path`."""
 
     def _parse_ckpt_path(self) -> None:
         self.check_ckpt_path()

@@ -1,10 +1,10 @@
-"""Gradient norms by depth, and a verdict on whether they vanish or explode.
+"""Gradient norms by depth, and a verdict: healthy, vanishing or exploding.
 
-In a chain of layers the gradient of an early one is a product with a factor for each layer behind it, so it falls or
-grows exponentially with depth where the factors are not close to 1 (Hochreiter 1991; Glorot and Bengio 2010). What
-happens in a network depends on more than depth: ReLU nets vanish with torch's default initialization and not with He's
-(2015, arXiv 1502.01852), and batch norm without skips explodes (Yang et al. 2019, arXiv 1902.08129). So both
-directions are watched. Plain torch; `zoo.callbacks.GradientFlow` does it during training.
+The gradient of an early layer is a product with one factor for each later layer, so it shrinks or grows exponentially
+with depth unless the factors are close to 1 (Hochreiter 1991; Glorot and Bengio 2010). Depth is not the only cause:
+ReLU networks vanish with torch's default initialization but not with He's (2015, arXiv 1502.01852), and batch norm
+without skip connections explodes (Yang et al. 2019, arXiv 1902.08129). Plain torch; `zoo.callbacks.GradientFlow`
+applies it during training.
 """
 
 from __future__ import annotations
@@ -18,26 +18,37 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+#: Modules whose weights are not measured, also if they have two or more dimensions.
+NORMALIZATIONS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 
 
-# Layers, and their order
+# Layers and their order
 
 
 @dataclass(eq=False)
 class Layer:
-    """A module that itself owns weights of two or more dimensions: Linear, Conv, Embedding, attention, LSTM, ...
+    """A module with weights of two or more dimensions: Linear, Conv, Embedding, attention, LSTM and the like.
 
     Attributes:
-        name: of the module, with the parameter's where that is not just "weight".
-        child: the top-level child of the whole model that it belongs to.
-        module: that owns the weights.
-        weights: without biases and without what an earlier layer owns too.
-        index: place among all modules, in the order of registration.
+        name: path of the module; with the parameter's name if the only weight is not called "weight".
+        child: top-level child of the model that contains the layer.
+        module: the module itself.
+        weights: its weights, without biases and without those shared with an earlier layer.
+        index: index among all modules, in order of registration.
     """
 
     name: str
@@ -47,8 +58,8 @@ class Layer:
     index: int
 
 
-def layers_of(model: nn.Module) -> list[Layer]:
-    """The layers in the order of registration; normalization layers and biases are none, shared weights count once."""
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Layers of a model in order of registration, without normalization layers; shared weights count once."""
     layers: list[Layer] = []
     seen: set[int] = set()
     for index, (path, module) in enumerate(model.named_modules()):
@@ -59,7 +70,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
         if own:
             seen.update(map(id, own.values()))
             path, parametrized, _ = f".{path}".partition(".parametrizations.")
-            # torch.compile(network) puts the network into a shell, under this name.
+            # torch.compile(network) wraps the network in a module that holds it under this name.
             parts = [part for part in path.split(".") if part not in ("", "_orig_mod")]
             child = parts[0] if parts else ""
             if len(own) == 1 and not parametrized and (not parts or "weight" not in own):
@@ -70,9 +81,9 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 @contextmanager
 def execution_order(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Lists the model's layers in the order in which a forward pass inside the context first executes them."""
+    """Collects the model's layers in the order in which forward passes inside the context first execute them."""
     order: list[nn.Module] = []
-    handles = watch_order([layer.module for layer in layers_of(model)], order)
+    handles = record_order([layer.module for layer in find_layers(model)], order)
     try:
         yield order
     finally:
@@ -80,31 +91,35 @@ def execution_order(model: nn.Module) -> Iterator[list[nn.Module]]:
             handle.remove()
 
 
-def watch_order(modules: Sequence[nn.Module], order: list[nn.Module]) -> list[RemovableHandle]:
-    """Sets hooks that add each of the modules to `order` when it is first executed; returns what removes them."""
+def record_order(modules: Sequence[nn.Module], order: list[nn.Module]) -> list[RemovableHandle]:
+    """Registers hooks that append each module to `order` when it is first executed; returns their handles."""
 
-    def note(module: nn.Module, _: Any) -> None:
+    def append(module: nn.Module, _: Any) -> None:
         if not torch.compiler.is_compiling() and module not in order:
             order.append(module)
 
-    return [module.register_forward_pre_hook(note) for module in modules]
+    return [module.register_forward_pre_hook(append) for module in modules]
 
 
-def by_depth(layers: Sequence[Layer], order: Sequence[nn.Module]) -> list[Layer]:
-    """The layers in the order of their execution.
+def sort_by_execution(layers: Sequence[Layer], order: Sequence[nn.Module]) -> list[Layer]:
+    """Sorts layers by their order of execution.
 
-    One that was not seen, since its weights are used without calling it (as attention does) or since it is compiled,
-    follows the one that is registered before it. With nothing seen this is the order of registration.
+    A layer that is not in `order` follows the layer registered before it. This happens to compiled modules, and to
+    modules whose weights are used without a call, as in attention.
+
+    Args:
+        layers: layers in order of registration.
+        order: modules in order of execution; if empty, the layers stay in order of registration.
     """
-    place = {module: position for position, module in enumerate(order)}
+    positions = {module: position for position, module in enumerate(order)}
     depths: list[int] = []
     for layer in layers:
-        depths.append(place.get(layer.module, depths[-1] if depths else -1))
+        depths.append(positions.get(layer.module, depths[-1] if depths else -1))
     return [layer for _, layer in sorted(zip(depths, layers, strict=True), key=lambda pair: pair[0])]
 
 
 def gradient_profile(model: nn.Module, order: Sequence[nn.Module] = ()) -> list[tuple[str, float]]:
-    """The norm of each layer's gradient, after a backward pass, the first layer first.
+    """Gradient norm of each layer after a backward pass, from input to output.
 
         with execution_order(network) as order:
             loss = criterion(network(x), y)
@@ -112,33 +127,36 @@ def gradient_profile(model: nn.Module, order: Sequence[nn.Module] = ()) -> list[
         gradient_profile(network, order)
 
     Args:
-        model: any module. Layers without a gradient are left out.
-        order: as `execution_order` gives it; without it, layers come in the order of registration.
+        model: any module; layers without a gradient are skipped.
+        order: modules in order of execution, from `execution_order` (default: order of registration).
 
     Returns:
-        Pairs (name, Frobenius norm of the gradient of all its weights of two or more dimensions).
+        Pairs of a layer's name and the Frobenius norm of the gradient of all its weights.
     """
-    layers = [(layer, [w for w in layer.weights if w.grad is not None]) for layer in by_depth(layers_of(model), order)]
+    layers = [
+        (layer, [w for w in layer.weights if w.grad is not None])
+        for layer in sort_by_execution(find_layers(model), order)
+    ]
     layers = [(layer, weights) for layer, weights in layers if weights]
-    gradients = [dense(w.grad) for _, weights in layers for w in weights]
-    remaining = iter(torch.stack(norms_of(gradients, double=True)).tolist() if gradients else [])
-    return [(layer.name, math.hypot(*(next(remaining) for _ in weights))) for layer, weights in layers]
+    gradients = [dense_values(w.grad) for _, weights in layers for w in weights]
+    norms = iter(torch.stack(tensor_norms(gradients, double=True)).tolist() if gradients else [])
+    return [(layer.name, math.hypot(*(next(norms) for _ in weights))) for layer, weights in layers]
 
 
-def networks_of(layers: Sequence[Layer], optimizers: Sequence[Optimizer]) -> dict[str, list[Layer]]:
-    """The layers that are trained, divided into networks: top-level children that share an optimizer are one.
+def group_networks(layers: Sequence[Layer], optimizers: Sequence[Optimizer]) -> dict[str, list[Layer]]:
+    """Groups trained layers into networks: top-level children that share an optimizer form one network.
 
-    A network is named after its child: a GAN has "generator" and "discriminator". One of several children is called
-    "model" if there is no other, else by all of their names. What is frozen, as a moving average is, belongs to none.
+    A network is named after its child: a GAN has "generator" and "discriminator". A network of several children is
+    called "model" if it is the only one, otherwise by their names joined with "+". Frozen layers belong to no network.
     """
     trained: set[int] = set()
     groups: list[set[str]] = []
     for optimizer in optimizers:
-        owned = {id(p) for p in parameters_of(optimizer) if p.requires_grad}
+        owned = {id(p) for p in optimizer_parameters(optimizer) if p.requires_grad}
         trained |= owned
         children = {layer.child for layer in layers if any(id(w) in owned for w in layer.weights)}
-        touched = [group for group in groups if group & children]
-        groups = [group for group in groups if not group & children] + [children.union(*touched)]
+        overlapping = [group for group in groups if group & children]
+        groups = [group for group in groups if not group & children] + [children.union(*overlapping)]
     groups = [group for group in groups if group]
     networks = {}
     for group in groups:
@@ -148,35 +166,39 @@ def networks_of(layers: Sequence[Layer], optimizers: Sequence[Optimizer]) -> dic
     return networks
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All that the optimizer updates."""
+def optimizer_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Parameters of all groups of an optimizer."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def dense(gradient: Any) -> Tensor:
-    """The numbers of a gradient: those of an Embedding may be sparse."""
+def dense_values(gradient: Any) -> Tensor:
+    """Values of a gradient as a dense tensor; embeddings can have sparse gradients."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient.detach()
 
 
-def norms_of(tensors: list[Tensor], double: bool = False) -> list[Tensor]:
-    """2-norms, as scalars on the device.
+def tensor_norms(tensors: list[Tensor], double: bool = False) -> list[Tensor]:
+    """2-norm of each tensor, as scalars on the device.
 
     Args:
-        tensors: of any floating dtype; half precision is summed up in single.
-        double: sum up in double precision, which takes longer: the square of a gradient of 1e-23 is no longer a number
-            of single precision.
+        tensors: tensors of any floating dtype; half precision is accumulated in float32.
+        double: accumulate in float64, which is slower; in float32 the square of 1e-23 underflows.
     """
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
     dtype = torch.float64 if double and tensors and tensors[0].device.type != "mps" else torch.float32 if half else None
     return list(torch._foreach_norm(tensors, 2, dtype)) if tensors else []
 
 
-# The verdict
+# Verdict
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gradients of one network are, and the number that says so; `str` is one line."""
+    """State of the gradients of one network; `str` gives both attributes in one line.
+
+    Attributes:
+        state: one of "healthy", "vanishing" and "exploding".
+        reason: the number that decided it, with its threshold.
+    """
 
     state: Literal["healthy", "vanishing", "exploding"]
     reason: str
@@ -186,18 +208,18 @@ class Verdict:
 
 
 def first_last_ratio(gradients: Sequence[float]) -> float:
-    """How much of the gradient arrives: median norm in the first quarter of the hidden layers, by that in the last.
+    """Ratio of the median gradient norm in the first quarter of the hidden layers to that in the last quarter.
 
-    Hidden are all but the outermost two, where there are four or more: those differ from the others in kind and size
-    (the classifier of a residual network has 5 to 30 times the gradient of its first convolution, at any depth).
-    Medians, since layers of several kinds take turns inside blocks, with factors of their own. Where the last quarter
-    has no gradient at all, as in blocks that start as the identity, the outermost layers are compared.
+    With four or more layers, the outermost two do not count as hidden, because they differ in kind and size (the
+    classifier of a residual network has 5 to 30 times the gradient of its first convolution, at any depth). Medians,
+    because blocks alternate between layers of several kinds. If the last quarter has no gradient, as in blocks that
+    start as the identity, the outermost two layers are compared.
 
     Args:
-        gradients: norms, the first layer first.
+        gradients: gradient norm of each layer, from input to output.
 
     Returns:
-        nan if there is nothing to compare.
+        The ratio; NaN if there is nothing to compare.
     """
     hidden = gradients[1:-1] if len(gradients) >= 4 else gradients
     if not hidden:
@@ -217,18 +239,18 @@ def verdict(
     *,
     vanishing: float = 0.01,
     exploding: float = 100.0,
-    overwhelming: float = 1000.0,
+    max_relative_norm: float = 1000.0,
 ) -> Verdict:
-    """Judges the gradients of one network.
+    """Classifies the gradients of one network as healthy, vanishing or exploding.
 
     Args:
-        gradients: norm of each layer's gradient, the first layer first.
-        weights: norm of each layer's weights.
-        vanishing: `first_last_ratio` below which the gradient has vanished on its way to the first layers.
-        exploding: ratio above which it has exploded on its way.
-        overwhelming: norm of the whole gradient, in units of the norm of all weights, above which it has exploded
-            everywhere. At 1000, one step of gradient descent with a learning rate as small as 0.001 moves the weights
-            by their own length.
+        gradients: gradient norm of each layer, from input to output.
+        weights: weight norm of each layer; without them, `max_relative_norm` is not checked.
+        vanishing: `first_last_ratio` below which the gradient is called vanishing.
+        exploding: `first_last_ratio` above which the gradient is called exploding.
+        max_relative_norm: norm of the whole gradient divided by the norm of all weights, above which the gradient is
+            called exploding. At 1000, a step of gradient descent with a learning rate of only 0.001 moves the weights
+            by their own norm.
     """
     invalid = sum(not math.isfinite(g) for g in gradients)
     if invalid:
@@ -236,18 +258,18 @@ def verdict(
     if not any(gradients):
         return Verdict("vanishing", "the gradient is zero in every layer")
     ratio = first_last_ratio(gradients)
-    said = f"the first layers' gradient is {_rounded(ratio)} {'times' if ratio >= 1 else 'of'} the last's"
+    reason = f"the first layers' gradient is {_round(ratio)} {'times' if ratio >= 1 else 'of'} the last's"
     if ratio > exploding:
-        return Verdict("exploding", f"{said} (above {exploding:g})")
-    size = math.hypot(*weights)
-    if size and (relative := math.hypot(*gradients) / size) > overwhelming:
-        said = f"the gradient is {_rounded(relative)} times as long as the weights"
-        return Verdict("exploding", f"{said} (above {overwhelming:g})")
+        return Verdict("exploding", f"{reason} (above {exploding:g})")
+    weight_norm = math.hypot(*weights)
+    if weight_norm and (relative := math.hypot(*gradients) / weight_norm) > max_relative_norm:
+        reason = f"the gradient is {_round(relative)} times as long as the weights"
+        return Verdict("exploding", f"{reason} (above {max_relative_norm:g})")
     if not ratio >= vanishing:
-        return Verdict("vanishing", f"{said} (below {vanishing:g})")
-    return Verdict("healthy", f"{said} (vanishing below {vanishing:g}, exploding above {exploding:g})")
+        return Verdict("vanishing", f"{reason} (below {vanishing:g})")
+    return Verdict("healthy", f"{reason} (vanishing below {vanishing:g}, exploding above {exploding:g})")
 
 
-def _rounded(number: float) -> str:
-    """Two digits: 0.062, 1200, 9.6e-07."""
+def _round(number: float) -> str:
+    """The number with two significant digits: 0.062, 1200, 9.6e-07; 0 for NaN."""
     return "0" if math.isnan(number) else f"{float(f'{number:.2g}'):g}"

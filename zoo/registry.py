@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import import_module, metadata, resources
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.errors import UserError, did_you_mean
 
@@ -27,8 +26,7 @@ KINDS = (*BUILT_IN, "recipes", "weights")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One thing in the zoo.
 
     Attributes:

@@ -50,7 +50,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
     """LightningCLI with a folder for every run, resuming, and Weights & Biases.
 
     Args:
-        recipe: name of the run where none is given.
+        recipe: name of the run if the user gives none.
         folders: creates the run's folder.
     """
 
@@ -118,7 +118,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.save_config_callback = None  # there is no folder for it
         callbacks = as_list(config.trainer.callbacks)
         bar = config.trainer.enable_progress_bar is not False
-        config.trainer.callbacks = [*callbacks, *default_callbacks(self.subcommand, callbacks, bar)]
+        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar)]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)

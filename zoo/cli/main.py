@@ -5,9 +5,7 @@ This module imports nothing heavy: a command's module, and with it torch and Lig
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -65,10 +63,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(f"lightning-zoo {__version__}")
         return
-    _silence_irrelevant()
     try:
         if typed[0] not in COMMANDS:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
+        if typed[0] != "list":
+            _silence_irrelevant()
         module, function = COMMANDS[typed[0]]
         getattr(import_module(module), function)(typed)
     except NonFiniteError as error:
@@ -85,6 +84,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _silence_irrelevant() -> None:
+    import logging
+    import warnings
+
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

@@ -1,7 +1,7 @@
 """Finding recipes, and checking that they are valid YAML, before the parser reads them.
 
-The parser knows the options, but neither the file nor the line of a mistake, and of duplicate keys it silently takes the
-last one.
+The parser knows the options, but neither the file nor the line of a mistake, and it silently takes the last one of
+duplicate keys.
 """
 
 from __future__ import annotations

@@ -86,14 +86,14 @@ def sample(
         raise UserError(f"--out {out} must end in one of {', '.join(ENDINGS)}")
     if n is not None and n < 1:
         raise UserError(f"--n is {n}; it must be at least 1")
-    film = Path(trajectory) if trajectory else None
-    if film is not None and film.suffix != ".gif":
+    animation = Path(trajectory) if trajectory else None
+    if animation is not None and animation.suffix != ".gif":
         raise UserError(f"--trajectory {trajectory} must end in .gif")
-    if film is not None and path.suffix == ".gif":
+    if animation is not None and path.suffix == ".gif":
         raise UserError(
             f"--out {out} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
         )
-    for file in filter(None, (path if out else None, film)):
+    for file in filter(None, (path if out else None, animation)):
         refuse_existing(file)
     network = load_model(ckpt_path, model)
     if not callable(getattr(network, "sample", None)):
@@ -120,7 +120,7 @@ def sample(
     if classes is None and getattr(network, "conditional", False):
         classes = network.draw_labels(count, torch.Generator().manual_seed(seed))
     if interpolate:
-        for name in [*options, *(["trajectory"] if film else [])]:
+        for name in [*options, *(["trajectory"] if animation else [])]:
             raise UserError(f"--{name} cannot be combined with --interpolate: leave one out")
         return _sample_interpolation(network, path, n, interpolate, classes, generator)
     if path.suffix == ".gif":
@@ -129,13 +129,13 @@ def sample(
         _animate(network, path, count, frames, classes, columns, seed, options)
         return f"an animation of {count} samples of {type(network).__name__} in {path}"
     samples = _draw_samples(network, count, classes, seed, options)
-    if film is not None:
-        _animate(network, film, count, frames, classes, columns, seed, options)
+    if animation is not None:
+        _animate(network, animation, count, frames, classes, columns, seed, options)
     if path.suffix == ".npz":
         save_npz(path, samples, classes)
     else:
         save_png(path, render_samples(samples, columns))
-    also = f", an animation of them in {film}" if film else ""
+    also = f", an animation of them in {animation}" if animation else ""
     return f"{count} samples of {type(network).__name__} in {path}{also}"
 
 

@@ -1,1 +1,1 @@
-"""The recipes."""
+"""Recipes: YAML configurations of models, data and training."""

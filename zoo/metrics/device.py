@@ -1,4 +1,4 @@
-"""Keeps a metric's numbers in the precision they were made in, whatever happens to the model that owns it."""
+"""Metrics that move to another device, but keep their precision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchmetrics import Metric
 
 
 class FixedPrecisionMetric(Metric):
-    """A metric that follows its owner to another device, but not to another dtype.
+    """Metric whose states move to another device with the model, but are not converted to another dtype.
 
-    torchmetrics keeps the states' dtype under `.half()` and `.bfloat16()`, but not under `.to(torch.bfloat16)`, which
-    is how Lightning's `precision="bf16-true"` converts a model; sums in bfloat16 are worthless. On Apple's GPUs (MPS),
-    which have no float64, the states stay where they are.
+    torchmetrics keeps the states' dtype in `.half()` and `.bfloat16()`, but not in `.to(torch.bfloat16)`, by which
+    Lightning's `precision="bf16-true"` converts a model; bfloat16 is too coarse for sums. Float64 states are not moved
+    to Apple's GPUs (MPS), which lack float64.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
@@ -25,10 +25,10 @@ class FixedPrecisionMetric(Metric):
         return super()._apply(move, exclude_state)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> Metric:
-        """Does nothing: the precision is part of the metric."""
+        """Does nothing, because the precision is fixed."""
         return self
 
 
 def target_device(fn: Callable[[Tensor], Tensor], x: Tensor) -> torch.device:
-    """Where `fn`, one of the functions that `nn.Module._apply` is given, would put the tensor `x`."""
+    """Device to which `fn`, a function passed to `nn.Module._apply`, moves the tensor `x`."""
     return fn(torch.empty(0, device=x.device)).device

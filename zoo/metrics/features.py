@@ -1,10 +1,10 @@
-"""The small classifiers in whose features images are compared, in the place that Inception has in the FID.
+"""Feature extractors of the Fréchet distance: small classifiers that replace the FID's Inception network.
 
-The Fréchet inception distance (Heusel et al., 2017, arXiv 1706.08500) compares images of any size through a network
-trained on ImageNet: 299x299 pixels, 2048 features, 90 MB to download. For images of 8x8 to 32x32 pixels a classifier
-trained on a set of that size sees more of them and costs a thousandth. Three are shipped with the package;
-`benchmarks/train_extractors.py` made them. Distances in the features of different extractors, or of different
-versions of one, do not compare: report the extractor's name and the hash of its weights with every distance.
+The Fréchet inception distance (Heusel et al. 2017, arXiv 1706.08500) compares images through a network trained on
+ImageNet: 299x299 pixels, 2048 features, a download of 90 MB. For images of 8x8 to 32x32 pixels, a classifier trained at
+that resolution resolves more detail at a thousandth of the cost. The package ships three, trained by
+`benchmarks/train_extractors.py`. Distances are comparable only within one version of one extractor: report its name and
+the hash of its weights with every distance.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ EXTRACTORS = ("digits", "fashion_mnist", "cifar10_jpeg")
 
 
 class FeatureExtractor(nn.Module):
-    """A convolutional classifier whose last layer before the logits is taken as the features of an image.
+    """A convolutional classifier whose last layer before the logits gives the features of an image.
 
-    Stages of 3x3 convolutions, each with batch norm and ReLU; between two stages a max-pool halves the image; the
-    last maps, averaged over the positions, are the features. That is the layer that the FID takes of Inception: an
-    average over positions is nearer to a normal distribution, which the Fréchet distance assumes, than a single
-    rectified unit is, and with no linear layer behind it the features are not squeezed into the few directions that
-    tell the classes apart. One scalar, `scale`, brings the mean variance of a feature over the training split to 1.
+    Stages of 3x3 convolutions, each with batch norm and ReLU; between stages max-pooling halves the image; the last
+    maps, averaged over positions, are the features. The FID uses the same layer of Inception: an average over positions
+    is closer to the normal distribution that the Fréchet distance assumes than a single rectified unit, and without a
+    linear layer after it, the features are not reduced to the few directions that separate the classes. The scalar
+    `scale` sets the mean variance of a feature over the training split to 1.
 
     Args:
-        in_channels: C of the images.
-        size: height and width that the network was made for, in pixels; other sizes are resized to it.
+        in_channels: channels C of the images.
+        size: height and width of the network's input, in pixels; images of other sizes are resized.
         stages: channels of the convolutions, one sequence for each resolution; the last number is `num_features`.
-        num_classes: of the labels that the network was trained on.
+        num_classes: number of classes of the training data.
 
     Attributes:
-        num_features: length of the feature vector, d.
-        name: of the shipped weights; empty for a network that `load_extractor` did not make.
-        sha256: of the file of the shipped weights, in hexadecimal; empty likewise.
+        num_features: length d of the feature vector.
+        name: name of the shipped weights; empty unless made by `load_extractor`.
+        sha256: hash of the file of weights, in hexadecimal; empty unless made by `load_extractor`.
     """
 
     scale: Tensor
@@ -78,17 +78,17 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, float32 (N, num_features), of images `x`, float in [-1, 1] (N, C, H, W) of any height and width.
+        """Images (N, C, H, W) of any height and width, floats in [-1, 1], to features, float32 (N, num_features).
 
-        Always computed in float32, also under autocast.
+        Computed in float32, also under autocast.
 
         Raises:
-            ValueError: `x` has not the channels that the network was made for.
+            ValueError: `x` does not have the shape (N, in_channels, H, W).
         """
         return self._pooled(x) * self.scale
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits, float32 (N, num_classes), of images `x` as for `forward`."""
+        """Images (N, C, H, W), as in `forward`, to logits, float32 (N, num_classes)."""
         with torch.autocast(x.device.type, enabled=False):
             return self.head(self._pooled(x))
 
@@ -103,13 +103,12 @@ class FeatureExtractor(nn.Module):
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """Reads a shipped extractor: on the CPU, in float32, in eval mode, without gradients.
+    """Loads a shipped extractor: on the CPU, in float32, in eval mode, without gradients.
 
-    The network is built without drawing random numbers, so that a metric made in the middle of a run does not change
-    the run's random stream.
+    No random numbers are drawn, so a metric created during a run does not change the run's random state.
 
     Args:
-        name: `digits` (1x8x8), `fashion_mnist` (1x28x28) or `cifar10_jpeg` (3x32x32).
+        name: name of the extractor: "digits" (1x8x8), "fashion_mnist" (1x28x28) or "cifar10_jpeg" (3x32x32).
 
     Raises:
         UserError: there is no extractor of this name.
@@ -122,7 +121,7 @@ def load_extractor(name: str) -> FeatureExtractor:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     with torch.device("meta"):
         extractor = FeatureExtractor(**json.loads(header["__metadata__"]["config"]))
-    # The file holds the kernels in half precision.
+    # The file stores the kernels in half precision.
     weights = {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}
     extractor.load_state_dict(weights, assign=True)
     extractor.name = name
@@ -131,11 +130,16 @@ def load_extractor(name: str) -> FeatureExtractor:
 
 
 def extractor_for(input_shape: Sequence[int]) -> FeatureExtractor | None:
-    """The shipped extractor for images of shape `input_shape` = (C, H, W).
+    """Chooses the shipped extractor for images of a shape.
 
-    `digits` for (1, 8, 8), `fashion_mnist` for all other grey images and `cifar10_jpeg` for all colour images, whatever
-    they show, as the FID takes an ImageNet classifier for everything. None where `input_shape` is no image of 1 or 3
-    channels.
+    The content of the images is not considered, just as the FID uses an ImageNet classifier for all images.
+
+    Args:
+        input_shape: shape of a sample, (C, H, W) for images.
+
+    Returns:
+        "digits" for (1, 8, 8), "fashion_mnist" for other grey images, "cifar10_jpeg" for color images; None if the
+        shape is not that of an image with 1 or 3 channels.
     """
     shape = tuple(input_shape)
     if len(shape) != 3 or shape[0] not in (1, 3):

@@ -1,8 +1,8 @@
-"""The Wasserstein-1 distance of two clouds of points: exact on a line, averaged over directions in more dimensions.
+"""Wasserstein-1 distance between two sets of points: exact in one dimension, sliced in more dimensions.
 
-On a line the best transport moves the points in their order, so the distance is the mean difference of the quantile
-functions (Peyré and Cuturi, 2019, arXiv 1803.00567, equation 2.35). The sliced distance (Bonneel et al., 2015,
-"Sliced and Radon Wasserstein Barycenters of Measures") is its mean over directions that the points are projected on.
+In one dimension the optimal transport preserves the order of the points, so the distance is the mean absolute
+difference of the quantile functions (Peyré and Cuturi 2019, arXiv 1803.00567, eq. 2.35). The sliced distance (Bonneel
+et al. 2015, "Sliced and Radon Wasserstein Barycenters of Measures") is its mean over projections on random directions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from zoo.metrics.device import FixedPrecisionMetric
 
 
 class SlicedWasserstein(FixedPrecisionMetric):
-    """Mean Wasserstein-1 distance of the projections of real and generated points, in the points' own units.
+    """Sliced Wasserstein-1 distance between real and generated points, in the units of the points.
 
-    All points are kept until `compute`, and gathered from all ranks. The numbers of real and of generated points may
-    differ. A shift by the vector s counts |s| for D = 1 and E|cos| |s| in more dimensions (2/pi |s| for D = 2).
+    All points are stored until `compute`, and gathered from all ranks. The numbers of real and generated points may
+    differ. Translation by a vector s gives a distance of |s| for D = 1 and E|cos| |s| for D > 1 (2/pi |s| for D = 2).
 
     Args:
-        dimension: D of the points.
+        dimension: dimension D of the points.
         projections: number of random directions; for D = 1 there is only one, and the distance is exact.
-        seed: of the directions, which are the same on all ranks and in all epochs.
+        seed: random seed of the directions, which are the same on all ranks and in all epochs.
 
     Raises:
         ValueError: `dimension` or `projections` is below 1.
@@ -51,21 +51,21 @@ class SlicedWasserstein(FixedPrecisionMetric):
         self.add_state("fake", [], dist_reduce_fx="cat")
 
     def update(self, x: Tensor, real: bool) -> None:
-        """Adds the points `x`, (N, D), to the real or to the generated ones.
+        """Adds points (N, D) to the real or the generated ones.
 
         Raises:
-            ValueError: `x` is not of shape (N, D).
+            ValueError: `x` does not have the shape (N, D).
         """
         if x.ndim != 2 or x.shape[1] != len(self.directions):
             raise ValueError(f"points of shape {tuple(x.shape)}; expected (N, {len(self.directions)})")
         (self.real if real else self.fake).append(x.detach().float())
 
     def compute(self) -> Tensor:
-        """The distance, a float32 scalar; nan while either side has no points."""
-        # A list before the ranks are gathered, one tensor after.
+        """Distance, a float32 scalar; NaN if there are no real or no generated points."""
+        # A state is a list until the ranks are gathered, then a tensor.
         if not len(self.real) or not len(self.fake):
             return self.directions.new_full((), torch.nan)
-        # In float64, which also keeps autocast and TF32 out of the projection; Apple's GPUs (MPS) do not have it.
+        # Float64 also excludes autocast and TF32 from the projection; Apple's GPUs (MPS) lack it.
         dtype = torch.float32 if self.directions.device.type == "mps" else torch.float64
         directions = self.directions.to(dtype)
         real, fake = (dim_zero_cat(points).to(dtype) @ directions for points in (self.real, self.fake))
@@ -73,10 +73,17 @@ class SlicedWasserstein(FixedPrecisionMetric):
 
 
 def wasserstein1(x: Tensor, y: Tensor) -> Tensor:
-    """Wasserstein-1 distance of two samples on a line: `x` (n, ...) and `y` (m, ...), the distance (...).
+    """Exact Wasserstein-1 distance between two sets of numbers.
 
-    The quantile function of n points is a step function with steps of 1/n. Both are constant between two neighbours of
-    the breakpoints i/n and j/m, which are counted in units of 1/(nm), so the sum is exact for all n and m.
+    The quantile function of n points is a step function with steps of width 1/n. Both functions are constant between
+    adjacent breakpoints i/n and j/m, which are computed as integer multiples of 1/(nm).
+
+    Args:
+        x: first set, (n, ...).
+        y: second set, (m, ...).
+
+    Returns:
+        Distance for each of the further dimensions, (...).
     """
     n, m = len(x), len(y)
     breaks = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(x.device)

@@ -1,4 +1,4 @@
-"""Means over a window of batches, and throughput, logged together: a `log` call costs more than a small training step."""
+"""Means over a window of batches, and throughput, logged together: one `log` call costs more than a small step."""
 
 from __future__ import annotations
 

@@ -72,11 +72,11 @@ def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor,
     Returns:
         Samples (N, ...) and soft labels (N, num_classes).
     """
-    share = torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)
+    weight = torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)
     other = torch.randperm(len(x), device=x.device)
     labels = F.one_hot(y, num_classes).to(x)
-    x = torch.lerp(x[other], x, share.view(-1, *[1] * (x.ndim - 1)))
-    return x, torch.lerp(labels[other], labels, share[:, None])
+    x = torch.lerp(x[other], x, weight.view(-1, *[1] * (x.ndim - 1)))
+    return x, torch.lerp(labels[other], labels, weight[:, None])
 
 
 def brier_score(probabilities: Tensor, y: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class GenerativeModule(ZooModule):
         if self.distance is None:
             return
         x, y = batch
-        # The same noise in every validation, with seeds of its own: only the model changes between two validations, and
+        # The same noise in every validation, with separate seeds: only the model changes between two validations, and
         # validation does not change the random numbers of training.
         fake = self.sample(len(x), labels=y if self.conditional else None, seeds=seeds_at(self._indices, seed=0))
         self.distance.update(x, real=True)

@@ -1,12 +1,11 @@
-"""Adam as the lecture writes it: the second moment is one number, an average of the squared length of the gradient.
+"""Adam as in the lecture: the second moment is one number, a moving average of the squared gradient norm.
 
     m <- beta1 m + (1 - beta1) g               m^ = m / (1 - beta1^t)
     r <- beta2 r + (1 - beta2) ||g||^2         r^ = r / (1 - beta2^t)
     theta <- theta - lr m^ / (sqrt(r^) + eps)
 
-Adam (Kingma & Ba, 2015, Algorithm 1) keeps an r for every coordinate. With one for all of them the step has the
-direction of m, so that training does not depend on the axes in which the parameters are written, and half of the
-optimizer's memory is saved.
+Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) has an r for every coordinate. With a single r the step has the
+direction of m, so training does not depend on the choice of coordinates, and the optimizer needs half the memory.
 """
 
 from __future__ import annotations
@@ -26,48 +25,49 @@ from zoo.errors import UserError
 
 
 class ScalarAdam(Optimizer):
-    """Adam whose second moment is a single number.
+    """Adam with a single number as second moment.
 
-    What a learning rate means depends on `scale`. With "norm", the lecture's, the first step has the length `lr` in the
-    space of all d parameters; Adam's has about `lr` in every coordinate, and so the length `sqrt(d) * lr`. A learning
-    rate that suits Adam is then too small by sqrt(d), a thousand for a million parameters, and training seems to stand
-    still. "rms" divides ||g||^2 by d, which puts learning rates and `eps` on Adam's scale.
+    The meaning of the learning rate depends on `scale`. With "norm", as in the lecture, the first step has length `lr`
+    in the space of all d parameters; Adam's first step moves every coordinate by about `lr`, a length of
+    `sqrt(d) * lr`. A learning rate tuned for Adam is then too small by sqrt(d), a factor of a thousand for a million
+    parameters. "rms" divides ||g||^2 by d, so that learning rates and `eps` are on Adam's scale.
 
-    Where parameters are sharded as DTensors (`fully_shard`, Lightning's ModelParallelStrategy), the norm is that of the
-    whole gradient. Under DDP there is nothing to do, the gradients being equal on all ranks. What hands the optimizer
-    bare shards (DeepSpeed's ZeRO, ZeroRedundancyOptimizer) makes it take each rank's shard for the whole: not for this.
+    For parameters sharded as DTensors (`fully_shard`, Lightning's ModelParallelStrategy) the norm is that of the whole
+    gradient. DDP needs no special care, because all ranks have the same gradients. Not supported are methods that give
+    the optimizer plain tensors of one shard (DeepSpeed's ZeRO, ZeroRedundancyOptimizer): the norm would be the shard's.
 
     Example:
         >>> optimizer = ScalarAdam(model.parameters(), lr=1e-3, scale="rms")
 
     Args:
-        params: parameters, named parameters or parameter groups; real.
-        lr: learning rate; a tensor of one element can be changed between replays of a captured graph.
-        betas: weights of the past in the averages of g and of ||g||^2.
-        eps: added to the square root of r^.
-        weight_decay: decoupled, as in AdamW: a step first multiplies the parameters by `1 - lr * weight_decay`.
-        scope: whose ||g||^2 it is: that of all parameters of the optimizer ("global", the lecture's), of each parameter
-            group ("group"), or of each tensor ("tensor"). A global one needs the same beta2 in all groups.
-        scale: "norm" for ||g||^2 itself, "rms" for its mean over the elements that have a gradient in the step.
-        maximize: climb instead of descend.
-        foreach: update the tensors together, in few kernels; None does so unless some are of a class of their own.
-        capturable: count steps on the parameters' device, as a captured graph needs it, and not on the CPU. Either way
+        params: real parameters, named parameters or parameter groups.
+        lr: learning rate; a tensor with one element can be changed between replays of a CUDA graph.
+        betas: decay rates of the moving averages of g and ||g||^2.
+        eps: constant added to the square root of r^.
+        weight_decay: decoupled weight decay, as in AdamW: each step first multiplies parameters by
+            `1 - lr * weight_decay`.
+        scope: tensors that share one r: "global" for all parameters of the optimizer, as in the lecture; "group" for
+            each parameter group; "tensor" for each tensor. With "global", all groups need the same beta2.
+        scale: "norm" for ||g||^2, "rms" for its mean over the elements that have a gradient in the step.
+        maximize: maximize the objective instead of minimizing it.
+        foreach: update many tensors in few kernels (default: unless there are tensor subclasses).
+        capturable: count steps on the parameters' device, which CUDA graphs require, instead of the CPU. In both cases
             a step never waits for the device.
 
     Raises:
-        UserError: a hyperparameter is out of its range, groups disagree about what they share, or a parameter is
-            complex or a shard of FSDP1.
+        UserError: a hyperparameter is out of range, groups differ in an option that they must share, or a parameter is
+            complex or an FSDP1 shard.
     """
 
-    # State of a parameter: its average m ("exp_avg") and how often it was updated ("step"), as in Adam; r, and how
-    # often that was updated ("r_step"; with scope "tensor" it is "step"). There are two counts because a parameter
-    # without gradient misses an update of its m, but not of the r that it shares.
+    # State of a parameter: the average m ("exp_avg") and its number of updates ("step"), as in Adam; r and its number
+    # of updates ("r_step"; with scope "tensor" this is "step"). The counts differ because a parameter without a
+    # gradient skips an update of m, but not of a shared r.
     #
-    # A shared r is one and the same 0-dim tensor in the states of all parameters that share it. It could stand in the
-    # parameter group instead, but only state by parameter is moved by Lightning and regrouped by DCP, and a global r
-    # belongs to no one group. What copying separates, `_shared_r` joins again in the next step. In the same way those
-    # parameters share their "step" that have always had their gradients together: that is how one knows, without
-    # looking at a value, that they take the same step size.
+    # A shared r is the same 0-dim tensor object in the states of all parameters that share it. It is not kept in the
+    # parameter group, because Lightning moves and DCP (torch.distributed.checkpoint) regroups only the state of
+    # parameters, and because a global r belongs to no group. If copying separates the objects, `_shared_r` unites them
+    # in the next step. Parameters that have always had gradients in the same steps share their "step" in the same way:
+    # the object's identity shows, without a read from the device, that they have the same step size.
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ScalarAdam(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters with options of their own. A global r goes on from where it is."""
+        """Adds a parameter group with its own options. A global r keeps its value."""
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1], self.param_groups[0])
@@ -106,19 +106,19 @@ class ScalarAdam(Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a saved state, exactly."""
+        """Restores a saved state exactly."""
         super().load_state_dict(state_dict)
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         owners = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
         counts: dict[tuple[torch.device, float], Tensor] = {}
         for key, (group, parameter) in zip(keys, owners, strict=True):
             saved, state = state_dict["state"].get(key, {}), self.state.get(parameter, {})
-            # torch has rounded these to the parameter's dtype; in bfloat16 a count ends at 256.
+            # torch has cast these to the parameter's dtype; bfloat16 cannot count beyond 256.
             if "r" in saved:
                 state["r"] = saved["r"].to(parameter.device)
             if "r_step" in saved:
                 state["r_step"] = saved["r_step"].to(_count_device(group, parameter))
-            # Equal counts can have become different tensors on the way.
+            # Equal counts can have become different tensor objects.
             if "step" in state:
                 count = state["step"]
                 state["step"] = counts.setdefault((count.device, count.item()), count)
@@ -131,16 +131,16 @@ class ScalarAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step.
+        """Updates all parameters.
 
         Args:
-            closure: computes the gradients anew and returns the loss.
+            closure: function that recomputes the gradients and returns the loss.
 
         Returns:
-            What the closure returns.
+            The closure's loss, if there is a closure.
 
         Raises:
-            UserError: a gradient is sparse, or a graph is being captured without `capturable`.
+            UserError: a gradient is sparse, or a CUDA graph is captured without `capturable`.
         """
         loss = None
         if closure is not None:
@@ -148,11 +148,11 @@ class ScalarAdam(Optimizer):
                 loss = closure()
         by_group = [(group, self._buckets(group)) for group in self.param_groups]
         buckets = [bucket for _, of_group in by_group for bucket in of_group]
-        if any(bucket.counts_beside_the_graph() for bucket in buckets):
-            raise UserError("ScalarAdam: a step in a captured graph needs capturable=True, else its count stands still")
+        if any(bucket.captured_with_cpu_count() for bucket in buckets):
+            raise UserError("ScalarAdam: set capturable=True to capture a step in a CUDA graph")
         members = [parameter for group in self.param_groups for parameter in group["params"]]
         idle = [self.state[parameter] for parameter in members if parameter.grad is None and parameter in self.state]
-        _set_apart(idle, [bucket.step for bucket in buckets])
+        _separate_counts(idle, [bucket.step for bucket in buckets])
         _increment(bucket.step for bucket in buckets)
         scope = self.param_groups[0]["scope"]
         if scope == "global":
@@ -166,7 +166,7 @@ class ScalarAdam(Optimizer):
         return loss
 
     def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
-        """Sorts the parameters of a group that have a gradient by what they must have in common."""
+        """Groups the parameters that have a gradient into buckets that are updated together."""
         buckets: dict[tuple[Any, ...], _Bucket] = {}
         new_counts: dict[torch.device, Tensor] = {}
         for parameter in group["params"]:
@@ -174,7 +174,7 @@ class ScalarAdam(Optimizer):
             if gradient is None:
                 continue
             if gradient.layout != torch.strided:
-                raise UserError(f"ScalarAdam takes dense gradients only, and one {tuple(gradient.shape)} is sparse")
+                raise UserError(f"ScalarAdam needs dense gradients; one of shape {tuple(gradient.shape)} is sparse")
             state = self.state[parameter]
             if not state:
                 device = _count_device(group, parameter)
@@ -221,7 +221,12 @@ class ScalarAdam(Optimizer):
             bucket.update(corrected[bucket.device])
 
     def _shared_r(self, groups: list[dict[str, Any]], like: Tensor) -> dict[torch.device, tuple[Tensor, Tensor]]:
-        """The one r of these groups and its count, on each of their devices. All their states are made to hold it."""
+        """Puts one shared r and its count into all states of these groups; returns both, (r, count), by device.
+
+        Args:
+            groups: parameter groups that share r.
+            like: scalar whose dtype a new r gets.
+        """
         members = [(group, p, self.state[p]) for group in groups for p in group["params"] if p in self.state]
         known = next((state for _, _, state in members if "r" in state), None)
         shared: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -240,12 +245,12 @@ class ScalarAdam(Optimizer):
 
 
 class _Bucket:
-    """Parameters of one group that are updated together: alike in device, dtype, sharding and number of updates.
+    """Parameters of one group with the same device, dtype, sharding and number of updates, updated together.
 
     Args:
-        group: their parameter group.
-        step: the number of their updates, 0-dim.
-        sharding: mesh and placements of parameters that are DTensors.
+        group: parameter group.
+        step: number of updates, 0-dim.
+        sharding: mesh and placements, for DTensors.
     """
 
     def __init__(self, group: dict[str, Any], step: Tensor, sharding: tuple[Any, Any] | None) -> None:
@@ -253,7 +258,7 @@ class _Bucket:
         self.step = step
         self.sharding = sharding
         self.states: list[dict[str, Any]] = []
-        self.sizes: list[int] = []  # elements of the whole tensors; what follows is this rank's part of them
+        self.sizes: list[int] = []  # elements of the whole tensors; the lists below hold this rank's shards
         self.parameters: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self.averages: list[Tensor] = []
@@ -274,7 +279,7 @@ class _Bucket:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of norms and updates: that of the parameters, but float32 at least, for float16 has no room for a square."""
+        """Dtype of norms and updates: the parameters' dtype, but at least float32, because float16 squares overflow."""
         return torch.promote_types(self.parameters[0].dtype, torch.float32)
 
     @property
@@ -283,20 +288,21 @@ class _Bucket:
             return self.group["foreach"]
         return all(type(tensor) in (Tensor, Parameter) for tensor in self.parameters)
 
-    def counts_beside_the_graph(self) -> bool:
+    def captured_with_cpu_count(self) -> bool:
+        """Whether a CUDA graph is being captured while steps are counted on the CPU, outside the graph."""
         if self.group["capturable"] or self.device.type != "cuda":
             return False
         return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
     def squares(self, mean: bool = False) -> Tensor:
-        """||g||^2 of every tensor (n,), or its mean over the elements, over the shards on all ranks."""
+        """||g||^2 of every whole tensor, over all shards, or its mean over the elements, (n,)."""
         if self.foreach:
             norms = torch.stack(torch._foreach_norm(self.gradients, 2, self.dtype))
         else:
             norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=self.dtype) for gradient in self.gradients])
         squares = norms.square()
         if mean:
-            # Python numbers, because a tensor of them would have to be sent to the device.
+            # Python numbers, because a tensor would have to be copied to the device.
             torch._foreach_div_(list(squares.unbind()), [float(max(1, size)) for size in self.sizes])
         if self.sharding is not None:
             mesh, placements = self.sharding
@@ -308,11 +314,11 @@ class _Bucket:
         """Updates the averages and the parameters.
 
         Args:
-            r: r^, 0-dim for all tensors or (n,) with one for each.
+            r: bias-corrected r^, 0-dim if shared by all tensors, or (n,).
         """
         beta1, lr = self.group["betas"][0], self.group["lr"]
         if isinstance(lr, Tensor):
-            # A scalar on the CPU goes with any device; copying it there would wait for the device.
+            # A scalar on the CPU works with any device; a copy to the device would wait for it.
             lr = lr.reshape(()) if lr.is_cpu else lr.reshape(()).to(self.device)
         decay = 1 - lr * self.group["weight_decay"] if self.group["weight_decay"] else None
         size = lr / (_correction(beta1, self.step, r.dtype) * (r.sqrt() + self.group["eps"]))
@@ -331,7 +337,7 @@ class _Bucket:
         if averages[0].dtype != self.dtype:
             averages = [average.to(self.dtype) for average in averages]
         if size.ndim == 0 and not size.is_cpu:
-            # Two kernels in all. With a size for each tensor, and on the CPU, it is a kernel for each tensor anyway.
+            # Two kernels in all. One size per tensor, or the CPU, needs one kernel per tensor anyway.
             torch._foreach_add_(self.parameters, torch._foreach_mul(averages, size), alpha=sign)
         else:
             sizes = [size] * len(averages) if size.ndim == 0 else list(size.unbind())
@@ -339,15 +345,15 @@ class _Bucket:
 
     def _update_one_by_one(self, weight: float, size: Tensor, sign: int, decay: float | Tensor | None) -> None:
         sizes = size.expand(len(self.parameters))
-        for p, g, m, one in zip(self.parameters, self.gradients, self.averages, sizes, strict=True):
+        for p, g, m, step_size in zip(self.parameters, self.gradients, self.averages, sizes, strict=True):
             if decay is not None:
                 p.mul_(decay)
             m.lerp_(g, weight)
-            p.add_(m.to(self.dtype) * one, alpha=sign)
+            p.add_(m.to(self.dtype) * step_size, alpha=sign)
 
 
 def _check(group: dict[str, Any], first: dict[str, Any]) -> None:
-    """Raises UserError where an option of a group is impossible or contradicts that of the first group."""
+    """Raises a UserError if an option of the group is out of range or contradicts the first group."""
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         raise UserError(f"ScalarAdam: lr as a tensor must hold one number, not {group['lr'].numel()}")
     for name in ("lr", "eps", "weight_decay"):
@@ -367,20 +373,23 @@ def _check(group: dict[str, Any], first: dict[str, Any]) -> None:
         _common_beta2([first, group])
     for parameter in group["params"]:
         if parameter.is_complex():
-            raise UserError("ScalarAdam takes real parameters only; view complex ones with torch.view_as_real")
+            raise UserError("ScalarAdam needs real parameters; use torch.view_as_real for complex ones")
+        # How torch marks FSDP1's shards, plain tensors from which the norm of the whole gradient is not available.
         if getattr(parameter, "_fsdp_flattened", False):
-            raise UserError("ScalarAdam cannot add up the norm over FSDP1's shards; shard with fully_shard (FSDP2)")
+            raise UserError("ScalarAdam does not support FSDP1; use fully_shard (FSDP2)")
 
 
 def _common_beta2(groups: Iterable[dict[str, Any]]) -> float:
     values = sorted({group["betas"][1] for group in groups})
     if len(values) > 1:
-        raise UserError(f"ScalarAdam: one global r needs the same beta2 in all groups, not {values}; or scope='group'")
+        raise UserError(
+            f"ScalarAdam: with scope='global' all groups need the same beta2, not {values}; or use scope='group'"
+        )
     return values[0]
 
 
 def _correction(beta: float, count: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 - beta^count, without the digits that a subtraction from 1 loses where beta is close to it."""
+    """1 - beta^count, computed without cancellation for beta close to 1."""
     return -torch.expm1(count.to(dtype) * (math.log(beta) if beta > 0 else -math.inf))
 
 
@@ -393,15 +402,20 @@ def _new_count(device: torch.device) -> Tensor:
 
 
 def _increment(counts: Iterable[Tensor]) -> None:
-    """Adds one to each tensor, once to those that come several times."""
+    """Adds one to each distinct tensor, even if it occurs several times."""
     for count in {id(count): count for count in counts}.values():
         count.add_(1)
 
 
-def _set_apart(idle: list[dict[str, Any]], moving: list[Tensor]) -> None:
-    """Gives states that sit a step out a count apart from those that go on; they keep sharing it among themselves."""
-    shared = {id(count) for count in moving}
-    parted: dict[int, Tensor] = {}
+def _separate_counts(idle: list[dict[str, Any]], counts: list[Tensor]) -> None:
+    """Copies counts that parameters without a gradient share with parameters that are updated in this step.
+
+    Args:
+        idle: states of the parameters without a gradient; those with the same count share the same copy.
+        counts: counts of the parameters that are updated.
+    """
+    updated = {id(count) for count in counts}
+    copies: dict[int, Tensor] = {}
     for state in idle:
-        if id(state["step"]) in shared:
-            state["step"] = parted.setdefault(id(state["step"]), state["step"].clone())
+        if id(state["step"]) in updated:
+            state["step"] = copies.setdefault(id(state["step"]), state["step"].clone())

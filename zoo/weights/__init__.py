@@ -1,1 +1,1 @@
-"""Small pretrained weights."""
+"""Weights of small pretrained models, as safetensors files."""

@@ -37,8 +37,8 @@ class DenoisingModule(GenerativeModule):
         num_classes: number of classes in the data.
         conditional: condition the network on the class.
         architecture: "mlp" for points, "unet" for images, "auto" to choose by the shape.
-        widths: channels of the U-Net's levels, finest first, each of half the resolution; one level is a residual
-            convolutional network. For the MLP a single number, its width.
+        widths: channels of the U-Net's levels, finest first; each further level halves the resolution. One level makes
+            a residual convolutional network. For the MLP a single number, its width.
         blocks: residual blocks per level, on the way down and up, or residual blocks of the MLP.
         patch_size: side of the squares of pixels that become channels of the U-Net (pixel-unshuffle).
         attention: add self-attention at the U-Net's coarsest level.
@@ -99,7 +99,7 @@ class DenoisingModule(GenerativeModule):
                 raise UserError(f"{name} is {deviation}; it must be above 0")
         if not 0 <= class_dropout <= 1:
             raise UserError(f"class_dropout is {class_dropout}; it must be between 0 and 1")
-        karras_sigmas(steps, sigma_min, sigma_max)  # checks them
+        karras_sigmas(steps, sigma_min, sigma_max)  # raises an error for invalid values
         self.class_dropout = class_dropout
         self.noise_mean, self.noise_std = noise_mean, noise_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max

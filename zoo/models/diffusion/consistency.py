@@ -1,9 +1,10 @@
-"""The consistency model: a student that samples in one or two steps where a diffusion model needs ten.
+"""Consistency model: samples in one or two steps, tuned from a diffusion model, which needs about ten.
 
 A consistency model (Song et al. 2023, arXiv 2303.01469) maps every noisy sample to the end of its trajectory along the
-probability flow, where a diffusion model predicts the mean of all ends. It is tuned from a trained diffusion model
-(Geng et al. 2024, arXiv 2406.14548): the target is first the clean sample, as for its teacher, and then the student's
-own output for the same sample with less of the same noise, by ever smaller differences of the noise level.
+probability flow, whereas a diffusion model predicts the mean of all clean samples. It is tuned from a trained diffusion
+model (Geng et al. 2024, arXiv 2406.14548): at first the target is the clean sample, as in diffusion training; then it
+is the model's own output for the same sample with less of the same noise. The difference of the two noise levels
+shrinks during training.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from zoo.models.diffusion.module import Diffusion
 
 #: Options that the student inherits from its teacher together with the weights.
 INHERITED = (
-    "conditional", "architecture", "widths", "blocks", "patch_size", "attention", "sigma_min", "sigma_max", "sigma_data",
+    "conditional", "architecture", "widths", "blocks", "patch_size", "attention",
+    "sigma_min", "sigma_max", "sigma_data",
 )  # fmt: skip
-FIRST_DIVISOR = 2.0  # noise level over the difference of noise levels, when training starts
+FIRST_DIVISOR = 2.0  # divisor at the start of training
 GROWTH = 0.8  # fraction of the run in which the divisor grows
-SMALL = 1e-6  # a noise level that stands for 0
+SMALL = 1e-6  # replaces a noise level of 0, whose logarithm is infinite
 
 
 class ConsistencyModel(DenoisingModule):
@@ -41,7 +43,7 @@ class ConsistencyModel(DenoisingModule):
             training.
         steps: number of sampling steps, each one evaluation of the network.
         sigma_middle: noise level of the last step, if there is more than one.
-        divisor: higher noise level over the difference of both, when training ends.
+        divisor: ratio of the higher noise level to the difference of the two levels, at the end of training.
         smooth: error, in standard deviations of the network's output, below which the loss is quadratic
             (pseudo-Huber).
         noise_mean: mean of ln(sigma) in training.
@@ -50,7 +52,7 @@ class ConsistencyModel(DenoisingModule):
             are the teacher's, if there is one.
 
     Raises:
-        UserError: the teacher is not a diffusion model of such data.
+        UserError: the teacher is not a diffusion model, or was trained on data of another shape.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class ConsistencyModel(DenoisingModule):
             generator: random number generator; the same state gives the same samples on every device.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
-            steps: number of evaluations of the network; by default the model's own.
+            steps: number of sampling steps, each one evaluation of the network (default: the model's own).
 
         Returns:
             (n, *input_shape), images in [-1, 1].
@@ -146,14 +148,18 @@ class ConsistencyModel(DenoisingModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.calibrated:
             raise UserError(
-                "a ConsistencyModel is tuned from a trained Diffusion: give its checkpoint by --model.teacher"
+                "a ConsistencyModel is tuned from a trained Diffusion model: set --model.teacher to its checkpoint"
             )
         super().setup(stage)
 
     def next_sigma(self, sigma: Tensor, divisor: float) -> Tensor:
-        """The lower noise level of each pair, (N,); 0 if the difference would exceed sigma.
+        """Lower noise level of each pair, (N,); 0 if the difference would exceed sigma.
 
         Geng et al. 2024, section 4: sigma (1 - n(sigma) / divisor) with n from 5 at low to 1 at high noise.
+
+        Args:
+            sigma: higher noise levels, (N,).
+            divisor: ratio of the higher noise level to the difference, for n = 1.
         """
         return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / divisor)).clamp_min(0)
 
@@ -170,10 +176,10 @@ class ConsistencyModel(DenoisingModule):
             labels: classes, int64 (N,), or None.
             divisor: see `next_sigma`.
         """
-        less = self.next_sigma(sigma, divisor)
+        lower = self.next_sigma(sigma, divisor)
         with torch.no_grad():
-            target = self.consistency_fn(network, x + append_dims(less, x) * noise, less.clamp_min(SMALL), labels)
-            target = torch.where(append_dims(less, x) > 0, target, x)
+            target = self.consistency_fn(network, x + append_dims(lower, x) * noise, lower.clamp_min(SMALL), labels)
+            target = torch.where(append_dims(lower, x) > 0, target, x)
         error = self.consistency_fn(network, x + append_dims(sigma, x) * noise, sigma, labels) - target
         c_out = sigma * self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()
         mean_square = (error / append_dims(c_out, x)).square().flatten(1).mean(1)
@@ -207,6 +213,6 @@ def _load_teacher(path: str, input_shape: Sequence[int], num_classes: int) -> Di
     if teacher.input_shape != tuple(input_shape) or (teacher.conditional and teacher.num_classes != num_classes):
         raise UserError(
             f"teacher {path} was trained on samples of the shape {teacher.input_shape} in {teacher.num_classes} "
-            f"classes, and the data has {tuple(input_shape)} in {num_classes}; give the data that it was trained on"
+            f"classes, and the data has {tuple(input_shape)} in {num_classes}; use the data that it was trained on"
         )
     return teacher

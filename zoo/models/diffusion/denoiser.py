@@ -1,9 +1,9 @@
-"""The interface of denoisers, and the ideal denoiser, in closed form.
+"""Interface of denoisers, and the ideal denoiser in closed form.
 
 The lecture starts from p_0, a sum of delta functions at the training samples x_n. Diffusion turns it into a mixture of
-Gaussians of standard deviation sigma with the score grad ln p = (E[x_0 | x] - x) / sigma^2, where E[x_0 | x] is the mean
-of the x_n with weights softmax(-|x - x_n|^2 / 2 sigma^2). A network approximates this denoiser, and must not match it:
-the ideal denoiser leads every particle back to a training sample.
+Gaussians of standard deviation sigma with the score grad ln p = (E[x_0 | x] - x) / sigma^2, where E[x_0 | x] is the
+mean of the x_n with weights softmax(-|x - x_n|^2 / 2 sigma^2). A network approximates this denoiser, and must not match
+it: the ideal denoiser leads every particle back to a training sample.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class IdealDenoiser(ScoreModel):
 
     Args:
         data: centers x_n, (N, ...).
-        labels: classes of the centers, int64 (N,), if `denoise` is to take labels.
+        labels: classes of the centers, int64 (N,), which `denoise` needs if it is called with labels.
         weights: weights of the centers, (N,); equal by default.
         std: standard deviation of each Gaussian; 0 for delta functions.
         temperature: thermal energy k_B T.
@@ -80,7 +80,7 @@ class IdealDenoiser(ScoreModel):
         self.log_weights = (weights.double() / weights.double().sum()).log().to(data)
 
     def _log_joint(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """ln(weight * kernel) without the kernel's normalization: x (N, ...) and sigma (N, 1) to (N, number of centers)."""
+        """ln(weight * kernel), unnormalized, for x (N, ...) and sigma (N, 1), of shape (N, number of centers)."""
         centers = self.data.flatten(1).to(x)
         distance = torch.cdist(x.flatten(1), centers, compute_mode="donot_use_mm_for_euclid_dist")
         joint = self.log_weights.to(x) - distance.square() / (2 * (sigma.square() + self.std**2))
@@ -99,9 +99,9 @@ class IdealDenoiser(ScoreModel):
             piece, s = x[start : start + rows], sigmas[start : start + rows, None]
             posterior = self._log_joint(piece, s, None if labels is None else labels[start : start + rows]).softmax(1)
             mean = posterior @ centers
-            # A Gaussian of finite width attracts the particle only partly towards its center.
-            share = self.std**2 / (self.std**2 + s.square())
-            parts.append((mean + share * (piece.flatten(1) - mean)).view_as(piece))
+            # The mean given one Gaussian of finite width is between its center and x.
+            weight = self.std**2 / (self.std**2 + s.square())
+            parts.append((mean + weight * (piece.flatten(1) - mean)).view_as(piece))
         return torch.cat(parts) if parts else x.clone()
 
     def log_prob(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:

@@ -114,12 +114,12 @@ def vary(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, sol
 
 
 def invert(denoise: Denoise, x: Tensor, sigmas: Sequence[float], solver: str = "deis") -> Tensor:
-    """The noise that generates an image along the probability flow (Song et al. 2021, arXiv 2011.13456, section 4.3).
+    """Noise that generates an image along the probability flow (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
     Args:
         denoise: E[x_0 | x] as a function of x and sigma.
         x: images, (N, ...), assumed to be at the last noise level above 0.
-        sigmas: noise levels, descending; a final 0 is left out, because the flow does not reach it.
+        sigmas: noise levels, descending; a final 0 is dropped, because the flow does not reach it.
         solver: name of a deterministic solver.
 
     Returns:

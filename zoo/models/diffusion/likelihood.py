@@ -1,4 +1,4 @@
-"""The likelihood of a sample, by integrating along the probability flow to a known density.
+"""Likelihood of a sample, by integration along the probability flow to a known density.
 
 Along the flow dx / d ln(sigma) = x - E[x_0 | x] the density changes by the flow's divergence (Chen et al. 2018, arXiv
 1806.07366, theorem 1; Song et al. 2021, arXiv 2011.13456, section 4.3): ln p(x) at the lowest noise level is ln p at
@@ -54,7 +54,7 @@ def log_likelihood(
         mean: mean of the data.
         sigma_data: standard deviation of the data about its mean.
         probes: number of random vectors with entries of +-1 by which the divergence is estimated (Hutchinson 1990); 0
-            for the exact divergence; None for the exact one up to 64 dimensions and one vector above.
+            for the exact divergence (default: exact up to 64 dimensions, otherwise one vector).
         generator: random number generator of the vectors.
         tolerance: relative and absolute tolerance of the solver.
 
@@ -68,15 +68,15 @@ def log_likelihood(
     signs = torch.randint(2, (probes, *shape), generator=generator).mul(2).sub(1).to(x.device).to(dtype)
     evaluations = 0
 
-    def flow(clock: float, state: np.ndarray) -> np.ndarray:
+    def flow(log_sigma: float, state: np.ndarray) -> np.ndarray:
         nonlocal evaluations
         evaluations += 1
-        at = torch.from_numpy(state[: x.numel()]).to(x.device).to(dtype).view(shape)
+        position = torch.from_numpy(state[: x.numel()]).to(x.device).to(dtype).view(shape)
         with torch.enable_grad():
-            at.requires_grad_()
-            denoised = denoise(at, math.exp(clock)).to(dtype)
-            trace = _trace_by_probes(denoised, at, signs) if probes else _exact_trace(denoised, at)
-        velocity = (at - denoised).detach().flatten()
+            position.requires_grad_()
+            denoised = denoise(position, math.exp(log_sigma)).to(dtype)
+            trace = _trace_by_probes(denoised, position, signs) if probes else _exact_trace(denoised, position)
+        velocity = (position - denoised).detach().flatten()
         return torch.cat([velocity, dimensions - trace]).double().cpu().numpy()
 
     start = torch.cat([x.detach().flatten().double().cpu(), torch.zeros(len(x), dtype=torch.float64)]).numpy()
@@ -111,7 +111,7 @@ def _trace_by_probes(denoised: Tensor, x: Tensor, signs: Tensor) -> Tensor:
 
 
 def dequantize(x: Tensor, generator: torch.Generator | None = None, levels: int = 256) -> Tensor:
-    """Adds uniform noise of one quantization step to images whose pixels take `levels` values in [-1, 1].
+    """Adds uniform noise of one quantization step to images whose pixels have `levels` values in [-1, 1].
 
     A density of discrete data is unbounded; the mean of ln p of dequantized data is a lower bound of the discrete ln P
     (Theis et al. 2016, arXiv 1511.01844, section 3.1).

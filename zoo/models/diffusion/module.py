@@ -1,4 +1,4 @@
-"""The diffusion model as a LightningModule: a network that learns the force of the reverse diffusion.
+"""Diffusion model as a LightningModule: a network that learns the force of the reverse diffusion.
 
 Noise levels and loss weights are those of EDM (Karras et al. 2022, arXiv 2206.00364). In the lecture's notation the
 network learns f' = 2 k_B T grad ln p. The loss is the squared error of the force times (sigma^2 + sd^2) sigma^2 /
@@ -47,15 +47,15 @@ class MedianRatio(Metric):
         self.below.append(below)
 
     def compute(self) -> Tensor:
-        """The ratio, a scalar."""
+        """Ratio, a scalar."""
         return dim_zero_cat(self.above).median() / dim_zero_cat(self.below).median()
 
 
 class Diffusion(DenoisingModule, ScoreModel):
     """Diffusion model with EDM's preconditioning and training.
 
-    Like `IdealDenoiser` it is a `ScoreModel`: `denoise`, `score` and `force` take noisy samples and their noise level,
-    and use the moving average of the weights if there is one.
+    Like `IdealDenoiser` it is a `ScoreModel`: `denoise`, `score` and `force` are functions of noisy samples and their
+    noise level. They use the moving average of the weights if there is one.
 
     Args:
         input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
@@ -68,9 +68,9 @@ class Diffusion(DenoisingModule, ScoreModel):
         excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
             generated samples that are compared with the training data; 0 for none.
         likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
-            and as negative log-likelihood in nats for points; 0 for none. It takes hundreds of evaluations.
-        likelihood_probes: number of random vectors by which the divergence is estimated; 0 for the exact divergence;
-            None for the exact one up to 64 dimensions and one vector above.
+            and as negative log-likelihood in nats for points; 0 for none. It needs hundreds of evaluations.
+        likelihood_probes: number of random vectors by which the divergence is estimated; 0 for the exact divergence
+            (default: exact up to 64 dimensions, otherwise one vector).
         **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`.
     """
 
@@ -111,7 +111,7 @@ class Diffusion(DenoisingModule, ScoreModel):
             if guidance_scale and not trained:
                 raise UserError(f"guidance_scale is {guidance_scale}, which needs a model trained with {name}")
 
-    # The force
+    # Denoiser
 
     def denoise(
         self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, guidance_scale: float = 0.0
@@ -137,13 +137,13 @@ class Diffusion(DenoisingModule, ScoreModel):
         return self.mean + c_skip * (x - self.mean) + c_out * outputs
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """The same as `denoise`."""
+        """Same as `denoise`."""
         return self.denoise(x, sigma, labels)
 
     # Sampling
 
     def denoiser(self, labels: Tensor | None = None, guidance_scale: float = 0.0) -> Denoise:
-        """E[x_0 | x] as a function of x and sigma, the form that solvers take."""
+        """E[x_0 | x] as a function of x and sigma, as solvers need it."""
         return lambda x, sigma: self.denoise(x, sigma, labels, guidance_scale)
 
     def sample(
@@ -165,9 +165,9 @@ class Diffusion(DenoisingModule, ScoreModel):
             generator: random number generator; the same state gives the same samples on every device.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
-            steps: number of solver steps; by default the model's own, like solver and guidance.
-            solver: name of the solver; see `zoo.models.diffusion.solvers`.
-            guidance_scale: weight w of classifier-free guidance.
+            steps: number of solver steps (default: the model's own).
+            solver: name of the solver; see `zoo.models.diffusion.solvers` (default: the model's own).
+            guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
         Returns:
             (n, *input_shape), images in [-1, 1].
@@ -194,8 +194,8 @@ class Diffusion(DenoisingModule, ScoreModel):
             labels: classes for a conditional model, int64 (n,).
             generator: random number generator.
             seeds: seed of each sample, int64 (n,), instead of a generator.
-            solver: name of the solver.
-            guidance_scale: weight w of classifier-free guidance.
+            solver: name of the solver (default: the model's own).
+            guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
         Returns:
             (frames, n, *input_shape); the first is noise.
@@ -291,11 +291,11 @@ class Diffusion(DenoisingModule, ScoreModel):
     def log_likelihood(
         self, x: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Likelihood:
-        """ln p of samples (N, *input_shape); see `zoo.models.diffusion.likelihood`."""
-        levels, law = (self.sigma_min, self.sigma_max), (self.mean, self.sigma_data.item())
+        """ln p of samples (N, *input_shape), with labels (N,) if given; see `zoo.models.diffusion.likelihood`."""
+        sigmas, moments = (self.sigma_min, self.sigma_max), (self.mean, self.sigma_data.item())
         with torch.inference_mode(False):  # Lightning validates in inference mode, which has no derivatives
             denoise = self.denoiser(None if labels is None else labels.clone())
-            return log_likelihood(denoise, x.clone(), *levels, *law, self.likelihood_probes, generator)
+            return log_likelihood(denoise, x.clone(), *sigmas, *moments, self.likelihood_probes, generator)
 
     def _measure_likelihood(self, x: Tensor, y: Tensor) -> None:
         """Logs the likelihood of different samples on every rank, with the same random numbers in every validation."""
@@ -321,11 +321,10 @@ class Diffusion(DenoisingModule, ScoreModel):
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
         if self._ideal is not None:
-            few = self._indices < self.excess_samples
-            if few.any():
-                self._compare_with_ideal(
-                    self._indices[few], x[few], y[few] if self.conditional else None, noise[few], sigma[few], loss[few]
-                )
+            kept = self._indices < self.excess_samples
+            if kept.any():
+                labels = y[kept] if self.conditional else None
+                self._compare_with_ideal(self._indices[kept], x[kept], labels, noise[kept], sigma[kept], loss[kept])
             for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
                 self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
 
@@ -334,9 +333,9 @@ class Diffusion(DenoisingModule, ScoreModel):
     ) -> None:
         """Compares the network with the ideal denoiser, on held-out samples and on training samples.
 
-        On training data the ideal denoiser has the least possible loss, and the excess of the network's loss is its mean
-        squared distance from it (`val/distance_to_ideal`). On held-out data the ideal denoiser is not optimal: a network
-        that generalizes has a lower loss (`val/excess` below 0).
+        On training data the ideal denoiser has the lowest possible loss, and the excess of the network's loss is its
+        mean squared distance from it (`val/distance_to_ideal`). On held-out data the ideal denoiser is not optimal: a
+        network that generalizes has a lower loss (`val/excess` below 0).
         """
         ideal = cast(IdealDenoiser, self._ideal)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
@@ -356,13 +355,13 @@ class Diffusion(DenoisingModule, ScoreModel):
         return 1 / sigma.square() + 1 / self.sigma_data.square()
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
-        """Detects memorization: distance of samples to the nearest training sample, relative to that of held-out data."""
+        """Detects memorization: distance of samples to the nearest training sample, over that of held-out data."""
         if split != "val" or self._ideal is None:
             return
-        few = self._indices < self.excess_samples
-        if few.any() or batch_idx == 0:
+        kept = self._indices < self.excess_samples
+        if kept.any() or batch_idx == 0:
             data = self._ideal.data.flatten(1).to(real)
-            self.nearness.update(*(torch.cdist(x[few].flatten(1), data).amin(1) for x in (fake, real)))
+            self.nearness.update(*(torch.cdist(x[kept].flatten(1), data).amin(1) for x in (fake, real)))
         self.log("val/nn_ratio", self.nearness)
 
     def on_validation_epoch_end(self) -> None:

@@ -21,7 +21,7 @@ FREQUENCIES = 16
 class ConditionEmbedding(nn.Module):
     """Embedding of the noise level plus, if there are classes, that of the class.
 
-    One additional label, `num_classes`, stands for no class.
+    The additional label `num_classes` means no class.
 
     Args:
         width: length of the embedding.

@@ -127,7 +127,7 @@ class Process:
     ) -> Tensor:
         """Integrates the reverse process by the Euler-Maruyama method in physical time.
 
-        This is the lecture's equation of motion as it stands, for teaching; `zoo.models.diffusion.solvers` need a
+        This is the lecture's equation of motion, for teaching; the solvers in `zoo.models.diffusion.solvers` need a
         fraction of the steps.
 
         Args:

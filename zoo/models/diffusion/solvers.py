@@ -3,7 +3,7 @@
 The noise level sigma is the integration variable. Without noise the particles follow the probability flow,
 dx / d sigma = (x - E[x_0 | x]) / sigma (Song et al. 2021, arXiv 2011.13456, eq. 13, in the form of Karras et al. 2022,
 arXiv 2206.00364, eq. 1). Every solver is a generator that yields the particles after each step, in float64; its
-docstring says how many evaluations of the denoiser a step takes.
+docstring says how many evaluations of the denoiser a step needs.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def deis(
     """The multistep method of Zhang and Chen 2023 (section 3.2, "tAB-DEIS"), in the variable sigma^(1/rho).
 
     The polynomial through the last slopes is integrated exactly. In sigma itself it would oscillate, because the first
-    steps are thousands of times as long as the last; in sigma^(1/rho) those of `karras_sigmas` are equal. One evaluation
-    a step, lower orders at the start.
+    steps are thousands of times as long as the last; in sigma^(1/rho) those of `karras_sigmas` are equal. One
+    evaluation a step, lower orders at the start.
 
     Args:
         denoise: E[x_0 | x] as a function of x and sigma.
@@ -167,10 +167,10 @@ def ancestral(
 def predictor_corrector(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None = None, amount: float = 0.16
 ) -> Iterator[Tensor]:
-    """An ancestral step, then a step of Langevin dynamics at the new noise level; two evaluations, one in the last step.
+    """An ancestral step, then a step of Langevin dynamics at the new noise level.
 
-    Song et al. 2021, algorithm 2. The corrector moves by h grad ln p + sqrt(2h) xi, which leaves p as it is for small
-    h; here h = (amount sigma)^2.
+    Song et al. 2021, algorithm 2; two evaluations a step, one in the last. The corrector moves by
+    h grad ln p + sqrt(2h) xi, which leaves p as it is for small h; here h = (amount sigma)^2.
 
     Args:
         denoise: E[x_0 | x] as a function of x and sigma.

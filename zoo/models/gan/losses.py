@@ -24,7 +24,7 @@ class AdversarialLoss(NamedTuple):
 
 
 def value(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """V(D, G) = E log D(x) + E log(1 - D(G(z))) ; -log 4 if D = 1/2 everywhere.
+    """V(D, G) = E log D(x) + E log(1 - D(G(z))), which is -log 4 if D = 1/2 everywhere.
 
     Args:
         real_logits: logits of D on data, (N,).
@@ -69,13 +69,13 @@ def critic_generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def relativistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """-E log sigmoid(D(x) - D(G(z))): D compares pairs of a real and a fake sample.
 
-    Jolicoeur-Martineau 2018 (arXiv 1807.00734); as R3GAN uses it: Huang et al. 2024 (arXiv 2501.05441), eq. 2.
+    Jolicoeur-Martineau 2018 (arXiv 1807.00734); used in R3GAN, Huang et al. 2024 (arXiv 2501.05441), eq. 2.
     """
     return softplus(fake_logits - real_logits).mean()
 
 
 def relativistic_generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E log sigmoid(D(G(z)) - D(x)): the same with the roles exchanged."""
+    """-E log sigmoid(D(G(z)) - D(x)): the discriminator's loss with the roles exchanged."""
     return softplus(real_logits - fake_logits).mean()
 
 

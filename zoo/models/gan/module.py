@@ -37,9 +37,9 @@ PROBABILISTIC = ("minimax", "non_saturating")
 class GAN(GenerativeModule):
     """Generative adversarial network: a generator and a discriminator trained against each other.
 
-    Each batch is one step of the discriminator; after every `n_critic` of them the generator takes one. Lightning's
-    `global_step`, `max_steps` and the intervals of callbacks count the steps of the discriminator, that is batches (or
-    groups of `accumulate_grad_batches` batches), not the steps of both optimizers. The Trainer's options
+    Each batch is one step of the discriminator; every `n_critic` of them are followed by one step of the generator.
+    Lightning's `global_step`, `max_steps` and the intervals of callbacks count the steps of the discriminator, that is
+    batches (or groups of `accumulate_grad_batches` batches), not the steps of both optimizers. The Trainer's options
     `gradient_clip_val` and `accumulate_grad_batches` do not work with manual optimization; the model's options of the
     same names replace them.
 
@@ -234,8 +234,8 @@ class GAN(GenerativeModule):
             z, direction = self.latents(n, generator), self.latents(n, generator)
             labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
             angles = torch.linspace(0, 2 * torch.pi, frames + 1)[:-1].tolist()
-            films = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
-            return torch.stack(films).float()
+            images = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
+            return torch.stack(images).float()
 
     # Training
 
@@ -359,7 +359,7 @@ class GAN(GenerativeModule):
 
     @contextmanager
     def _training_only(self, optimizer: LightningOptimizer, sync: bool) -> Iterator[None]:
-        """Only this optimizer's parameters get gradients inside the context; with `sync` they are reduced over ranks."""
+        """Inside the context only this optimizer's parameters get gradients, reduced over ranks if `sync` is true."""
         with ExitStack() as stack:
             stack.enter_context(self.toggled_optimizer(optimizer))
             strategy = self.trainer.strategy

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class LabelledLatent(nn.Module):
+class LabeledLatent(nn.Module):
     """Appends a learned embedding of the class to the latent vector; the identity without classes.
 
     Args:
@@ -60,18 +60,23 @@ def mlp(in_features: int, width: int, depth: int, slope: float) -> nn.Sequential
 
 
 class MLPGenerator(nn.Module):
-    """z (N, latent_dim) to samples (N, *output_shape) through `depth` hidden layers of `width` units.
+    """Fully connected generator.
 
-    Images, of shape (C, H, W), end in tanh; points, of shape (D,), are unbounded.
+    Args:
+        output_shape: shape of a sample; images (C, H, W) are bounded by tanh, points (D,) are not.
+        latent_dim: length of the latent vector z.
+        width: units per hidden layer.
+        depth: number of hidden layers.
+        num_classes: number of classes, 0 for an unconditional network.
     """
 
     def __init__(
         self, output_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2, num_classes: int = 0
     ) -> None:
         super().__init__()
-        self.latent = LabelledLatent(latent_dim, num_classes)
-        # ReLU, as in DCGAN's generator (Radford et al. 2016, arXiv 1511.06434): where units are off the output is flat,
-        # so narrow modes are reached with few samples between them.
+        self.latent = LabeledLatent(latent_dim, num_classes)
+        # ReLU, as in DCGAN's generator (Radford et al. 2016, arXiv 1511.06434): the output is flat where units are off,
+        # so that few samples fall between narrow modes.
         self.hidden = mlp(self.latent.out_features, width, depth, slope=0.0)
         self.out = nn.Linear(width, math.prod(output_shape))
         self.unflatten = nn.Unflatten(1, tuple(output_shape))
@@ -83,7 +88,14 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """Samples (N, *input_shape) to logits (N,) through `depth` hidden layers of `width` units."""
+    """Fully connected discriminator.
+
+    Args:
+        input_shape: shape of a sample.
+        width: units per hidden layer.
+        depth: number of hidden layers.
+        num_classes: number of classes, 0 for an unconditional network.
+    """
 
     def __init__(self, input_shape: Sequence[int], width: int = 256, depth: int = 2, num_classes: int = 0) -> None:
         super().__init__()
@@ -105,8 +117,14 @@ def halvings(input_shape: Sequence[int]) -> int:
 
 
 class ConvGenerator(nn.Module):
-    """z (N, latent_dim) to images (N, C, H, W) in [-1, 1]: a linear map to the coarsest grid, then `depth` transposed
-    convolutions that double it; `width` channels at half the full resolution, twice as many at each coarser one.
+    """Convolutional generator: a linear map to the coarsest grid, then transposed convolutions that double it.
+
+    Args:
+        output_shape: shape (C, H, W) of an image; both sides are divisible by 2^depth.
+        latent_dim: length of the latent vector z.
+        width: channels at half the full resolution, doubled at each coarser one.
+        depth: number of transposed convolutions.
+        num_classes: number of classes, 0 for an unconditional network.
     """
 
     def __init__(
@@ -115,7 +133,7 @@ class ConvGenerator(nn.Module):
         super().__init__()
         channels, height, columns = output_shape
         scale = 2**depth
-        self.latent = LabelledLatent(latent_dim, num_classes)
+        self.latent = LabeledLatent(latent_dim, num_classes)
         coarse = (width * scale // 2, height // scale, columns // scale)
         self.project = nn.Sequential(
             nn.Linear(self.latent.out_features, math.prod(coarse)), nn.LeakyReLU(0.2), nn.Unflatten(1, coarse)
@@ -126,12 +144,19 @@ class ConvGenerator(nn.Module):
         self.upsample = nn.Sequential(*layers, nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z (N, latent_dim), labels (N,) to (N, C, H, W)."""
+        """z (N, latent_dim), labels (N,) to (N, C, H, W) in [-1, 1]."""
         return self.upsample(self.project(self.latent(z, labels)))
 
 
 class ConvDiscriminator(nn.Module):
-    """Images (N, C, H, W) to logits (N,): strided convolutions that halve the grid and double the `width` channels."""
+    """Convolutional discriminator: strided convolutions that halve the grid and double the channels.
+
+    Args:
+        input_shape: shape (C, H, W) of an image.
+        width: channels after the first convolution.
+        depth: number of convolutions.
+        num_classes: number of classes, 0 for an unconditional network.
+    """
 
     def __init__(self, input_shape: Sequence[int], width: int = 32, depth: int = 2, num_classes: int = 0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Residual networks as a LightningModule: those of He et al. for small images, a pooled one, or torchvision's."""
+"""Residual networks as a LightningModule: those of He et al. for small images, a pooled one, and torchvision's."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class ResNetClassifier(Classifier):
                 raise UserError(f"patch_size {patch_size} does not divide images of {height}x{width} pixels")
             if backbone == "pooled" and min(height, width) // patch_size < 2:
                 raise UserError(
-                    f"images of {height}x{width} pixels are too small for backbone pooled with patch_size {patch_size}; it "
-                    f"needs {2 * patch_size}x{2 * patch_size}"
+                    f"images of {height}x{width} pixels are too small for backbone pooled with patch_size "
+                    f"{patch_size}; it needs {2 * patch_size}x{2 * patch_size}"
                 )
             try:
                 network: nn.Module = NETWORKS[backbone](
@@ -76,7 +76,7 @@ class ResNetClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        # The checkpoint holds the weights: nothing is downloaded again when it is loaded.
+        # The checkpoint holds the weights, so loading it does not download them again.
         checkpoint["hyper_parameters"]["weights"] = None
 
     @staticmethod
@@ -87,7 +87,7 @@ class ResNetClassifier(Classifier):
         if name not in known:
             raise UserError(f"there is no backbone {name}{did_you_mean(name, [*NETWORKS, *known])}")
         if channels not in (1, 3):
-            raise UserError(f"{name} takes grey or colour images, not {channels} channels")
+            raise UserError(f"{name} takes grey or color images, not {channels} channels")
         try:
             return TorchvisionResNet(name, weights, num_classes)
         except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -98,7 +98,7 @@ class ResNetClassifier(Classifier):
 
 
 class TorchvisionResNet(nn.Module):
-    """A ResNet of torchvision on images in [-1, 1], grey or colour.
+    """One of torchvision's ResNets, for images in [-1, 1], grey or color.
 
     Args:
         name: name of the network in torchvision.models, such as "resnet18".
@@ -106,7 +106,7 @@ class TorchvisionResNet(nn.Module):
         num_classes: number of logits.
     """
 
-    # Of ImageNet, on which all of torchvision's pretrained networks were trained.
+    # Statistics of ImageNet, on which all of torchvision's pretrained networks were trained.
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, weights: str | None, num_classes: int) -> None:

@@ -1,8 +1,8 @@
 """Residual networks for small images.
 
-Those of He et al. 2015 (arXiv 1512.03385), section 4.2, are three stages of blocks y = F(x, w) + x; shortcuts and batch
-normalization can be removed, to see the effect of each. `PooledResNet` halves the image by max-pooling and learns in
-fewer passes over the data.
+The networks of He et al. 2015 (arXiv 1512.03385), section 4.2, have three stages of blocks y = F(x, w) + x; shortcuts
+and batch normalization can be removed, to see the effect of each. `PooledResNet` halves the image by max-pooling and
+learns in fewer passes over the data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ INITS = ("default", "he")
 class Shortcut(nn.Module):
     """Parameter-free shortcut around a block that changes the shape: He et al.'s option A.
 
-    It takes every `stride`-th pixel and sets the new channels to zero.
+    It keeps every `stride`-th pixel and sets the new channels to zero.
+
+    Args:
+        new_channels: number of channels to add.
+        stride: factor by which height and width are reduced.
     """
 
     def __init__(self, new_channels: int, stride: int) -> None:
@@ -129,7 +133,7 @@ class PooledStage(nn.Module):
         in_channels: channels of x.
         channels: channels of y.
         blocks: number of blocks.
-        norm: use batch normalization after each convolution; after the first one, behind the pooling, where it is
+        norm: use batch normalization after each convolution, and for the first one after the pooling, where it is
             cheaper.
         residual: use shortcuts.
     """
@@ -171,8 +175,8 @@ class PooledResNet(nn.Module):
         num_classes: number of logits.
         depth: number of layers with weights: the first convolution, one per stage, one per block, and the linear layer;
             3 n + 5 for three stages of n blocks.
-        widths: channels of each stage; the first convolution has half as many as the first stage.
-        block_type: see `ResNet`, as for the next two.
+        widths: channels of each stage; the first convolution has half the channels of the first stage.
+        block_type: see `ResNet`, as for the other arguments.
         init: initialization of the convolutions.
         patch_size: side of the squares of pixels that become channels.
 

@@ -47,6 +47,7 @@ class Seq2Seq(ZooModule):
     """
 
     tokens = True
+    network: EncoderDecoder
     window: WindowedMetrics
 
     def __init__(

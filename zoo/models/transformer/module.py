@@ -51,6 +51,7 @@ class TransformerLM(ZooModule):
     """
 
     tokens = True
+    network: LanguageModel
     token_bytes: Tensor
     window: WindowedMetrics
     sharded = (Block,)
