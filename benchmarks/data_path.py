@@ -1,10 +1,10 @@
-"""Speed of the zoo's data path beside that of an ordinary torchvision dataset with worker processes.
+"""Speed of the zoo's data modules, compared with a torchvision dataset in a DataLoader with worker processes.
 
-Both hand out shuffled training batches of augmented images (a random crop after padding, mirror images), normalized to
-[-1, 1]. The zoo's holds bytes in memory, cuts whole batches by index and augments and normalizes them at once; the
-other one makes each sample a PIL image and sends it through RandomCrop, RandomHorizontalFlip, ToTensor and Normalize,
-in as many workers as there are cores, which stay alive between epochs. The rounds take turns, after one that does not
-count; what is printed are medians, of images per second. Run it as
+Both return shuffled training batches of augmented images (random crop after padding, random flip), normalized to
+[-1, 1]. The zoo holds uint8 images in memory, cuts whole batches by index, and augments and normalizes them at once.
+The torchvision dataset makes each sample a PIL image and applies RandomCrop, RandomHorizontalFlip, ToTensor and
+Normalize in persistent workers, by default one per core. The two take turns after a warm-up round; medians of images
+per second are printed. Usage:
 
     python benchmarks/data_path.py
     python benchmarks/data_path.py --root data
@@ -17,7 +17,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,24 +29,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from common import new_parser
 from zoo.datamodules import CIFAR10, Augment, FashionMNIST, InMemoryDataModule
+
+Epoch = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of images, and the pixels of padding that are usual for it."""
+    """A dataset: its shape (C, H, W), the padding that is usual for it, in pixels, and its data module."""
 
     name: str
     shape: tuple[int, int, int]
     padding: int
-    real: Callable[..., Any]
+    data_module: Callable[..., Any]
 
 
 CASES = (Case("FashionMNIST", (1, 28, 28), 2, FashionMNIST), Case("CIFAR10", (3, 32, 32), 4, CIFAR10))
 
 
-class InMemory(InMemoryDataModule):
-    """The zoo's data module on given bytes."""
+class GivenImages(InMemoryDataModule):
+    """Data module of the zoo on given images, uint8 (N, C, H, W), and labels (N,)."""
 
     num_classes, class_names = 10, tuple("0123456789")
 
@@ -59,8 +62,8 @@ class InMemory(InMemoryDataModule):
         return self._given
 
 
-class Pictures(Dataset[tuple[Any, int]]):
-    """Sample by sample, as torchvision's own datasets hand out theirs."""
+class PILDataset(Dataset[tuple[Any, int]]):
+    """The same images one by one, as torchvision's datasets return them."""
 
     def __init__(self, x: Tensor, y: Tensor, transform: Callable[[Any], Tensor]) -> None:
         grey = x.shape[1] == 1
@@ -75,35 +78,33 @@ class Pictures(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def images(case: Case, root: str | None, count: int) -> tuple[Tensor, Tensor, str]:
-    """Bytes (N, C, H, W), labels (N,), and where they come from: the dataset in `root`, or nowhere."""
+def load_images(case: Case, root: str | None, count: int) -> tuple[Tensor, Tensor, str]:
+    """Images, uint8 (N, C, H, W), labels (N,), and their source: the dataset if it is in `root`, else "random"."""
     if root is not None and (Path(root) / {"CIFAR10": "cifar-10-batches-py"}.get(case.name, case.name)).is_dir():
-        x, y = case.real(root).load_split(train=True)
+        x, y = case.data_module(root).load_split(train=True)
         return x[:count], y[:count], case.name
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (count, *case.shape), dtype=torch.uint8, generator=generator)
     return x, torch.randint(10, (count,), generator=generator), "random"
 
 
-def zoo_batches(x: Tensor, y: Tensor, padding: int, batch_size: int) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """Makes one epoch of the zoo's batches, ready for a model."""
-    data = InMemory(x, y, batch_size=batch_size, augment=Augment(crop=padding, flip=True))
+def zoo_epoch(x: Tensor, y: Tensor, padding: int, batch_size: int) -> Epoch:
+    """Epoch of the zoo's data module, augmented and normalized."""
+    data = GivenImages(x, y, batch_size=batch_size, augment=Augment(crop=padding, flip=True))
     data.setup("fit")
-    data.trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
     loader = data.train_dataloader()
+    data.trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
     return lambda: (data.on_after_batch_transfer(batch, 0) for batch in loader)
 
 
-def torchvision_batches(
-    x: Tensor, y: Tensor, padding: int, batch_size: int, workers: int
-) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """Makes one epoch of batches in worker processes."""
+def torchvision_epoch(x: Tensor, y: Tensor, padding: int, batch_size: int, workers: int) -> Epoch:
+    """Epoch of the torchvision pipeline."""
     channels, size = x.shape[1], x.shape[2:]
     half = (0.5,) * channels
     steps = [transforms.RandomCrop(size, padding=padding), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(half, half)]
     loader: DataLoader[Any] = DataLoader(
-        Pictures(x, y, transforms.Compose(steps)),
+        PILDataset(x, y, transforms.Compose(steps)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -113,8 +114,8 @@ def torchvision_batches(
     return lambda: loader
 
 
-def images_per_second(epoch: Callable[[], Iterable[tuple[Tensor, Tensor]]], seconds: float) -> float:
-    """Over whole epochs, as many as it takes to fill the time."""
+def images_per_second(epoch: Epoch, seconds: float) -> float:
+    """Speed over as many whole epochs as take at least `seconds`."""
     seen, start = 0, time.perf_counter()
     while True:
         for x, _ in epoch():
@@ -125,17 +126,17 @@ def images_per_second(epoch: Callable[[], Iterable[tuple[Tensor, Tensor]]], seco
             return seen / elapsed
 
 
-def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Rates of both in turns, and how many times as fast the zoo's is."""
-    x, y, source = images(case, args.root, args.images)
-    ways = {
-        "zoo": zoo_batches(x, y, case.padding, args.batch_size),
-        "torchvision": torchvision_batches(x, y, case.padding, args.batch_size, args.workers),
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Median speeds of both pipelines in images per second, and their ratio."""
+    x, y, source = load_images(case, options.root, options.images)
+    epochs = {
+        "zoo": zoo_epoch(x, y, case.padding, options.batch_size),
+        "torchvision": torchvision_epoch(x, y, case.padding, options.batch_size, options.workers),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(args.rounds + 1):
-        for name, epoch in ways.items():
-            rate = images_per_second(epoch, args.seconds)
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    for number in range(options.rounds + 1):
+        for name, epoch in epochs.items():
+            rate = images_per_second(epoch, options.seconds)
             if number:
                 rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -146,23 +147,23 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         "zoo": round(medians["zoo"]),
         "torchvision": round(medians["torchvision"]),
         "ratio": round(medians["zoo"] / medians["torchvision"], 1),
-        "ratio_of_rounds": [round(ratios[0], 1), round(ratios[-1], 1)],
+        "ratio_range": [round(ratios[0], 1), round(ratios[-1], 1)],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", help="folder of FashionMNIST and CIFAR10; random images where they are not there")
-    parser.add_argument("--images", type=int, default=25_600, help="samples in an epoch")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the torchvision path")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="shortest time of a round, of each")
-    args = parser.parse_args()
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--root", help="folder of Fashion-MNIST and CIFAR-10; random images replace a missing dataset")
+    parser.add_argument("--images", type=int, default=25_600, help="images per epoch")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of the DataLoader")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up")
+    parser.add_argument("--seconds", type=float, default=1.0, help="minimum length of a round")
+    options = parser.parse_args(args)
     threads = f"{torch.get_num_threads()} threads of torch {torch.__version__}"
-    print(f"{os.cpu_count()} cores, {threads}, {args.workers} workers")
+    print(f"{os.cpu_count()} cores, {threads}, {options.workers} workers")
     for case in CASES:
-        print(json.dumps(measure(case, args)), flush=True)
+        print(json.dumps(measure(case, options)), flush=True)
 
 
 if __name__ == "__main__":

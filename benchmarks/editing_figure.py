@@ -1,7 +1,7 @@
-"""Every edit that a diffusion model can make, before and after, as one figure.
+"""Figure of every edit that a diffusion model can make, input and result side by side.
 
-The pictures are the first ones of their classes in the test split; nothing is hand-picked. Each row was made by the
-function that the command `edit` calls for its task. Run it as
+The inputs are the first images of their classes in the test split; nothing is hand-picked. Each row is made by the
+function that the command `edit` calls for its task. Usage:
 
     python benchmarks/editing_figure.py --ckpt_path best.ckpt --data Digits --out editing.png
     python benchmarks/editing_figure.py --ckpt_path best.ckpt --data FashionMNIST --data.root data --out editing.png
@@ -9,26 +9,32 @@ function that the command `edit` calls for its task. Run it as
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common import check_new, new_parser
 from zoo.checkpoints.reading import load_model
-from zoo.cli.edit import Done, Work
+from zoo.cli.edit import EditResult, EditSession
 from zoo.models.base import eval_mode
 from zoo.plotting.figures import new_figure, render_figure
 from zoo.plotting.images import image_grid, save_png
 from zoo.registry import find_class
 
-COLUMNS = 8
+COLUMNS = 8  # images on the path of interpolate, and results of inpaint and vary
 
 
-class Pictures:
-    """Pictures of the test split as files, as the command line wants them."""
+class InputImages:
+    """Images of the test split as files, as the command `edit` reads them.
+
+    Args:
+        data: data module.
+        folder: folder of the files.
+    """
 
     def __init__(self, data: Any, folder: Path) -> None:
         data.setup("test")
@@ -36,67 +42,81 @@ class Pictures:
         self.folder = folder
 
     def save(self, name: str, x: Tensor) -> str:
+        """Writes an image (C, H, W); returns the path."""
         path = self.folder / f"{name}.png"
         save_png(path, image_grid(x.unsqueeze(0), cell=1))
         return str(path)
 
-    def of_class(self, label: int) -> tuple[str, Tensor]:
-        x = self.x[int((self.y == label).nonzero()[0])]
-        name = f"class_{label}"
-        return (str(self.folder / f"{name}.png") if (self.folder / f"{name}.png").exists() else self.save(name, x)), x
+    def first_of_class(self, label: int) -> Tensor:
+        """First image of a class, (C, H, W)."""
+        return self.x[int((self.y == label).nonzero()[0])]
 
 
-def rows(model: Any, pictures: Pictures, names: list[str], classes: list[int]) -> list[tuple[str, Done]]:
-    """A title and what was done, for each task."""
+def edits(
+    model: Any, images: InputImages, names: Sequence[str], classes: Sequence[int], steps: int, resamples: int
+) -> list[tuple[str, EditResult]]:
+    """Title and result of each edit."""
     first, second, third, fourth = classes
-    (one, x), (two, _), (three, y), (_, z) = (pictures.of_class(label) for label in classes)
+    x = {label: images.first_of_class(label) for label in classes}
+    path = {label: images.save(f"class_{label}", image) for label, image in x.items()}
 
-    def work(
-        image: str, label: int | None, n: int = COLUMNS, guidance: float = 0.0, sigma: float | None = None
-    ) -> Work:
-        return Work(model, image, n, 40, 0, label, guidance, sigma)
+    def session(
+        image: str, label: int | None, n: int = COLUMNS, guidance_scale: float = 0.0, sigma: float | None = None
+    ) -> EditSession:
+        return EditSession(model, image, n, steps, 0, label, guidance_scale, sigma)
 
-    channels, height, width = x.shape
-    noisy = pictures.save("noisy", (y + 0.5 * y.new_empty(y.shape).normal_()).clamp(-1, 1))
-    small = pictures.save("small", z.view(channels, height // 2, 2, width // 2, 2).mean((2, 4)))
-    painter = work(one, first)
-    lower = painter.pixels_to_keep(None, [0, height // 2, width, height])
-    done = [("inpaint: the lower half drawn anew", painter.inpaint(lower, 10))]
+    channels, height, width = x[first].shape
+    noise = torch.randn(x[third].shape, generator=torch.Generator().manual_seed(0))
+    noisy = images.save("noisy", (x[third] + 0.5 * noise).clamp(-1, 1))
+    small = images.save("small", x[fourth].view(channels, height // 2, 2, width // 2, 2).mean((2, 4)))
+    painter = session(path[first], first)
+    keep = painter.pixels_to_keep(None, [0, height // 2, width, height])
+    done = [("inpaint: lower half redrawn", painter.inpaint(keep, resamples))]
     for sigma in (0.5, 1.0, 3.0):
-        done.append((f"vary: redrawn below sigma {sigma:g}", work(two, second, sigma=sigma).vary()))
+        done.append((f"vary: redrawn below sigma {sigma:g}", session(path[second], second, sigma=sigma).vary()))
     for target in (first, fourth):
-        edited = work(three, third, 1, guidance_scale=1.0, sigma=4.0).change_class(target)
+        edited = session(path[third], third, 1, guidance_scale=1.0, sigma=4.0).change_class(target)
         done.append((f"class: {names[third]} to {names[target]}", edited))
-    done.append((f"interpolate: {names[first]} to {names[second]}", work(one, None, sigma=None).interpolate(two)))
-    done.append(("invert: the picture, its noise, and back", work(one, first, 1).invert()))
-    done.append(("denoise: noise of sigma 0.5 taken off", work(noisy, third, sigma=0.5).denoise()))
-    done.append(("super_resolve: twice the size", work(small, fourth).super_resolve(2, 10)))
+    between = session(path[first], None).interpolate(path[second])
+    done.append((f"interpolate: {names[first]} to {names[second]}", between))
+    done.append(("invert: image, its noise, generated again", session(path[first], first, 1).invert()))
+    done.append(("denoise: noise of sigma 0.5 removed", session(noisy, third, sigma=0.5).denoise()))
+    done.append(("super_resolve: 2 times larger", session(small, fourth).super_resolve(2, resamples)))
     return done
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", required=True)
-    parser.add_argument("--data", default="Digits")
-    parser.add_argument("--data.root", dest="root")
-    parser.add_argument("--classes", nargs=4, type=int, default=[3, 4, 7, 5])
-    parser.add_argument("--out", default="editing.png")
-    arguments = parser.parse_args()
-    model = load_model(arguments.ckpt_path)
-    data: Any = find_class(arguments.data)
-    data = data(root=arguments.root) if arguments.root else data()
-    with tempfile.TemporaryDirectory() as folder, eval_mode(model):
-        done = rows(model, Pictures(data, Path(folder)), list(data.class_names), arguments.classes)
+def plot(done: list[tuple[str, EditResult]]) -> Any:
+    """One row per edit: its inputs, then its results."""
     figure, panels = new_figure(len(done), size=0.8, columns=1)
     figure.set_size_inches(8, 0.95 * len(done))
     for panel, (title, edit) in zip(panels, done, strict=True):
-        shown = [picture.float() for picture in (*edit.before, edit.after)]
+        shown = [image.float() for image in (*edit.before, edit.after)]
         count = sum(map(len, shown))
         blank = shown[0].new_ones(COLUMNS + 2 - count, *shown[0].shape[1:])
         panel.imshow(image_grid(torch.cat([*shown, blank]), columns=COLUMNS + 2, cell=56), interpolation="nearest")
         panel.set_title(title, fontsize="small", loc="left")
         panel.axis("off")
-    save_png(Path(arguments.out), render_figure(figure))
+    return render_figure(figure)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--ckpt_path", required=True, help="path to the checkpoint of a conditional diffusion model")
+    parser.add_argument("--data", default="Digits", help="data module of the checkpoint")
+    parser.add_argument("--data.root", dest="root", help="folder of the dataset")
+    parser.add_argument("--classes", nargs=4, type=int, default=[3, 4, 7, 5], help="classes of the images")
+    parser.add_argument("--steps", type=int, default=40, help="number of noise levels of each edit")
+    parser.add_argument("--resamples", type=int, default=10, help="repetitions of each step of inpaint, super_resolve")
+    parser.add_argument("--out", type=Path, default=Path("editing.png"), help=".png file for the figure")
+    options = parser.parse_args(args)
+    check_new(parser, options.out)
+    model = load_model(options.ckpt_path)
+    data: Any = find_class(options.data)(**({"root": options.root} if options.root else {}))
+    with tempfile.TemporaryDirectory() as folder, eval_mode(model):
+        images = InputImages(data, Path(folder))
+        done = edits(model, images, data.class_names, options.classes, options.steps, options.resamples)
+    save_png(options.out, plot(done))
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

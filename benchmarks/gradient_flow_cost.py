@@ -1,11 +1,11 @@
-"""What GradientFlow costs: its share of the training time, at the period that it has by default.
+"""Share of the training time that GradientFlow takes at its default interval.
 
-Two networks of 20 layers, an MLP and a convolutional one with batch norm, are trained with and without the callback
-in turn, so that whatever else the machine does meets both alike. On the CPU, time is the processor's, which other
-programs' share of it does not count in. A block is one period: one step that is measured and all others that are not.
-The share is the median block with the callback by the median block without it, less 1; its error is of the order of
-the spread of the blocks, which is printed, so the time spent inside the callback's methods and hooks is measured as
-well, which is exact but leaves out what Lightning adds to call them. Run it as
+Two networks of 20 layers, an MLP and a convolutional one with batch norm, are trained with and without the callback in
+turn, so that other load on the machine affects both alike. Time on the CPU is that of this process. A block is one
+interval: one measured step and all steps up to the next one. The share is the median block with the callback divided by
+the median block without it, minus 1. Its error is of the order of the spread of the blocks, which is printed; therefore
+the time inside the callback's methods and hooks is measured as well, which is exact but does not include Lightning's
+overhead of calling them. Usage:
 
     python benchmarks/gradient_flow_cost.py
     python benchmarks/gradient_flow_cost.py --accelerator gpu --rounds 20
@@ -20,22 +20,26 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from zoo.callbacks import GradientFlow, gradient_flow
+from common import new_parser
+from zoo.callbacks import GradientFlow
 
 GPU = torch.cuda.is_available()
 
 
 def mlp(depth: int = 20, width: int = 256) -> nn.Module:
-    """Fully connected, (N, 3, 32, 32) to (N, 10)."""
+    """Fully connected network, (N, 3, 32, 32) to (N, 10)."""
     layers: list[nn.Module] = [nn.Flatten(), nn.Linear(3 * 32 * 32, width), nn.ReLU()]
     for _ in range(depth - 2):
         layers += [nn.Linear(width, width), nn.ReLU()]
@@ -43,7 +47,7 @@ def mlp(depth: int = 20, width: int = 256) -> nn.Module:
 
 
 def convolutions(depth: int = 20, channels: int = 32) -> nn.Module:
-    """Convolutional with batch norm, on a grid of 8 by 8, (N, 3, 32, 32) to (N, 10)."""
+    """Convolutional network with batch norm on 8x8 positions, (N, 3, 32, 32) to (N, 10)."""
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, 4, 1), nn.BatchNorm2d(channels), nn.ReLU()]
     for _ in range(depth - 2):
         layers += [nn.Conv2d(channels, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -51,7 +55,7 @@ def convolutions(depth: int = 20, channels: int = 32) -> nn.Module:
 
 
 class Classifier(LightningModule):
-    """Trains the network on random images with SGD, the optimizer whose step is the shortest."""
+    """Trains a network on random images with SGD, the optimizer with the fastest step."""
 
     def __init__(self, network: nn.Module, batch_size: int, batches: int) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class Classifier(LightningModule):
 
 
 def clock() -> float:
-    """Seconds of the processor, or of the wall where there is a GPU to wait for."""
+    """CPU seconds of the process; elapsed seconds if there is a GPU."""
     if GPU:
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -79,11 +83,11 @@ def clock() -> float:
 
 
 class BlockClock(Callback):
-    """Seconds that each block of steps took, and how many of them were spent in the callback, without the first block.
+    """Seconds of each block of steps, and the part of them inside GradientFlow; the first block is left out.
 
     Args:
-        steps: of a block.
-        spent: seconds of each call into the callback.
+        steps: steps per block.
+        spent: seconds of each call into GradientFlow, which `timed_calls` appends.
     """
 
     def __init__(self, steps: int, spent: list[float]) -> None:
@@ -103,13 +107,20 @@ class BlockClock(Callback):
             self._start = now
 
 
-def time_inside(spent: list[float]) -> None:
-    """From now on, appends the seconds of each call of the callback's methods and of its hooks."""
-    methods = [
-        (GradientFlow, f"on_{name}") for name in ("train_batch_start", "before_optimizer_step", "train_batch_end")
-    ]
-    for owner, name in [*methods, (gradient_flow._Probe, "_note_dead"), (gradient_flow._OptimizerStep, "_after")]:
-        setattr(owner, name, _timed(getattr(owner, name), spent))
+@contextmanager
+def timed_calls(spent: list[float]) -> Iterator[None]:
+    """Appends the seconds of each call of GradientFlow's methods, and of hooks on modules and optimizers, to `spent`.
+
+    The networks here have no hooks but GradientFlow's.
+    """
+    methods = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
+    registrations = [(nn.Module, "register_forward_hook"), (Optimizer, "register_step_post_hook")]
+    with ExitStack() as stack:
+        for name in methods:
+            stack.enter_context(patch.object(GradientFlow, name, _timed(getattr(GradientFlow, name), spent)))
+        for owner, name in registrations:
+            stack.enter_context(patch.object(owner, name, _registers_timed(getattr(owner, name), spent)))
+        yield
 
 
 def _timed(call: Callable[..., None], spent: list[float]) -> Callable[..., None]:
@@ -121,15 +132,22 @@ def _timed(call: Callable[..., None], spent: list[float]) -> Callable[..., None]
     return timed
 
 
-def train(network: nn.Module, flow: list[Callback], watch: BlockClock, args: argparse.Namespace, folder: str) -> None:
-    """One short run, timed by `watch`."""
-    model = Classifier(network, args.batch_size, batches=args.period)
+def _registers_timed(register: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def register_timed(owner: Any, hook: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+        return register(owner, _timed(hook, spent), *args, **kwargs)
+
+    return register_timed
+
+
+def train(network: nn.Module, callbacks: list[Callback], options: argparse.Namespace, folder: str) -> None:
+    """Trains for `options.blocks` blocks after one of warm-up."""
+    model = Classifier(network, options.batch_size, batches=options.period)
     trainer = Trainer(
-        accelerator=args.accelerator,
+        accelerator=options.accelerator,
         devices=1,
         max_epochs=-1,
-        max_steps=(args.blocks + 1) * args.period + 1,  # the start of the last step ends the last block
-        callbacks=[watch, *flow],
+        max_steps=(options.blocks + 1) * options.period + 1,  # the start of the last step ends the last block
+        callbacks=callbacks,
         logger=CSVLogger(folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -138,46 +156,47 @@ def train(network: nn.Module, flow: list[Callback], watch: BlockClock, args: arg
     trainer.fit(model)
 
 
-def compare(name: str, network: Callable[[], nn.Module], args: argparse.Namespace, spent: list[float]) -> None:
-    """Trains with and without the callback in turn, and prints what it costs."""
+def compare(name: str, new_network: Callable[[], nn.Module], options: argparse.Namespace, spent: list[float]) -> None:
+    """Trains with and without the callback in turn, and prints its cost."""
     blocks: dict[bool, list[float]] = {False: [], True: []}
     inside: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(2 * args.rounds):
-            with_flow = number % 2 == 1
-            flow: list[Callback] = [GradientFlow(args.period)] if with_flow else []
-            watch = BlockClock(args.period, spent)
+        for number in range(2 * options.rounds):
+            measured = number % 2 == 1
+            clock_of_blocks = BlockClock(options.period, spent)
             torch.manual_seed(0)
-            train(network(), flow, watch, args, folder)
-            blocks[with_flow] += watch.blocks
-            inside += watch.inside if with_flow else []
+            flow = [GradientFlow(options.period)] if measured else []
+            train(new_network(), [clock_of_blocks, *flow], options, folder)
+            blocks[measured] += clock_of_blocks.blocks
+            inside += clock_of_blocks.inside if measured else []
     without, with_callback, within = (statistics.median(values) for values in (blocks[False], blocks[True], inside))
     quarters = statistics.quantiles(blocks[False], n=4)
     print(
-        f"{name}, {args.batch_size} images a step, medians of {len(inside)} blocks of {args.period} steps: "
-        f"{1000 * without / args.period:.2f} ms a step without, {1000 * with_callback / args.period:.2f} with the "
-        f"callback: {100 * (with_callback / without - 1):+.2f}% (half of the blocks without it lie in a range of "
-        f"{100 * (quarters[2] - quarters[0]) / without:.1f}%)"
+        f"{name}, {options.batch_size} images per step, medians of {len(inside)} blocks of {options.period} steps: "
+        f"{1000 * without / options.period:.2f} ms per step without the callback, "
+        f"{1000 * with_callback / options.period:.2f} with it: {100 * (with_callback / without - 1):+.2f}% "
+        f"(interquartile range of the blocks without it: {100 * (quarters[2] - quarters[0]) / without:.1f}%)"
     )
     if any(inside):
-        print(f"  inside the callback {1000 * within:.2f} ms a block: {100 * within / with_callback:.2f}%")
+        print(f"  inside the callback {1000 * within:.2f} ms per block: {100 * within / with_callback:.2f}%")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--rounds", type=int, default=4, help="runs with the callback, and as many without")
-    parser.add_argument("--blocks", type=int, default=3, help="blocks of each run that count, after one to warm up")
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"], help="accelerator of the Trainer")
+    parser.add_argument("--rounds", type=int, default=4, help="runs with the callback, and runs without it")
+    parser.add_argument("--blocks", type=int, default=3, help="timed blocks per run, after one of warm-up")
     parser.add_argument("--period", type=int, default=50, help="steps from one measurement to the next")
-    parser.add_argument("--batch_size", type=int, default=64)
-    args = parser.parse_args()
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch")
+    options = parser.parse_args(args)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     spent: list[float] = []
-    if args.accelerator == "cpu":  # elsewhere the time inside is mostly that of waiting for the device
-        time_inside(spent)
-    compare("MLP", mlp, args, spent)
-    compare("convolutions", convolutions, args, spent)
+    with ExitStack() as stack:
+        if options.accelerator == "cpu":  # on a GPU most of the time inside is waiting for the device
+            stack.enter_context(timed_calls(spent))
+        compare("MLP", mlp, options, spent)
+        compare("convolutional", convolutions, options, spent)
 
 
 if __name__ == "__main__":

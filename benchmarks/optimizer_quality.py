@@ -1,10 +1,10 @@
-"""SGD, Adam, AdamW and the lecture's Adam in its scopes, the learning rate of each tuned in the same way.
+"""SGD, Adam, AdamW and the lecture's Adam in its scopes, with the learning rate of each tuned in the same way.
 
-Each optimizer trains the same network with every learning rate of a grid of its own, half a decade apart and five
-wide; the grid moves on as long as its best lies at an end. The best by validation loss is trained anew with other
-seeds, and these runs are what the table reports. All use the same batches, the same linear decay to zero and the same
-number of steps. The validation split is the only one that is read. With a text, the network is a Transformer on its
-characters, of four layers and 128 channels, and the accuracy that of the next character. Run it as
+Each optimizer trains the same network with every learning rate of its own grid of five, half a decade apart; the grid
+is extended until its best value is not at an end. The best by validation loss is trained again with other seeds, and
+the table reports these runs. All use the same batches, the same linear decay to zero and the same number of steps. Only
+the training and validation splits are read. With `--text` the network is a Transformer of four layers and 128 channels
+on characters, and the accuracy that of the next character. Usage:
 
     python benchmarks/optimizer_quality.py --root data
     python benchmarks/optimizer_quality.py --text tinyshakespeare.txt --steps 400 --batch_size 12
@@ -12,29 +12,30 @@ characters, of four layers and 128 channels, and the accuracy that of the next c
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.datamodules import Digits, FashionMNIST, Text
-from zoo.datamodules.text import Windows
+from common import image_data, markdown_table, mean_std, new_parser
+from zoo.datamodules import Text
+from zoo.datamodules.text import TokenWindows
 from zoo.models.mlp.network import MLP
 from zoo.models.resnet.network import ResNet
 from zoo.models.transformer.network import LanguageModel
 from zoo.optim import ScalarAdam, WarmupDecay, parameter_groups
 
-Factory = Callable[[Any, float], torch.optim.Optimizer]
-Data = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # inputs and targets, also held out
+OptimizerFactory = Callable[[Any, float], torch.optim.Optimizer]
+NetworkFactory = Callable[[], nn.Module]
+Split = tuple[Tensor, Tensor]  # inputs, targets
 
-# The makers, and the middle of the first grid.
-OPTIMIZERS: dict[str, tuple[Factory, float]] = {
+# Factory, and the center of the first grid of learning rates.
+OPTIMIZERS: dict[str, tuple[OptimizerFactory, float]] = {
     "SGD, momentum 0.9": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 0.1),
     "Adam": (lambda p, lr: torch.optim.Adam(p, lr=lr), 1e-3),
     "AdamW, decay 0.05": (lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.05), 1e-3),
@@ -45,94 +46,98 @@ OPTIMIZERS: dict[str, tuple[Factory, float]] = {
 }
 
 
-def of_images(root: str | None) -> tuple[Data, dict[str, Callable[[], nn.Module]]]:
-    """Images, and the networks, by name, without dropout: what differs is the optimizer alone."""
-    module = FashionMNIST(root=root) if root else Digits()
-    module.setup("validate")
-    shape, classes = module.input_shape, module.num_classes
-    patch = 2 if shape[-1] % 2 == 0 else 1
-    return (module.split("train"), module.split("val")), {
+def image_task(root: str | None) -> tuple[Split, Split, dict[str, NetworkFactory]]:
+    """Training and validation split, and networks without dropout, so that only the optimizer differs."""
+    data = image_data(root)
+    data.setup("validate")
+    shape, classes = data.input_shape, data.num_classes
+    patch_size = 2 if shape[-1] % 2 == 0 else 1
+    networks: dict[str, NetworkFactory] = {
         "MLP 2x256": lambda: MLP(math.prod(shape), classes, 256, 2, 0.0, 0.0, pixels=True),
-        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch_size=patch),
+        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch_size=patch_size),
     }
+    return data.split("train"), data.split("val"), networks
 
 
-def of_text(path: str) -> tuple[Data, dict[str, Callable[[], nn.Module]]]:
-    """Stretches of 64 characters, each with those that follow, and a Transformer."""
-    module = Text(path, tokenizer="characters")
-    module.setup("validate")
-    windows = [Windows(module.split(name), module.context, jitter=False) for name in ("train", "val")]
+def text_task(path: str) -> tuple[Split, Split, dict[str, NetworkFactory]]:
+    """Windows of 64 characters and the characters after each, training and validation split, and a Transformer."""
+    data = Text(path, tokenizer="characters")
+    data.setup("validate")
+    windows = [TokenWindows(data.split(name), data.context_length, jitter=False) for name in ("train", "val")]
     train, val = (split.__getitems__(list(range(len(split)))) for split in windows)
-    return (train, val), {"Transformer": lambda: LanguageModel(module.num_classes)}
+    return train, val, {"Transformer": lambda: LanguageModel(data.num_classes)}
 
 
 def train(
-    make: Callable[[], nn.Module], factory: Factory, lr: float, data: Data, steps: int, batch: int, seed: int
+    new_network: NetworkFactory,
+    new_optimizer: OptimizerFactory,
+    splits: tuple[Split, Split],
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
 ) -> tuple[float, float]:
-    """Trains one network; returns validation loss, infinite where it diverged, and accuracy."""
+    """Trains a network; returns its validation loss, infinite if it diverged, and its validation accuracy."""
     torch.manual_seed(seed)
-    network = make()
-    optimizer = factory(parameter_groups(network), lr)
+    network = new_network()
+    optimizer = new_optimizer(parameter_groups(network), lr)
     scheduler = WarmupDecay(optimizer, warmup_steps=0.05, final=0.0, total_steps=steps)
-    (x, y), (held_x, held_y) = data
+    (x, y), (x_val, y_val) = splits
     for _ in range(steps):
-        index = torch.randint(len(x), (batch,))
-        loss = F.cross_entropy(network(x[index]).flatten(0, -2), y[index].flatten())  # also of a sequence
+        index = torch.randint(len(x), (batch_size,))
+        loss = F.cross_entropy(network(x[index]).flatten(0, -2), y[index].flatten())  # of images and of sequences
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
     network.eval()
     with torch.no_grad():
-        logits = torch.cat([network(part) for part in held_x.split(500)])
-    loss = F.cross_entropy(logits.flatten(0, -2), held_y.flatten()).item()
-    return (loss if math.isfinite(loss) else math.inf), (logits.argmax(-1) == held_y).float().mean().item()
+        logits = torch.cat([network(part) for part in x_val.split(500)])
+    val_loss = F.cross_entropy(logits.flatten(0, -2), y_val.flatten()).item()
+    return (val_loss if math.isfinite(val_loss) else math.inf), (logits.argmax(-1) == y_val).float().mean().item()
 
 
-def tune(run: Callable[[float], tuple[float, float]], middle: float) -> float:
-    """The learning rate with the least loss on a grid of half decades that holds it in its inside."""
+def tune(run: Callable[[float, int], tuple[float, float]], center: float) -> float:
+    """Learning rate with the lowest loss for seed 0 on a grid of half decades.
+
+    The grid is extended until the best learning rate is not at an end.
+    """
     losses: dict[int, float] = {}
     low, high = -2, 2
     while True:
         for exponent in range(low, high + 1):
             if exponent not in losses:
-                losses[exponent] = run(middle * 10 ** (exponent / 2))[0]
+                losses[exponent] = run(center * 10 ** (exponent / 2), 0)[0]
         best = min(losses, key=lambda exponent: losses[exponent])
         if low < best < high:
-            return middle * 10 ** (best / 2)
+            return center * 10 ** (best / 2)
         low, high = min(low, best - 1), max(high, best + 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="folder of Fashion-MNIST; without it, the embedded digits")
-    parser.add_argument("--text", help="a text file, for a Transformer instead")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--root", help="folder of Fashion-MNIST (default: the embedded digits instead)")
+    parser.add_argument("--text", help="text file to train a Transformer on, instead of images")
+    parser.add_argument("--steps", type=int, default=800, help="training steps of each run")
+    parser.add_argument("--batch_size", type=int, default=128, help="images or windows per batch")
+    parser.add_argument("--seeds", type=int, default=3, help="number of random seeds, besides that of tuning")
+    parser.add_argument("--optimizers", nargs="+", default=[""], help="prefixes of the optimizers (default: all)")
+    options = parser.parse_args(args)
     torch.set_num_threads(1)
-    data, networks = of_text(arguments.text) if arguments.text else of_images(arguments.root)
-    table = ["| network | optimizer | learning rate | loss | accuracy % |", "| --- | --- | --- | --- | --- |"]
-    for network, make in networks.items():
-        for name, (factory, middle) in OPTIMIZERS.items():
-
-            def run(lr: float, seed: int = 0, make: Any = make, factory: Factory = factory) -> tuple[float, float]:
-                return train(make, factory, lr, data, arguments.steps, arguments.batch_size, seed)
-
-            lr = tune(run, middle)
-            losses, accuracies = zip(*(run(lr, seed) for seed in range(1, arguments.seeds + 1)), strict=True)
+    train_split, val_split, networks = text_task(options.text) if options.text else image_task(options.root)
+    chosen = {name: entry for name, entry in OPTIMIZERS.items() if name.startswith(tuple(options.optimizers))}
+    rows = []
+    for network, new_network in networks.items():
+        for name, (new_optimizer, center) in chosen.items():
+            splits = (train_split, val_split)
+            run = partial(train, new_network, new_optimizer, splits, options.steps, options.batch_size)
+            lr = tune(run, center)
+            losses, accuracies = zip(*(run(lr, seed) for seed in range(1, options.seeds + 1)), strict=True)
             result = {"network": network, "optimizer": name, "lr": lr, "losses": losses, "accuracies": accuracies}
             print(json.dumps(result), flush=True)
             percent = [100 * accuracy for accuracy in accuracies]
-            table.append(f"| {network} | {name} | {lr:.2g} | {spread(losses, 3)} | {spread(percent, 2)} |")
-    print("\n".join(table))
-
-
-def spread(values: Any, digits: int) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+            rows.append([network, name, f"{lr:.2g}", mean_std(losses, 3), mean_std(percent, 2)])
+    print(markdown_table(["network", "optimizer", "learning rate", "loss", "accuracy %"], rows))
 
 
 if __name__ == "__main__":

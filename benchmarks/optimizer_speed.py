@@ -1,10 +1,10 @@
-"""What a step of ScalarAdam costs on the CPU, beside torch's optimizers, for a network of many small tensors.
+"""Time of a ScalarAdam step on the CPU, compared with torch's optimizers, for a network of many small tensors.
 
-Every round lets each optimizer take one step, in turn and in an order that rotates, so that a machine that is busy for
-a while slows all of them alike. The table has the median time of a step with its quartiles, and the median over the
-rounds of the ratio to Adam in its foreach form within the round. It is one thread, and the step alone: gradients are
-there before. The network has the shapes of a ResNet with batch norm (a 3x3 convolution, a scale and a shift, again and
-again): 65 tensors make a ResNet-20 with its two projections and the linear layer at the end. Run it as
+In every round each optimizer takes one step, in an order that rotates, so that other load on the machine affects all of
+them alike. The table has the median time of a step, its quartiles, and the median over the rounds of the ratio to
+Adam's foreach form in the same round. One thread; only the step is timed, the gradients exist before. The tensors have
+the shapes of a ResNet with batch norm (a 3x3 convolution, a scale and a shift, repeated): 65 tensors make a ResNet-20
+with two projections and the final linear layer. Usage:
 
     python benchmarks/optimizer_speed.py
     python benchmarks/optimizer_speed.py --tensors 200 --width 64
@@ -12,10 +12,9 @@ again): 65 tensors make a ResNet-20 with its two projections and the linear laye
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice
 
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from common import markdown_table, new_parser
 from zoo.optim import ScalarAdam
 
 BASELINE = "Adam, foreach"
@@ -42,8 +42,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def network(tensors: int, width: int) -> list[nn.Parameter]:
-    """Parameters of convolutions, each with a scale and a shift, and their gradients."""
+def new_parameters(tensors: int, width: int) -> list[nn.Parameter]:
+    """Parameters of convolutions, each with a scale and a shift, with gradients."""
     shapes = islice(cycle([(width, width, 3, 3), (width,), (width,)]), tensors)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     for parameter in parameters:
@@ -51,14 +51,14 @@ def network(tensors: int, width: int) -> list[nn.Parameter]:
     return parameters
 
 
-def grouped(parameters: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
-    """Weights and the rest, as for a weight decay that spares scales and shifts."""
+def parameter_groups(parameters: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
+    """Weights and the other parameters, as for weight decay on the weights only."""
     return [{"params": [p for p in parameters if (p.ndim > 1) == wide]} for wide in (True, False)]
 
 
 def measure(tensors: int, width: int, rounds: int, warmup: int = 10) -> dict[str, list[float]]:
-    """Microseconds of each optimizer's step in each round."""
-    optimizers = {name: make(grouped(network(tensors, width))) for name, make in OPTIMIZERS.items()}
+    """Duration of each optimizer's step in each round, in microseconds."""
+    optimizers = {name: make(parameter_groups(new_parameters(tensors, width))) for name, make in OPTIMIZERS.items()}
     names = list(optimizers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
@@ -71,22 +71,24 @@ def measure(tensors: int, width: int, rounds: int, warmup: int = 10) -> dict[str
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
     parser.add_argument("--tensors", type=int, default=65, help="number of parameter tensors")
     parser.add_argument("--width", type=int, default=32, help="channels of each convolution")
-    parser.add_argument("--rounds", type=int, default=500, help="steps of each optimizer that are timed")
-    args = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=500, help="timed steps of each optimizer")
+    options = parser.parse_args(args)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    elements = sum(parameter.numel() for parameter in network(args.tensors, args.width))
-    print(f"torch {torch.__version__}, 1 thread, {args.tensors} tensors, {elements:,} elements, {args.rounds} rounds\n")
-    times = measure(args.tensors, args.width, args.rounds)
-    print(f"{'':38}{'us a step':>10}{'quartiles':>16}{'ratio':>8}")
+    elements = sum(parameter.numel() for parameter in new_parameters(options.tensors, options.width))
+    size = f"{options.tensors} tensors, {elements:,} elements"
+    print(f"torch {torch.__version__}, 1 thread, {size}, {options.rounds} rounds\n")
+    times = measure(options.tensors, options.width, options.rounds)
+    rows = []
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         ratio = statistics.median(value / base for value, base in zip(values, times[BASELINE], strict=True))
-        print(f"{name:38}{median:10.0f}{low:9.0f} -{high:5.0f}{ratio:8.2f}")
+        rows.append([name, f"{median:.0f}", f"{low:.0f} to {high:.0f}", f"{ratio:.2f}"])
+    print(markdown_table(["optimizer", "us per step", "quartiles", "ratio"], rows))
 
 
 if __name__ == "__main__":

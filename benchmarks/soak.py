@@ -1,38 +1,39 @@
-"""Whether a long run stays as it is: memory, open files, threads, and the size of its folder.
+"""Resources of a long run over time: memory, open files, threads, and the size of its folder.
 
-Trains a generative recipe for so many minutes, with samples, validations, curves and checkpoints but without early
-stopping, and measures every `--every` seconds. What is printed is the change from the sixth of the time that follows
-the warm-up, the first sixth, to the last one. Run it as
+Trains a generative recipe for a number of minutes, with samples, validation, curves and checkpoints but without early
+stopping, and measures every `--every` seconds. Printed is the change from the second sixth of the time to the last
+one; the first sixth is warm-up. It reads /proc, so it needs Linux. Usage:
 
-    python -m benchmarks.soak gan.yaml --minutes 60
-    python -m benchmarks.soak diffusion.yaml --minutes 60
+    python benchmarks/soak.py gan.yaml --minutes 60
+    python benchmarks/soak.py diffusion.yaml --minutes 60
+
+Other options are those of `zoo fit`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import tempfile
 import threading
 import time
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 
-from zoo.cli.fit import run_trainer
+from common import markdown_table, new_parser, run_recipe
 
 
-class Watch(Callback):
-    """Writes a line of measurements every so many seconds.
+class ResourceMonitor(Callback):
+    """Writes resources as lines of JSON at a fixed interval.
 
     Args:
-        path: of the file.
-        every: seconds from one line to the next.
+        path: file to append to.
+        every: seconds between two lines.
     """
 
     def __init__(self, path: str, every: float) -> None:
@@ -59,51 +60,66 @@ class Watch(Callback):
 
 
 def _count(folder: str) -> int:
+    """Number of entries in a folder."""
     return sum(1 for _ in Path(folder).iterdir())
 
 
 def _resident() -> int:
-    """Resident set of this process, in bytes."""
+    """Resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def summary(rows: list[dict[str, float]]) -> str:
-    """For each quantity the medians of the sixth after the warm-up and of the last sixth, and the change."""
+    """Medians of each quantity in the second and in the last sixth of the measurements, and the change, as a table."""
     part = max(1, len(rows) // 6)
-    lines = [f"{len(rows)} measurements, {rows[-1]['step']:.0f} steps"]
+    lines = []
     for name in list(rows[0])[1:]:
         early, late = (
             statistics.median(row[name] for row in rows[s]) for s in (slice(part, 2 * part), slice(-part, None))
         )
-        change = f" ({100 * (late / early - 1):+.1f}%)" if early else ""
-        lines.append(f"{name}: {early:.1f} to {late:.1f}{change}")
-    return "\n".join(lines)
+        change = f"{100 * (late / early - 1):+.1f}" if early else ""
+        lines.append([name, f"{early:.1f}", f"{late:.1f}", change])
+    return markdown_table(["", "second sixth", "last sixth", "change %"], lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--every", type=float, default=20, help="seconds from one measurement to the next")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments, extra = parser.parse_known_args()
-    torch.set_num_threads(arguments.threads)
+def duration(minutes: float) -> str:
+    """Duration as Lightning's `max_time` reads it, days:hours:minutes:seconds."""
+    seconds = max(1, round(60 * minutes))
+    return f"{seconds // 86400:02}:{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("recipe", help="recipe to train")
+    parser.add_argument("--minutes", type=float, default=60, help="length of the run")
+    parser.add_argument("--every", type=float, default=20, help="seconds between two measurements")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    options, extra = parser.parse_known_args(args)
+    torch.set_num_threads(options.threads)
     os.environ.setdefault("WANDB_MODE", "offline")
     with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "soak.jsonl"
-        # The schedule would end with the steps that it knows of, so the learning rate stays where it is.
-        length = str(timedelta(minutes=arguments.minutes))
-        command = [
-            "fit", "--config", arguments.recipe, f"--run.root={folder}", "--trainer.max_steps=100000000",
-            f"--trainer.max_time=00:{length.rjust(8, '0')}", "--trainer.enable_progress_bar=false",
-            "--trainer.callbacks=SampleLogger", "--trainer.callbacks+=CurvePlotter",
-            "--trainer.callbacks+=BestAndLastCheckpoint", "--trainer.callbacks.monitor=val/fd",
-            "--trainer.callbacks+=benchmarks.soak.Watch", f"--trainer.callbacks.path={table}",
-            f"--trainer.callbacks.every={arguments.every}", *extra,
-        ]  # fmt: skip
-        run_trainer(command)
-        print(summary([json.loads(line) for line in table.read_text().splitlines()]))
+        path = Path(folder) / "soak.jsonl"
+        run_recipe(
+            [options.recipe],
+            folder,
+            0,
+            "--trainer.max_steps=100000000",  # far away, so that the learning rate stays constant
+            f"--trainer.max_time={duration(options.minutes)}",
+            "--trainer.callbacks=SampleLogger",
+            "--trainer.callbacks+=CurvePlotter",
+            "--trainer.callbacks+=BestAndLastCheckpoint",
+            "--trainer.callbacks.monitor=val/fd",
+            f"--trainer.callbacks+={__name__}.{ResourceMonitor.__name__}",
+            f"--trainer.callbacks.path={path}",
+            f"--trainer.callbacks.every={options.every}",
+            *extra,
+        )
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if len(rows) < 2:
+        parser.error(f"one measurement in {options.minutes:g} minutes: give more --minutes or a smaller --every")
+    print(f"{len(rows)} measurements, {rows[-1]['step']} steps")
+    print(summary(rows))
 
 
 if __name__ == "__main__":

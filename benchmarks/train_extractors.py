@@ -1,17 +1,18 @@
-"""Trains the feature extractors in `zoo/weights/` and prints what their distances mean.
+"""Training of the feature extractors in `zoo/weights/`, and measurements that tell what their distances mean. Usage:
 
     python benchmarks/train_extractors.py digits
     python benchmarks/train_extractors.py fashion_mnist --root data
     python benchmarks/train_extractors.py cifar10_jpeg --cifar10_jpeg data/cifar10-jpeg
     python benchmarks/train_extractors.py digits fashion_mnist --root data --evaluate
 
-Trained on the training split alone, seed 0, no checkpoint chosen; the test split only measures. The same seed, torch
-build, kind of CPU and number of threads (1 by default) give the same file. CIFAR-10 is read as a folder of JPEG files,
-train/<class>/*.jpg and test/<class>/*.jpg: JPEG has taken some detail, so its accuracy does not compare with published
-ones. For every extractor are printed: the test accuracy; the effective number of feature dimensions; the floor, which
-is the Fréchet distance of training images against test images at equal n, and which a generator that has learned the
-distribution, not the images, cannot be expected to fall below; and the distance of test images with Gaussian noise
-(standard deviation in units of the range [-1, 1]), as a sense of scale.
+Trained on the training split with seed 0, without checkpoint selection; the test split is only measured. The same seed,
+torch build, kind of CPU and number of threads give the same file. CIFAR-10 is read from a folder of JPEG files,
+train/<class>/*.jpg and test/<class>/*.jpg; JPEG removes detail, so its accuracy does not compare with published ones.
+
+Printed for each extractor: the test accuracy; the effective number of feature dimensions (participation ratio); the
+floor, which is the Fréchet distance of training images from test images at equal n, and the lowest distance to expect
+of a generator that has learned the distribution but not the images; and, as a scale, the distance of test images with
+Gaussian noise, whose standard deviation is in units of the range [-1, 1].
 """
 
 from __future__ import annotations
@@ -20,32 +21,45 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 import zoo
+from common import frechet, image_data, new_parser
 from zoo.datamodules.base import to_unit_range
-from zoo.metrics.features import EXTRACTORS, FeatureExtractor, load_extractor
-from zoo.metrics.frechet import FrechetDistance
+from zoo.metrics.features import EXTRACTORS, FeatureExtractor
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one extractor is built and trained.
+    """Network and training of one extractor.
 
-    `shift` is the augmentation's largest translation, in pixels. `decorrelation` weighs the mean squared correlation of
-    two features in the loss (Cogswell et al., 2016, arXiv 1511.06068). Without it the features of a well-trained
-    classifier collapse into the nine directions that tell ten classes apart, and see little of what differs within a
-    class.
+    `decorrelation` penalizes correlated features (Cogswell et al., 2016, arXiv 1511.06068). Without it the features of
+    a well-trained classifier collapse into the nine directions that separate ten classes, and tell little about the
+    differences within a class.
+
+    Args:
+        in_channels: channels of the images.
+        size: height and width of the images, in pixels.
+        stages: channels of the convolutions of each stage.
+        epochs: number of epochs.
+        batch_size: images per batch.
+        shift: maximum translation of the augmentation, in pixels.
+        flip: random flips in the augmentation.
+        floor_sizes: numbers of images n for which the floor is measured.
+        learning_rate: maximum of the one-cycle schedule.
+        decorrelation: weight of the mean squared correlation of two features in the loss.
+        weight_decay: weight decay of AdamW.
     """
 
     in_channels: int
@@ -61,8 +75,8 @@ class Recipe:
     weight_decay: float = 0.05
 
 
-# Photographs may be mirrored; digits may not, and the shoes of Fashion-MNIST all point to the left, which a feature
-# that judges generated images should see.
+# Only photographs are flipped: mirrored digits are other characters, and the shoes of Fashion-MNIST all point to the
+# left, which the features should see.
 RECIPES = {
     "digits": Recipe(1, 8, ((32,), (64, 64)), 40, 64, shift=1, flip=False, floor_sizes=(297,)),
     "fashion_mnist": Recipe(1, 28, ((16,), (32, 32), (64, 64)), 7, 128, shift=2, flip=False, floor_sizes=(1000, 5000)),
@@ -74,23 +88,18 @@ RECIPES = {
 Split = tuple[Tensor, Tensor]  # images in [-1, 1], float (N, C, H, W); labels, int64 (N,)
 
 
-def read_data(name: str, args: argparse.Namespace) -> tuple[Split, Split]:
-    """Training and test split of the set `name`, both in random order."""
+def read_data(name: str, options: argparse.Namespace) -> tuple[Split, Split]:
+    """Training and test split of a dataset, both shuffled."""
     if name == "cifar10_jpeg":
-        if args.cifar10_jpeg is None:
-            raise SystemExit("cifar10_jpeg needs --cifar10_jpeg DIR, the folder that holds train/ and test/")
-        return read_folder(args.cifar10_jpeg / "train"), read_folder(args.cifar10_jpeg / "test")
-    from zoo.datamodules.digits import Digits
-    from zoo.datamodules.torchvision_sets import FashionMNIST
-
-    data = Digits() if name == "digits" else FashionMNIST(root=str(args.root))
+        return read_folder(options.cifar10_jpeg / "train"), read_folder(options.cifar10_jpeg / "test")
+    data = image_data(None if name == "digits" else options.root)
     data.prepare_data()
     data.setup()
     return data.split("train"), data.split("test")
 
 
 def read_folder(folder: Path) -> Split:
-    """Images <class>/*.jpg below `folder`, shuffled."""
+    """Images <class>/*.jpg in a folder, shuffled."""
     from torchvision.io import decode_jpeg, read_file
 
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -102,7 +111,7 @@ def read_folder(folder: Path) -> Split:
 
 
 def augment(x: Tensor, shift: int, flip: bool) -> Tensor:
-    """Translates every image of `x` (N, C, H, W) by up to `shift` pixels, and mirrors half of them if `flip`."""
+    """Shifts each image of `x` (N, C, H, W) by up to `shift` pixels, and flips half of them if `flip`."""
     n, _, height, width = x.shape
     x = F.pad(x, [shift] * 4, value=-1.0) if x.shape[1] == 1 else F.pad(x, [shift] * 4, mode="reflect")
     rows = torch.randint(2 * shift + 1, (n, 1)) + torch.arange(height)
@@ -113,14 +122,14 @@ def augment(x: Tensor, shift: int, flip: bool) -> Tensor:
 
 
 def batches(x: Tensor, y: Tensor, recipe: Recipe) -> Iterator[Split]:
-    """One epoch of augmented batches."""
+    """Augmented batches of one epoch."""
     for index in torch.randperm(len(x)).split(recipe.batch_size):
         if len(index) == recipe.batch_size:
             yield augment(x[index], recipe.shift, recipe.flip), y[index]
 
 
 def train(recipe: Recipe, x: Tensor, y: Tensor) -> FeatureExtractor:
-    """The trained extractor, in eval mode, with its `scale` set; `x` (N, C, H, W), `y` (N,)."""
+    """Trains an extractor on images `x` (N, C, H, W) and labels `y` (N,); returns it in eval mode, with `scale` set."""
     torch.manual_seed(0)
     net = FeatureExtractor(recipe.in_channels, recipe.size, recipe.stages).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -147,7 +156,7 @@ def train(recipe: Recipe, x: Tensor, y: Tensor) -> FeatureExtractor:
 
 def redundancy(x: Tensor) -> Tensor:
     """Mean squared correlation of two different features of `x` (N, d), a scalar."""
-    # The small number is for features that are constant over the batch.
+    # 1e-3 keeps features that are constant over the batch finite.
     standardized = (x - x.mean(dim=0)) / (x.std(dim=0, correction=0) + 1e-3)
     correlation = standardized.T @ standardized / len(x)
     d = x.shape[1]
@@ -155,64 +164,68 @@ def redundancy(x: Tensor) -> Tensor:
 
 
 def save(net: FeatureExtractor, path: Path) -> None:
-    """Writes the weights, kernels in half precision, with the network's configuration in the metadata."""
+    """Writes the weights, kernels in half precision, with the network's arguments in the metadata."""
     weights = {key: value.half() if value.ndim == 4 else value for key, value in net.state_dict().items()}
-    # Not `save_file`: its files are readable by their owner alone, and so would the installed ones be.
+    # `save_file` would make the file readable by its owner only.
     path.write_bytes(save_bytes(weights, metadata={"config": json.dumps(net.config)}))
 
 
+def read(path: Path) -> FeatureExtractor:
+    """Reads an extractor that `save` wrote, in eval mode."""
+    with safe_open(path, framework="pt") as file:
+        net = FeatureExtractor(**json.loads(file.metadata()["config"]))
+        net.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118, it is no mapping
+    return net.eval().requires_grad_(False)
+
+
 def features(net: FeatureExtractor, x: Tensor) -> Tensor:
-    """Features, float64 (N, d), of the images `x` (N, C, H, W)."""
+    """Features, float64 (N, d), of images `x` (N, C, H, W)."""
     return torch.cat([net(part) for part in x.split(500)]).double()
 
 
-def distance(net: FeatureExtractor, x: Tensor, other: Tensor) -> float:
-    """Fréchet distance of the images `x` from `other`, both (N, C, H, W)."""
-    metric = FrechetDistance(net)
-    for images, real in ((x, True), (other, False)):
-        for part in images.split(500):
-            metric.update(part, real=real)
-    return float(metric.compute())
-
-
-def evaluate(name: str, train_split: Split, test_split: Split) -> None:
-    """Prints everything that there is to know of the shipped extractor `name`."""
-    net = load_extractor(name)
-    size = (WEIGHTS / f"{name}.safetensors").stat().st_size
+def evaluate(name: str, path: Path, train_split: Split, test_split: Split) -> None:
+    """Prints accuracy, dimensions and distances of the extractor in a file."""
+    net = read(path)
     (x, _), (x_test, y_test) = train_split, test_split
     predicted = torch.cat([net.logits(part).argmax(1) for part in x_test.split(500)])
     accuracy = (predicted == y_test).float().mean()
     spectrum = torch.linalg.eigvalsh(features(net, x).T.cov()).clamp_min(0)
     dimensions = spectrum.sum().square() / spectrum.square().sum()
-    print(f"{name}: test accuracy {accuracy:.2%}, {size / 1000:.0f} kB, sha256 {net.sha256[:8]}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f"{name}: test accuracy {accuracy:.2%}, {path.stat().st_size / 1000:.0f} kB, sha256 {sha256[:8]}")
     print(f"  sum of variances {spectrum.sum():.2f}, participation ratio {dimensions:.1f} of {net.num_features}")
     for n in RECIPES[name].floor_sizes:
         reference, test = x[:n], x_test[:n]
-        row = [f"train against test {distance(net, reference, test):.3f}"]
+        row = [f"training from test images {frechet(net, reference, test):.3f}"]
         for std in (0.2, 0.5):
             noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
             noisy = (test + std * noise).clamp(-1, 1)
-            row.append(f"noise {std} against clean {distance(net, test, noisy):.2f}")
-        print(f"  n {n}: {', '.join(row)}")
+            row.append(f"noise {std} {frechet(net, test, noisy):.2f}")
+        print(f"  Fréchet distance at n {n}: {', '.join(row)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="+", choices=EXTRACTORS)
-    parser.add_argument("--root", type=Path, default=Path("data"), help="of Fashion-MNIST, in torchvision's layout")
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("sets", nargs="+", choices=EXTRACTORS, help="extractors, by the dataset of their training")
+    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST in torchvision's layout")
     parser.add_argument("--cifar10_jpeg", type=Path, help="folder of JPEG files, with train/ and test/")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--evaluate", action="store_true", help="measure the weights that are there; train nothing")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    for name in args.sets:
-        train_split, test_split = read_data(name, args)
-        if not args.evaluate:
+    parser.add_argument("--epochs", type=int, help="epochs of the training (default: the extractor's own)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--evaluate", action="store_true", help="measure the existing weights without training")
+    options = parser.parse_args(args)
+    if "cifar10_jpeg" in options.sets and options.cifar10_jpeg is None:
+        parser.error("cifar10_jpeg needs --cifar10_jpeg, the folder that holds train/ and test/")
+    torch.set_num_threads(options.threads)
+    for name in options.sets:
+        recipe = RECIPES[name] if options.epochs is None else replace(RECIPES[name], epochs=options.epochs)
+        path = options.out / f"{name}.safetensors"
+        train_split, test_split = read_data(name, options)
+        if not options.evaluate:
             print(f"{name}: {len(train_split[0])} training images, {len(test_split[0])} test images")
-            path = WEIGHTS / f"{name}.safetensors"
-            save(train(RECIPES[name], *train_split), path)
-            print(f"  wrote {path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}")
-        evaluate(name, train_split, test_split)
+            save(train(recipe, *train_split), path)
+            print(f"  wrote {path}")
+        evaluate(name, path, train_split, test_split)
 
 
 if __name__ == "__main__":

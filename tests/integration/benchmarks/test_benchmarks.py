@@ -1,0 +1,292 @@
+"""Every benchmark runs on its smallest setting and prints its result; a new script fails until it has a run here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.checkpoints import save_untrained
+from tests.helpers.command import CHECKOUT
+from zoo import Diffusion
+
+FOLDER = CHECKOUT / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a script on its smallest setting.
+
+    Attributes:
+        args: arguments; names in braces are keys of the fixture `paths`.
+        prints: regular expressions of what it must print.
+        writes: file that it must write.
+    """
+
+    args: str
+    prints: tuple[str, ...]
+    writes: str = ""
+
+
+N = r"-?\d+(\.\d+)?(e[-+]\d+)?"
+MEAN = rf"{N} ± {N}"
+CPU = "--trainer.accelerator=cpu"
+SHORT = f"{CPU} --trainer.max_steps=2 --trainer.val_check_interval=2"
+CLASSIFIER = f"{CPU} --data Digits --seeds 1 --epochs 1 --data.batch_size=600"
+DIFFUSION = f"{SHORT} --model.excess_samples=2 --model.widths=[8] --model.blocks=1"
+TRANSFORMER = f"{CPU} --model.layers=1 --model.width=16 --model.heads=2"
+
+
+def row(name: str, *cells: str) -> str:
+    """Regular expression of a row of a Markdown table."""
+    return "".join(rf"\| {cell} " for cell in (re.escape(name), *cells)) + r"\|\n"
+
+
+RUNS = {
+    "classifier_quality": [
+        Run(
+            f"mlp --rows dropout {CLASSIFIER} --model.width=32",
+            (
+                row("dropout, last epoch", *[N] * 5),
+                row("dropout, early stopping", *[N] * 5),
+                row("dropout, early stopping, 50 MC samples", *[N] * 5),
+            ),
+        ),
+        Run(
+            f"mlp --rows ensemble {CLASSIFIER} --model.width=32",
+            (row("ensemble of 4 without dropout, 1/4 of the epochs each", *[N] * 5),),
+        ),
+        Run(
+            f"resnet_options --rows ResNet-8 constant {CLASSIFIER} --model.widths=[8,8,8]",
+            (row("ResNet-8 of He et al., patch size 2", *[N] * 5), row("constant learning rate 0.05", *[N] * 5)),
+        ),
+        Run(
+            "resnet_speed --rounds 1 --batch_size 2 --rows fp32 bf16",
+            (row("fp32", N, "1.00"), row("bf16", N, N)),
+        ),
+    ],
+    "data_path": [
+        Run(
+            "--images 128 --batch_size 64 --rounds 1 --seconds 0 --workers 0",
+            (rf'"shape": \[1, 28, 28\], .*"ratio": {N}', rf'"shape": \[3, 32, 32\], .*"ratio": {N}'),
+        )
+    ],
+    "diffusion_peer": [
+        Run(
+            "--root {data} --ckpt_path {clothes} --cpu_seconds 0.01 --n 3 --n_ddim 4 --ddim 5 --out samples.png",
+            (
+                rf'"model": "ours", "n": 3, .*"fd": {N}, "floor": {N}',
+                rf'"sampler": "ddim, 5", "n": 4, "fd": {N}',
+                rf'"sampler": "default, 1000", "n": 3, "fd": {N}',
+            ),
+            writes="samples_4.png",
+        )
+    ],
+    "diffusion_physics": [
+        Run(
+            "--n 50 --steps 5 --seeds 2 --out physics.png",
+            (row("floor", MEAN), row("2D grad ln p, full noise (the lecture's)", MEAN)),
+            writes="physics.png",
+        )
+    ],
+    "diffusion_quality": [
+        Run(
+            f"diffusion.yaml --seeds 1 --draws 2 --solvers euler heun --evaluations 2 3 --guidance_scale 0 1 "
+            f"{DIFFUSION}",
+            (row("euler, 1", N, N), row("heun, 0", "", N), '"label_accuracy"'),
+        ),
+        Run(
+            "--ckpt_path {digits} --draws 1 --solvers euler --evaluations 2",
+            (rf'"floor": {N}', row("euler, 0", N)),
+        ),
+        Run(
+            f"consistency.yaml --model.teacher {{digits}} --seeds 1 --draws 1 --evaluations 1 2 {SHORT}",
+            (row("consistency model, 0", N, N),),
+        ),
+    ],
+    "editing_figure": [
+        Run("--ckpt_path {digits} --steps 3 --resamples 1 --out editing.png", ("wrote",), writes="editing.png")
+    ],
+    "gan_quality": [
+        Run("digits --seeds 2 --max_steps 1", (row("recipe", MEAN, MEAN), row("textbook", MEAN, MEAN))),
+        Run(
+            "points --seeds 1 --max_steps 1",
+            (row("ring", "0", r"\d of 8", N, N, N), row("grid", "0", r"\d+ of 25", N, N, N)),
+        ),
+    ],
+    "gradient_flow_cost": [
+        Run(
+            "--rounds 1 --blocks 2 --period 2 --batch_size 2",
+            (rf"MLP, .*: {N} ms per step", rf"convolutional, .*: {N} ms per step", rf"inside the callback {N} ms"),
+        )
+    ],
+    "language_model": [
+        Run(
+            f"quality shakespeare_cpu.yaml --path {{text}} --seeds 2 {SHORT} {TRANSFORMER}",
+            (row("best", MEAN), row("last", MEAN)),
+        ),
+        Run(
+            f"speed shakespeare_cpu.yaml --path {{text}} --turns 1 --steps 6 --window 2 {TRANSFORMER}",
+            (rf"median ratio: {N}",),
+        ),
+    ],
+    "optimizer_quality": [
+        Run(
+            "--steps 1 --batch_size 2 --seeds 2 --optimizers SGD",
+            (row("MLP 2x256", "SGD, momentum 0.9", N, MEAN, MEAN), row("ResNet-8", "SGD, momentum 0.9", N, MEAN, MEAN)),
+        ),
+        Run(
+            "--text {text} --steps 1 --batch_size 2 --seeds 1 --optimizers Adam",
+            (row("Transformer", "AdamW, decay 0.05", N, N, N),),
+        ),
+    ],
+    "optimizer_speed": [
+        Run(
+            "--tensors 4 --width 2 --rounds 2",
+            (row("Adam, foreach", N, f"{N} to {N}", "1.00"), row("ScalarAdam, group", N, f"{N} to {N}", N)),
+        )
+    ],
+    "soak": [
+        Run(
+            f"gan.yaml --minutes 0.02 --every 0.1 --model.width=8 --trainer.val_check_interval=100 {CPU}",
+            (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
+        )
+    ],
+    "train_extractors": [
+        Run(
+            "digits --epochs 1 --out .",
+            (r"digits: test accuracy \d+\.\d\d%", rf"at n 297: training from test images {N}"),
+            writes="digits.safetensors",
+        )
+    ],
+    "vanishing_gradient": [
+        Run(
+            "--steps 1 --batch_size 2 --out gradient.png",
+            (row("54", "torch's default", "plain", N, N), row("54", "He's", "residual_batch_norm", N, N)),
+            writes="gradient.png",
+        )
+    ],
+}
+
+
+@pytest.fixture
+def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Function from a name in the arguments of a run to a path."""
+
+    def clothes() -> str:
+        save_untrained(
+            Diffusion((1, 28, 28), 10, conditional=True, widths=(8,), blocks=1, steps=2), tmp_path / "c.ckpt"
+        )
+        return str(tmp_path / "c.ckpt")
+
+    known: dict[str, Callable[[], str]] = {
+        "data": lambda: str(request.getfixturevalue("shared_data")),
+        "text": lambda: textwrap.__file__,
+        "digits": lambda: checkpoint("diffusion"),
+        "clothes": clothes,
+    }
+    return lambda name: known[name]()
+
+
+@pytest.fixture
+def load_script(
+    monkeypatch: pytest.MonkeyPatch, in_an_empty_folder: Path, cheap_reports: None
+) -> Iterator[Callable[[str], Any]]:
+    """Function that imports a script; afterwards its global settings are undone."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
+    level = logger.level
+    monkeypatch.syspath_prepend(FOLDER)
+    for name, module in peer_library().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield import_module
+    for name in ("common", *SCRIPTS):
+        sys.modules.pop(name, None)
+    torch.set_num_threads(threads)
+    logger.setLevel(level)
+
+
+def peer_library() -> dict[str, ModuleType]:
+    """Stand-ins for the libraries that diffusion_peer compares with, with as much of them as it uses."""
+
+    class Unet(nn.Module):
+        def __init__(self, dim: int, dim_mults: tuple[int, ...], channels: int, flash_attn: bool) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(channels, channels, 3, padding=1)
+
+    class GaussianDiffusion(nn.Module):
+        def __init__(self, network: Unet, image_size: int) -> None:
+            super().__init__()
+            self.network, self.image_size = network, image_size
+            self.num_timesteps = self.sampling_timesteps = 1000
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1:] == (1, self.image_size, self.image_size)
+            assert x.min() >= 0
+            return (self.network.layer(x) - x).square().mean()
+
+        def sample(self, batch_size: int) -> Tensor:
+            assert self.sampling_timesteps == 1000
+            return torch.rand(batch_size, 1, self.image_size, self.image_size)
+
+        def ddim_sample(self, shape: tuple[int, ...]) -> Tensor:
+            assert self.sampling_timesteps < 1000
+            return torch.rand(shape)
+
+    class EMA(nn.Module):
+        def __init__(self, model: nn.Module, beta: float, update_every: int) -> None:
+            super().__init__()
+            self.ema_model = model
+
+        def update(self) -> None:
+            pass
+
+    peer, ema = ModuleType("denoising_diffusion_pytorch"), ModuleType("ema_pytorch")
+    peer.__dict__.update(Unet=Unet, GaussianDiffusion=GaussianDiffusion)
+    ema.__dict__.update(EMA=EMA)
+    return {module.__name__: module for module in (peer, ema)}
+
+
+@pytest.mark.parametrize(
+    ("script", "run"),
+    [
+        pytest.param(script, run, id=f"{script}-{number}")
+        for script in SCRIPTS
+        for number, run in enumerate(RUNS.get(script, ()))
+    ],
+)
+def test_it_prints_its_result(script, run, load_script, paths, capsys):
+    if script == "soak" and not Path("/proc/self/fd").is_dir():
+        pytest.skip("soak reads /proc, which is Linux's")
+    args = re.sub(r"\{(\w+)\}", lambda name: paths(name[1]), run.args).split()
+    load_script(script).main(args)
+    printed = capsys.readouterr().out
+    for pattern in run.prints:
+        assert re.search(pattern, printed), f"{pattern} is not in\n{printed}"
+    assert not run.writes or Path(run.writes).stat().st_size > 0
+
+
+def test_every_script_has_a_run():
+    assert set(SCRIPTS) == set(RUNS), "a script in benchmarks/ without a run, or the opposite: see RUNS"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_its_help_describes_every_option(script, load_script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_script(script).main(["--help"])
+    assert stop.value.code == 0
+    options = re.split(r"\n(?=  \S)", capsys.readouterr().out.partition("\noptions:\n")[2].rstrip())
+    undescribed = [option for option in options if not re.search(r"\S(  +|\n +)\S", option)]
+    assert len(options) > 1
+    assert not undescribed
