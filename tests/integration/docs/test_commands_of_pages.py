@@ -1,0 +1,178 @@
+"""The commands and the code of the pages are run: in their order, shortened, and in one process as far as possible."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from tests.helpers.command import TINY, fails, run_program
+from tests.integration.docs.pages import PAGES
+from zoo.cli.main import main
+
+SHORT = ["--trainer.limit_val_batches=2"]
+SHORT_EVALUATION = [f"--trainer.limit_{name}_batches=2" for name in ("val", "test", "predict")]
+#: Files of which more than a header is expected.
+LARGE = ("grid.png", "raw.npz", "ways.png", "walk.gif", "film.gif", "predictions.csv", "predictions.parquet")
+
+
+class Step(NamedTuple):
+    """A command, and the files that its page tells the reader to write."""
+
+    command: str
+    files: dict[str, str]
+
+
+def run_of(step: Step) -> str:
+    """Name of the run that a command begins or reads."""
+    found = re.search(r"runs/(\w+)/", step.command) or re.search(r"--config (\w+)\.yaml", step.command)
+    return found[1] if found else "no_recipe"
+
+
+def steps_by_run() -> dict[str, list[Step]]:
+    """The commands of all pages in order, each once, by the run that they are about."""
+    steps: dict[str, list[Step]] = {}
+    seen = set()
+    for page in PAGES:
+        for command in page.commands:
+            if command not in seen:
+                seen.add(command)
+                step = Step(command, page.files)
+                steps.setdefault(run_of(step), []).append(step)
+    return steps
+
+
+STEPS = steps_by_run()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, shared_data) -> Path:
+    """A working folder with the data that the pages name, which everybody has elsewhere."""
+    for kind, green in {"cats": 20, "dogs": 200}.items():
+        pictures = tmp_path / "my_pictures" / kind
+        pictures.mkdir(parents=True)
+        for index in range(100):
+            Image.new("RGB", (70 + index, 90), (2 * index, green, 90)).save(pictures / f"{index}.jpg")
+    (tmp_path / "data").symlink_to(shared_data)
+    for name in ("tinyshakespeare.txt", "my_text.txt"):
+        (tmp_path / name).symlink_to(shared_data / "text" / "tinyshakespeare.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return tmp_path
+
+
+def shortened(command: str) -> list[str]:
+    """Arguments of a command for a short run."""
+    arguments = shlex.split(command)[2:]
+    if arguments[0] in ("validate", "test", "predict"):
+        return [*arguments, *SHORT_EVALUATION]
+    if arguments[0] != "fit":
+        return arguments
+    device = [] if "--trainer.accelerator" in command else TINY[:1]
+    return [*arguments, *device, *TINY[1:], *SHORT]
+
+
+def install_plugin(folder: Path, files: dict[str, str]) -> None:
+    """Writes a page's modules, and the entry points that an installation of them would have."""
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        module = Path(name).stem
+        (folder / f"{module}-0.dist-info").mkdir(exist_ok=True)
+        (folder / f"{module}-0.dist-info" / "entry_points.txt").write_text(f"[zoo.plugins]\n{module} = {module}\n")
+
+
+def files_written(arguments: list[str]) -> list[str]:
+    """Names of the files that a command must leave."""
+    options = ("--out", "--compare", "--trajectory")
+    named = [value for option, value in pairwise(arguments) if option in options]
+    if arguments[0] == "predict":
+        paths = [a.partition("=")[2] for a in arguments if a.startswith("--trainer.callbacks.path=")]
+        return paths or ["predictions.csv"]
+    return named
+
+
+def test_there_are_commands_about_many_runs():
+    assert len(STEPS) > 10
+    assert sum(map(len, STEPS.values())) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", STEPS)
+def test_commands_run_in_order(run, folder, capsys, caplog):
+    printed = {}
+    for command, files in STEPS[run]:
+        arguments = shortened(command)
+        install_plugin(folder, files)
+        if files or "--trainer.devices" in command or "--wandb.mode offline" in command:
+            # What would stay in this process: a plugin, a process group, a run of Weights & Biases.
+            variables = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+            done = run_program(*arguments, cwd=folder, **variables)
+            assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+        else:
+            caplog.clear()
+            try:
+                main(arguments)
+            except SystemExit as stop:
+                pytest.fail(f"{command}\n{stop.code}\n{capsys.readouterr().err[-2000:]}")
+            printed[command] = "\n".join([*capsys.readouterr(), *caplog.messages])
+        for name in files_written(arguments):
+            assert (folder / name).stat().st_size > (1000 if name in LARGE else 100), (
+                f"{command} has not written {name}"
+            )
+        if arguments[0] == "fit":
+            assert list(folder.glob("*/*/version_*/checkpoints/*.ckpt")), f"{command} has left no checkpoint"
+    if run == "gan":
+        assert_output_is_that_of_the_readme(printed["python cli.py fit --config gan.yaml"])
+
+
+def assert_output_is_that_of_the_readme(output: str) -> None:
+    """Every line that README.md shows of its first run is printed, but for the numbers and how early it stopped."""
+
+    def lines(text: str) -> set[str]:
+        return {re.sub(r"[\d.]+", "0", line) for line in text.splitlines() if "stopped early" not in line}
+
+    (shown,) = (block.text for block in PAGES[0].blocks if block.language == "text")
+    assert lines(shown) <= lines(output)
+
+
+MISTAKES = [
+    (command, answer)
+    for page in PAGES
+    for block in page.blocks
+    for command, answer in re.findall(r"^\$ (python cli\.py .*)\n(zoo: error: .*)$", block.text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("command", "answer"), MISTAKES)
+def test_mistakes_are_answered_as_shown(command, answer, capsys):
+    assert f"zoo: error: {fails(capsys, *shlex.split(command)[2:])}" == answer
+
+
+CODE = [block.text for page in PAGES for block in page.blocks if block.language == "python" and not block.title]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_code_runs(code, tmp_path):
+    assert "sevens = model.sample(" in code, "say below what other code should give"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nprint(tuple(sevens.shape), sevens.abs().max().item() <= 1)"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(16, 1, 8, 8) True")
+
+
+def test_the_entry_point_of_the_plugin_is_that_of_its_file():
+    pages = [page for page in PAGES if page.files]
+    assert pages
+    for page in pages:
+        (settings,) = (block.text for block in page.blocks if block.language == "toml")
+        names = [Path(name).stem for name in page.files]
+        assert settings == '[project.entry-points."zoo.plugins"]\n' + "".join(f'{n} = "{n}"\n' for n in names)
