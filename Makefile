@@ -19,10 +19,10 @@ lint: .venv/installed build/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy build/installed/zoo
 	cd build/installed && ../../.venv/bin/lint-imports --no-cache ../../pyproject.toml
-	.venv/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 docs: .venv/installed build/installed
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .PHONY: build/installed
 build/installed: .venv/installed

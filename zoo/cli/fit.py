@@ -175,7 +175,7 @@ def run_trainer(args: list[str]) -> ZooCLI:
     """
     load_all()  # so that short names of classes are known
     args, recipe = resolve_recipes(with_config_of_run(args))
-    name = recipe or next((a.partition("=")[2] or "run" for a in args if a.startswith("--model=")), "run")
+    name = recipe or _model_name(args) or "run"
     folders = RunFolders()
     typed = sys.argv
     # Not passed as an argument: DDP starts its processes by repeating sys.argv.
@@ -192,6 +192,15 @@ def run_trainer(args: list[str]) -> ZooCLI:
     finally:
         sys.argv = typed
         RunLock.release()
+
+
+def _model_name(args: list[str]) -> str:
+    """Model given by --model NAME or --model=NAME; empty if there is none."""
+    for option, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = option.partition("=")
+        if name == "--model":
+            return value or following
+    return ""
 
 
 def run_command(args: list[str]) -> None:

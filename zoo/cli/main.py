@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from logging import LogRecord
 
 PROGRAM = "zoo"
 #: Module and function of each command; the function is given the words after the program's name.
@@ -90,7 +93,12 @@ def _silence_irrelevant() -> None:
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+        logging.getLogger(name).addFilter(_is_relevant)
+
+
+def _is_relevant(record: LogRecord) -> bool:
+    """Whether a log record is more than Lightning's advice to use another of its products."""
+    return not any(name in record.getMessage() for name in ("litlogger", "litmodels"))
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
