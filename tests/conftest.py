@@ -1,11 +1,19 @@
-"""What several tests need."""
+"""Fixtures that several tests use."""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+# One thread per process, before torch is imported: tests run, and start, several processes, and with more threads than
+# cores every one of them is many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +24,50 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real datasets in {folder}; name their folder in ZOO_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runs the test in an empty folder, without Weights & Biases; returns the folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("WANDB_API_KEY", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that what the test sets, as DDP does, is taken back
+        monkeypatch.delenv(name)
+    yield tmp_path
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:  # a later test would log into it
+        wandb.finish()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Function that returns the path of a checkpoint of `tests.helpers.checkpoints`, made once in a session."""
+    from tests.helpers.checkpoints import make_checkpoint
+
+    return functools.cache(lambda name: make_checkpoint(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture
+def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks write less: no curves, three frames of a trajectory, a report on 500 points.
+
+    Each of them takes longer than a run of six steps, and has tests of its own.
+    """
+    import numpy as np
+
+    from zoo.callbacks import equilibrium, samples
+
+    def black_pixel(metrics: dict[str, Any]) -> np.ndarray:
+        return np.zeros((1, 1, 3), dtype=np.uint8)
+
+    def three_frames(states: Any, columns: int | None = None) -> list[np.ndarray]:
+        return render_frames(states[:: len(states) // 2 or 1], columns)
+
+    def on_500_points(x: Any, y: Any, seed: int = 0) -> float:
+        return two_sample_accuracy(x[:500], y[:500], seed)
+
+    render_frames, two_sample_accuracy = samples.render_frames, equilibrium.two_sample_accuracy
+    monkeypatch.setattr("zoo.callbacks.curves.plot_curves", black_pixel)
+    monkeypatch.setattr(samples, "render_frames", three_frames)
+    monkeypatch.setattr(equilibrium, "two_sample_accuracy", on_500_points)

@@ -1,1 +1,1 @@
-"""What several tests need."""
+"""Helpers of the tests: commands, tiny models and checkpoints, and programs of several processes."""

@@ -1,4 +1,4 @@
-"""A tiny run of every model in the catalog, for tests that hold for all of them: a new model is tested once it is here.
+"""A tiny run of every model in the registry, for tests that hold for all of them.
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains(name, tmp_path):
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
 
+from tests.helpers.checkpoints import save_untrained
 from zoo import Diffusion
 from zoo.datamodules import Digits
 from zoo.registry import entries
 
 MODELS = [entry.name for entry in entries("models")]
-#: What several processes should agree on is not hidden behind the noise of a batch: 1,098 samples to train on.
+#: 101 validation samples: a prime, so that no number of processes or batches divides them.
 DIGITS = ["--data=Digits", "--data.batch_size=32", "--data.val_size=101"]
 
 
@@ -29,18 +29,16 @@ def _text(folder: Path) -> str:
 
 
 def teacher_checkpoint(folder: Path) -> str:
-    """A checkpoint of a tiny Diffusion, calibrated but not trained."""
+    """Writes the checkpoint of a tiny Diffusion, calibrated but not trained; returns its path."""
     model = Diffusion((1, 8, 8), 10, widths=(16,), blocks=1, steps=2)
     data = Digits()
     data.setup("fit")
     model.calibrate(data.reference(100))
-    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(folder / "teacher.ckpt")
+    save_untrained(model, folder / "teacher.ckpt")
     return str(folder / "teacher.ckpt")
 
 
-# What a tiny one of each model is: options of the model and its data, by the folder that files can be put in.
+# Options of a tiny model of each class and of its data, from the folder for files that they need.
 TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
     "ConsistencyModel": lambda folder: [f"--model.teacher={teacher_checkpoint(folder)}", *DIGITS],
     "Diffusion": lambda _: ["--model.widths=[16]", "--model.blocks=1", "--model.steps=2", *DIGITS],
@@ -62,15 +60,15 @@ TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
 
 
 def tiny_arguments(name: str, folder: Path) -> list[str]:
-    """Options of the command `fit` for a tiny model of this name on tiny data, without those of the Trainer.
+    """Options of the command `fit` for a tiny model on tiny data, without those of the Trainer.
 
     Args:
-        name: of the model in the catalog.
-        folder: where what it needs is written: a text, a teacher's checkpoint.
+        name: name of the model in the registry.
+        folder: folder for files that it needs: a text, a teacher's checkpoint.
     """
     if name not in TINY_MODELS:
         pytest.fail(
-            f"{name} is in the catalog but has no tiny run: add an entry to TINY_MODELS in tests/helpers/models.py, with the "
-            "options that make it and its data small, and all tests that hold for every model are run with it"
+            f"{name} is in the registry but has no tiny run: add an entry to TINY_MODELS in tests/helpers/models.py, "
+            "with options that make the model and its data small; the tests of all models then include it"
         )
     return [f"--model={name}", *TINY_MODELS[name](folder)]

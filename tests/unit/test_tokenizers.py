@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, and what a token stands for is counted right."""
+"""Tokenizers: encoding, decoding, and the number of bytes of a token."""
 
 import sys
 
@@ -15,46 +15,46 @@ def tokenizers():
     return [ByteTokenizer(), CharacterTokenizer(TEXT), BytePairTokenizer.train(TEXT * 5, 300)]
 
 
-def test_text_comes_back_as_it_was_also_from_the_description():
+def test_decoding_inverts_encoding_also_for_a_tokenizer_from_its_description():
     for tokenizer in tokenizers():
         for one in (tokenizer, tokenizer_from(tokenizer.description)):
             assert one.decode(one.encode(TEXT).tolist()) == TEXT
             assert one.size == tokenizer.size
 
 
-def test_tokens_stand_for_as_many_bytes_as_the_text_has():
+def test_byte_counts_of_tokens_add_up_to_the_bytes_of_the_text():
     for tokenizer in tokenizers():
         tokens = tokenizer.encode(TEXT)
         assert tokenizer.byte_counts()[tokens].sum() == len(TEXT.encode())
         assert tokens.max() < tokenizer.size == len(tokenizer.byte_counts())
 
 
-def test_byte_pairs_are_fewer_and_encode_what_they_have_never_seen():
+def test_byte_pairs_are_fewer_tokens_and_encode_unseen_text():
     _, _, pairs = tokenizers()
     assert 256 < pairs.size <= 300
     assert len(pairs.encode(TEXT)) < 0.7 * len(TEXT.encode())
     assert pairs.decode(pairs.encode("ξένος").tolist()) == "ξένος"
 
 
-def test_bytes_that_are_no_text_become_the_replacement_character():
+def test_invalid_bytes_decode_to_the_replacement_character():
     assert ByteTokenizer().decode([255, 65]) == "\ufffdA"
     assert len(ByteTokenizer().encode("")) == 0
 
 
-def test_a_character_that_is_not_known_is_named():
+def test_an_unknown_character_is_named():
     with pytest.raises(UserError, match="the character 'z' is not in the text"):
         CharacterTokenizer("abc").encode("abz")
 
 
-def test_a_description_of_nothing_is_refused():
+def test_invalid_descriptions_and_vocabulary_sizes_are_refused():
     pytest.importorskip("tokenizers")
     with pytest.raises(UserError, match="is neither bytes, characters nor"):
         tokenizer_from("{}")
-    with pytest.raises(UserError, match="vocabulary is 100; byte-pair encoding needs at least 256"):
+    with pytest.raises(UserError, match="vocab_size is 100; byte-pair encoding needs at least 256"):
         BytePairTokenizer.train(TEXT, 100)
 
 
-def test_without_the_library_the_way_out_is_said(monkeypatch):
+def test_without_the_library_the_fix_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match="pip install tokenizers"):
         BytePairTokenizer.train(TEXT, 300)

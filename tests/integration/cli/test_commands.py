@@ -1,8 +1,9 @@
-"""The command line, as its users meet it: what a run leaves, what each command does, how a mistake is answered."""
+"""The commands fit, validate, test, sample and list: what a run leaves, what each command does, and plugins."""
 
-import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,20 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.helpers.command import TINY, fails, run_program
+from tests.helpers.command import GAN_RUN, MLP_RUN, TINY, fails, read_rows, run_program
 from tests.helpers.wandb_reader import read_offline_run
 from zoo import GAN
 from zoo.cli.main import main
 
-GAN_RUN = ["fit", "--config", "gan.yaml", *TINY, "--data.repeats=1"]
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of one short run, made by the program itself, and what it printed."""
+    """The folder of one short run, made by `python cli.py` without an API key of W&B, and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = run_program(*GAN_RUN, "--model.conditional=true", "--wandb.log_model=true", cwd=folder, WANDB_MODE="offline")
+    options = ["--model.conditional=true", "--wandb.log_model=true"]
+    done = run_program(*GAN_RUN, *options, cwd=folder, NETRC=str(folder / "no_netrc"))
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "gan" / "version_0", done.stdout + done.stderr
 
@@ -64,41 +60,39 @@ def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):
 
 
 def test_metrics_are_in_the_csv_under_their_names(run):
-    with (run[0] / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    names = [
-        "train/loss_d",
-        "train/loss_g",
-        "train/penalty",
-        "train/d_real",
-        "train/d_fake",
-        "train/value",
-        "train/value_optimum",
-    ]
-    names += ["train/grad_norm_d", "train/grad_norm_g", "train/images_per_second", "val/fd", "val/fd_floor"]
-    for name in names:
+    rows = read_rows(run[0])
+    names = ["loss_d", "loss_g", "penalty", "d_real", "d_fake", "value", "value_optimum"]
+    names += ["grad_norm_d", "grad_norm_g", "images_per_second"]
+    for name in [*(f"train/{name}" for name in names), "val/fd", "val/fd_floor"]:
         assert any(row[name] for row in rows), name
     assert [row["step"] for row in rows if row["val/fd"]] == ["2", "5"], "validation after every third batch"
 
 
-def test_config_repeats_the_run(run, capsys):
+def test_config_repeats_the_run(run, cheap_reports):
     config = yaml.safe_load((run[0] / "config.yaml").read_text())
     assert config["model"]["class_path"].endswith("GAN")
     assert config["trainer"]["max_steps"] == 6
     main(["fit", "--config", str(run[0] / "config.yaml"), "--run.name", "again"])
-    first, again = (list(csv.DictReader((f / "metrics.csv").open())) for f in (run[0], Path("runs/again/version_0")))
+    first, again = (read_rows(folder) for folder in (run[0], Path("runs/again/version_0")))
     assert [r["val/fd"] for r in first] == [r["val/fd"] for r in again]
 
 
-def test_two_runs_never_share_a_folder(capsys):
+def test_two_runs_never_share_a_folder():
     for _ in range(2):
-        main([*GAN_RUN, "--trainer.max_steps=2"])
-    assert sorted(p.name for p in Path("runs/gan").iterdir()) == ["version_0", "version_1"]
+        main([*MLP_RUN, "--trainer.max_steps=3"])
+    assert sorted(p.name for p in Path("runs/mlpclassifier").iterdir()) == ["version_0", "version_1"]
+    for version in (0, 1):
+        assert (Path("runs/mlpclassifier") / f"version_{version}" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_run_without_loggers_leaves_only_its_checkpoint(capsys):
-    main([*GAN_RUN, "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint"])
+def test_a_run_without_loggers_leaves_only_its_checkpoint():
+    main([*MLP_RUN, "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint"])
     assert [p.name for p in Path.cwd().rglob("*") if p.is_file()] == ["epoch=0-step=6.ckpt"]
+
+
+def test_fast_dev_run_writes_nothing():
+    main([*GAN_RUN, "--trainer.fast_dev_run=true"])
+    assert not list(Path.cwd().iterdir())
 
 
 def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
@@ -106,7 +100,7 @@ def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     config, history, artifacts = read_offline_run(file)
     assert config["model"]["init_args"]["loss"] == "relativistic"
     assert config["data"]["init_args"]["batch_size"] == 64
-    assert config["model"]["init_args"]["input_shape"] == [1, 8, 8], "what was linked is there as well"
+    assert config["model"]["init_args"]["input_shape"] == [1, 8, 8], "linked arguments are included"
     scalars = [row["val/fd"] for row in history if "val/fd" in row]
     assert len(scalars) == 2 and all(np.isfinite(scalars))
     assert any("train/loss_d" in row for row in history)
@@ -118,20 +112,17 @@ def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     assert artifacts == {"best.ckpt", "last.ckpt"}, "asked for by --wandb.log_model"
 
 
-def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(tmp_path):
-    done = run_program(*GAN_RUN, "--trainer.max_steps=2", cwd=tmp_path, HOME=str(tmp_path))
-    assert done.returncode == 0
-    assert re.search(r"wandb sync runs/gan/version_0/wandb/offline-run-\*", done.stdout + done.stderr)
-    assert list(tmp_path.glob("runs/gan/version_0/wandb/offline-run-*/*.wandb"))
+def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(run):
+    folder, output = run
+    assert re.search(r"wandb sync runs/gan/version_0/wandb/offline-run-\*", output)
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_in_a_fresh_process_without_jsonargparse(run, tmp_path):
-    import subprocess
-    import sys
-
     script = f"""
 import sys
-sys.modules["jsonargparse"] = None  # whoever imports it gets an ImportError
+sys.modules["jsonargparse"] = None  # an import raises ImportError
 from zoo import GAN
 model = GAN.load_from_checkpoint({str(run[0] / "checkpoints" / "last.ckpt")!r}, weights_only=True)
 assert model.input_shape == (1, 8, 8) and model.conditional and model.num_classes == 10
@@ -141,7 +132,7 @@ print(tuple(model.sample(3).shape))
     assert done.stdout.strip() == "(3, 1, 8, 8)", done.stderr
 
 
-# Links, from data to model
+# Data and model
 
 
 @pytest.mark.parametrize(
@@ -149,17 +140,9 @@ print(tuple(model.sample(3).shape))
     [(["--data=Digits"], (1, 8, 8), 10), (["--data=Points", "--data.distribution=ring"], (2,), 8)],
 )
 def test_shape_and_classes_of_the_data_reach_the_model(data, shape, classes):
-    callbacks = '[{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}]'
-    main(
-        [
-            *GAN_RUN[:3],
-            *data,
-            *TINY,
-            "--trainer.max_steps=1",
-            "--model.conditional=true",
-            f"--trainer.callbacks={callbacks}",
-        ]
-    )
+    """Also: --data replaces the data of a recipe."""
+    options = ["--trainer.max_steps=1", "--model.conditional=true", "--trainer.callbacks=ModelCheckpoint"]
+    main(["fit", "--config", "gan.yaml", *data, *TINY, *options, "--trainer.callbacks.every_n_train_steps=1"])
     (path,) = Path("runs").rglob("*.ckpt")
     model = GAN.load_from_checkpoint(path, weights_only=True)
     assert model.input_shape == shape
@@ -167,22 +150,7 @@ def test_shape_and_classes_of_the_data_reach_the_model(data, shape, classes):
     assert model.generator.latent.embedding.num_embeddings == classes
 
 
-def test_data_can_be_changed_on_the_command_line(shared_data):
-    main([*GAN_RUN[:3], "--data=FashionMNIST", f"--data.root={shared_data}", *TINY, "--trainer.fast_dev_run=true"])
-
-
-def test_recipes_stack(shared_data):
-    stacked = ["fit", "--config", "gan.yaml", "--config", "fashion_mnist.yaml", f"--data.root={shared_data}", *TINY]
-    options = ["--trainer.limit_val_batches=2", "--trainer.max_steps=3"]
-    main([*stacked, *options])
-    config = yaml.safe_load(Path("runs/gan/version_0/config.yaml").read_text())
-    assert config["data"]["class_path"].endswith("FashionMNIST")
-    assert config["model"]["init_args"]["loss"] == "relativistic"
-    model = GAN.load_from_checkpoint("runs/gan/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert model.sample(1).shape == (1, 1, 28, 28)
-
-
-# Measuring a checkpoint
+# validate and test
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -231,20 +199,20 @@ def test_sample_draws_one_class_in_a_row(run):
     assert Image.open("classes.png").size == (4 * 34 + 2, 10 * 34 + 2)
 
 
-def test_sample_interpolates_and_makes_films(run):
-    sample(run, "--n", "3", "--interpolate", "6", "--out", "ways.png")
-    assert Image.open("ways.png").size == (6 * 34 + 2, 3 * 34 + 2)
-    sample(run, "--n", "3", "--interpolate", "6", "--out", "ways.npz")
-    labels = np.load("ways.npz")["arr_1"].reshape(3, 6)
-    assert (labels == labels[:, :1]).all(), "a way stays in its class"
-    sample(run, "--n", "4", "--frames", "9", "--out", "film.gif")
-    assert Image.open("film.gif").n_frames == 9
+def test_sample_interpolates_and_makes_animations(run):
+    sample(run, "--n", "3", "--interpolate", "6", "--out", "paths.png")
+    assert Image.open("paths.png").size == (6 * 34 + 2, 3 * 34 + 2)
+    sample(run, "--n", "3", "--interpolate", "6", "--out", "paths.npz")
+    labels = np.load("paths.npz")["arr_1"].reshape(3, 6)
+    assert (labels == labels[:, :1]).all(), "a path stays in its class"
+    sample(run, "--n", "4", "--frames", "9", "--out", "trajectory.gif")
+    assert Image.open("trajectory.gif").n_frames == 9
 
 
 def test_sample_overwrites_nothing(run, capsys):
     Path("mine.png").write_text("precious")
     args = ["sample", "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), "--out", "mine.png"]
-    assert fails(capsys, *args) == "mine.png is there already and is not overwritten; choose another name"
+    assert fails(capsys, *args) == "mine.png exists already and is not overwritten; choose another name"
     assert Path("mine.png").read_text() == "precious"
 
 
@@ -268,7 +236,7 @@ def test_help_names_every_command(capsys):
     assert all(f"  {command} " in output for command in ("fit", "validate", "test", "predict", "sample", "list"))
 
 
-# Impossible samples; other mistakes are in test_bad_input.py
+# Mistakes of sample; others are in test_bad_input.py
 
 
 @pytest.mark.parametrize(
@@ -276,8 +244,8 @@ def test_help_names_every_command(capsys):
     [
         (["--labels", "[3,12]"], r"--labels \[12\] are not among the classes 0 to 9"),
         (["--n", "0"], "--n is 0"),
-        (["--interpolate", "1"], "at least 2 steps"),
-        (["--out", "f.gif", "--frames", "1"], "at least 2"),
+        (["--interpolate", "1"], "--interpolate is 1; it must be at least 2"),
+        (["--out", "f.gif", "--frames", "1"], "--frames is 1; it must be at least 2"),
     ],
 )
 def test_impossible_samples_are_refused(args, expected, run, capsys):
@@ -285,10 +253,9 @@ def test_impossible_samples_are_refused(args, expected, run, capsys):
     assert re.search(expected, fails(capsys, "sample", "--ckpt_path", path, *args))
 
 
-def test_labels_need_a_conditional_model(capsys):
-    main([*GAN_RUN, "--trainer.max_steps=1", "--run.name=plain"])
-    path = "runs/plain/version_0/checkpoints/last.ckpt"
-    assert "trained without labels" in fails(capsys, "sample", "--ckpt_path", path, "--per_class", "true")
+def test_labels_need_a_conditional_model(checkpoint, capsys):
+    message = fails(capsys, "sample", "--ckpt_path", checkpoint("gan"), "--per_class", "true")
+    assert "trained without labels" in message
 
 
 # Plugins
@@ -296,7 +263,7 @@ def test_labels_need_a_conditional_model(capsys):
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A package with a model, installed beside the zoo, and a broken one."""
+    """Two installed plugins: a package with a model, and one that does not load."""
     site = tmp_path / "site"
     package = site / "fakeplugin"
     package.mkdir(parents=True)
@@ -308,28 +275,32 @@ def plugin(tmp_path, monkeypatch):
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[zoo.plugins]\n{name} = {target}\n")
-    return site
+    monkeypatch.syspath_prepend(site)
+    yield
+    sys.modules.pop("fakeplugin", None)
 
 
-def test_a_plugin_is_found_and_a_broken_one_stops_nothing(plugin, tmp_path):
-    done = run_program("list", cwd=tmp_path, PYTHONPATH=str(plugin))
-    assert done.returncode == 0
-    assert re.search(r"^  FakeGAN +A plugin's model\.", done.stdout, re.MULTILINE)
-    assert "the plugin broken (there_is_no_such_module) does not load: ModuleNotFoundError" in done.stderr
-    args = ["fit", "--config", "gan.yaml", "--model", "FakeGAN", *TINY, "--data.repeats=1"]
-    done = run_program(*args, cwd=tmp_path, PYTHONPATH=str(plugin), WANDB_MODE="disabled")
-    assert done.returncode == 0, done.stderr
-    checkpoint = next(tmp_path.rglob("last.ckpt"))
-    assert torch.load(checkpoint, weights_only=True)["model_class"] == "fakeplugin.FakeGAN"
-    done = run_program("sample", "--ckpt_path", str(checkpoint), cwd=tmp_path, PYTHONPATH=str(plugin))
-    assert "64 samples of FakeGAN" in done.stdout
+@pytest.mark.filterwarnings("ignore:the plugin broken")
+def test_a_plugin_is_found_and_a_broken_one_stops_nothing(plugin, capsys):
+    message = r"the plugin broken \(there_is_no_such_module\) does not load: ModuleNotFoundError"
+    with pytest.warns(UserWarning, match=message):
+        main(["list"])
+    assert re.search(r"^  FakeGAN +A plugin's model\.", capsys.readouterr().out, re.MULTILINE)
+    options = ["--trainer.callbacks=ModelCheckpoint", "--data.repeats=1", "--trainer.logger=false"]
+    main(["fit", "--config", "gan.yaml", "--model", "FakeGAN", *TINY, *options])
+    (path,) = Path.cwd().rglob("*.ckpt")
+    assert torch.load(path, weights_only=True)["model_class"] == "fakeplugin.FakeGAN"
+    capsys.readouterr()
+    main(["sample", "--ckpt_path", str(path)])
+    assert "64 samples of FakeGAN" in capsys.readouterr().out
 
 
-def test_equilibrium_of_the_theory_recipe_is_reported_against_its_floors(capsys):
-    main(["fit", "--config", "gan_theory.yaml", *TINY, "--trainer.max_steps=3"])
+def test_equilibrium_of_the_theory_recipe_is_reported_against_its_floors():
+    report = ["--trainer.callbacks=EquilibriumReport", "--trainer.callbacks.n=2000"]
+    main(["fit", "--config", "gan_theory.yaml", *TINY, "--trainer.max_steps=3", *report])
     rows = json.loads(Path("runs/gan_theory/version_0/equilibrium.json").read_text())
     assert set(rows) == {"value", "d_real", "d_fake", "wasserstein_1", "two_sample_accuracy"}
-    assert rows["two_sample_accuracy"]["measured"] > 0.6, "after three steps anybody can tell them apart"
+    assert rows["two_sample_accuracy"]["measured"] > 0.6, "after three steps the samples are easy to tell apart"
     assert abs(rows["two_sample_accuracy"]["floor"] - 0.5) < 0.03
     assert rows["wasserstein_1"]["measured"] > 5 * rows["wasserstein_1"]["floor"]
     assert Path("runs/gan_theory/version_0/equilibrium.png").is_file()

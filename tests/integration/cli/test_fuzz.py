@@ -1,4 +1,4 @@
-"""Recipes and folders that chance has spoiled: they work, or one line says what is wrong with them."""
+"""Random changes to recipes and folders of images: they work, or one line says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer
 from PIL import Image
 
-from tests.integration.cli.test_bad_input import tree
+from tests.helpers.command import only_error, tree
 from zoo.cli.main import main
+from zoo.cli.recipes import check_recipe
+from zoo.datamodules import ImageFolder
+from zoo.errors import UserError
 from zoo.registry import recipe_files
 
-# Those whose data every machine has.
+pytestmark = [
+    pytest.mark.usefixtures("in_an_empty_folder"),
+    pytest.mark.filterwarnings("ignore:.*images cannot be read and are skipped"),
+]
+
+# Recipes whose data every machine has.
 RECIPES = {name: recipe_files()[f"{name}.yaml"].read_text(encoding="utf-8") for name in (
     "gan", "gan_points", "gan_theory", "diffusion", "diffusion_points", "gradient_flow", "seq2seq", "ddp",
 )}  # fmt: skip
-SECONDS = 60  # until it is taken for hanging
-ROOM = 6 << 30  # bytes: what asks for more is told that there is no more
+SECONDS = 60  # for one command
+ROOM = 6 << 30  # bytes of memory that a command can ask for
 
-quick = settings(
-    max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-# The same examples every time, unless somebody asks for more of them to find something new.
+# The same examples every time, unless ZOO_FUZZ_EXAMPLES asks for more of them to find something new.
 ASKED = os.environ.get("ZOO_FUZZ_EXAMPLES")
-thorough = settings(quick, max_examples=int(ASKED or 60), derandomize=ASKED is None)
-
-
-@pytest.fixture(autouse=True)
-def without_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+quick = settings(max_examples=6, derandomize=True, **options)
+many = settings(max_examples=200, derandomize=True, **options)
+thorough = settings(max_examples=int(ASKED or 60), derandomize=ASKED is None, **options)
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Limits of time and of memory, within which a mistake must be answered."""
+    """Limits of time and memory within which a mistake must be answered."""
 
     def hang(*_: Any) -> None:
-        raise AssertionError(f"not over after {SECONDS} s")
+        raise AssertionError(f"the command takes more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, hang), resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -73,30 +75,41 @@ def exit_code(args: list[str]) -> Any:
     return 0
 
 
-def answers(prepare: Callable[[], list[str]], train: bool = False) -> None:
-    """Runs a command in an empty folder: it succeeds, or says one line, exits with 2 and writes nothing."""
-    here, errors = Path.cwd(), io.StringIO()
-    patch = pytest.MonkeyPatch()
-    if not train:  # all is built, and nothing computed
-        patch.setattr(Trainer, "fit", lambda *args, **kwargs: None)
-        patch.setattr("zoo.cli.ZooCLI.after_fit", lambda self: None)
-    with tempfile.TemporaryDirectory() as folder, patch.context():
+@contextlib.contextmanager
+def in_a_new_folder() -> Iterator[Path]:
+    """Changes into an empty folder: an example of a test has no folder of its own."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            args = prepare()
-            before = tree(Path.cwd())
-            with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()), limited():
-                code = exit_code(args)
-            lines = [line for line in errors.getvalue().splitlines() if line.startswith("zoo: error: ")]
-            if code == 1:  # a learning rate, say, by which training leaves the numbers
-                assert train and re.search("became|is (nan|inf)", lines[0])
-            elif code:
-                assert code == 2
-                assert len(lines) == 1 and len(lines[0]) > len("zoo: error: ") + 5
-                assert tree(Path.cwd()) == before
+            yield Path(folder)
         finally:
             os.chdir(here)
-            patch.undo()
+
+
+def answers(prepare: Callable[[], list[str]], train: bool = False) -> None:
+    """Runs a command in an empty folder: it succeeds, or prints one line, exits with 2 and writes nothing.
+
+    Args:
+        prepare: makes files and returns the command and its options.
+        train: train; else everything is built, and nothing computed.
+    """
+    errors = io.StringIO()
+    with in_a_new_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        if not train:
+            patch.setattr("zoo.cli.fit.ZooCLI.fit", lambda self, **kwargs: None)
+        args = prepare()
+        before = tree(folder)
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()), limited():
+            code = exit_code(args)
+        if code:
+            line = only_error(errors.getvalue())
+            assert len(line) > 5
+        if code == 1:  # NaN or Inf, such as by a learning rate
+            assert train and re.search("became|is (nan|inf)", line)
+        elif code:
+            assert code == 2
+            assert tree(folder) == before
 
 
 FIT = ["fit", "--config", "mine.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false"]
@@ -123,13 +136,13 @@ LINES = [
 
 @st.composite
 def spoiled_text(draw: st.DrawFn) -> str:
-    """A recipe with some of its lines and characters changed."""
+    """A recipe with some lines and characters changed."""
     text = draw(st.sampled_from(sorted(RECIPES.values())))
     for _ in range(draw(st.integers(1, 3))):
         lines = text.split("\n")
         i, j = (draw(st.integers(0, len(lines) - 1)) for _ in range(2))
         at, length = draw(st.integers(0, len(text))), draw(st.integers(0, 12))
-        # No digits: a recipe that asks for a million layers is right, and takes its time.
+        # No digits: a recipe that asks for a million layers is valid, and slow.
         noise = draw(st.text(st.characters(exclude_categories=("Nd", "Cs")), max_size=6))
         text = draw(st.sampled_from([
             "\n".join([*lines[:i], *lines[i + 1 :]]),
@@ -161,7 +174,7 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 @st.composite
 def spoiled_values(draw: st.DrawFn) -> str:
-    """A recipe with some of its values changed, left out or renamed."""
+    """A recipe with some values changed, removed or renamed."""
     config = copy.deepcopy(yaml.safe_load(draw(st.sampled_from(sorted(RECIPES.values())))))
     for _ in range(draw(st.integers(1, 3))):
         *path, last = draw(st.sampled_from(sorted(places(config), key=str)))
@@ -208,15 +221,20 @@ FOLDERS = st.dictionaries(NAMES, st.dictionaries(NAMES, contents(), max_size=6),
 ENDINGS = st.sampled_from([".png", ".jpg", ".gif", ".tiff", ".ppm", ".webp", ".txt", ""])
 
 
+def make_folder(classes: dict[str, dict[str, bytes]], ending: str, where: str) -> None:
+    """Writes images into pictures/<where>/<class>/."""
+    root = Path("pictures")
+    root.mkdir()
+    for name, files in classes.items():
+        with contextlib.suppress(OSError):  # names that are too long, or a dot
+            (root / where / name).mkdir(parents=True)
+            for file, content in files.items():
+                (root / where / name / f"{file}{ending}").write_bytes(content)
+
+
 def given_folder(classes: dict[str, dict[str, bytes]], ending: str, where: str) -> Callable[[], list[str]]:
     def prepare() -> list[str]:
-        root = Path("pictures")
-        root.mkdir()
-        for name, files in classes.items():
-            with contextlib.suppress(OSError):  # names that are too long, or a dot
-                (root / where / name).mkdir(parents=True)
-                for file, content in files.items():
-                    (root / where / name / f"{file}{ending}").write_bytes(content)
+        make_folder(classes, ending, where)
         return [
             "fit", "--model=MLPClassifier", "--model.width=4", "--model.depth=1", "--data=ImageFolder",
             "--data.root=pictures", "--data.image_size=4", "--data.batch_size=1", "--trainer.fast_dev_run=true",
@@ -224,6 +242,40 @@ def given_folder(classes: dict[str, dict[str, bytes]], ending: str, where: str) 
         ]  # fmt: skip
 
     return prepare
+
+
+PLACES = st.sampled_from([".", "train", "a/b"])
+
+
+def user_error(call: Callable[[], object]) -> str:
+    """Message of the UserError that a call raises, empty if it raises none."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@many
+@given(spoiled_text())
+def test_a_spoiled_file_is_a_recipe_or_a_user_error_says_why_not(text):
+    """Before the parser: the file itself."""
+    with in_a_new_folder():
+        Path("mine.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+        message = user_error(lambda: check_recipe("mine.yaml"))
+    assert not message or message.startswith("mine.yaml")
+
+
+@many
+@given(FOLDERS, ENDINGS, PLACES)
+def test_a_spoiled_folder_is_read_or_a_user_error_says_why_not(classes, ending, where):
+    """The data module itself, without a command."""
+    with in_a_new_folder():
+        make_folder(classes, ending, where)
+        data = ImageFolder("pictures", image_size=4, batch_size=1)
+        if not user_error(lambda: data.setup("fit")):
+            x, y = data.split("train")
+            assert x.shape == (len(y), *data.input_shape)
 
 
 @quick
@@ -239,8 +291,8 @@ def test_spoiled_values_of_a_recipe_are_answered(text):
 
 
 @quick
-@given(FOLDERS, ENDINGS, st.sampled_from([".", "train", "a/b"]))
-def test_a_spoiled_folder_of_pictures_is_answered(classes, ending, where):
+@given(FOLDERS, ENDINGS, PLACES)
+def test_a_spoiled_folder_of_images_is_answered(classes, ending, where):
     answers(given_folder(classes, ending, where), train=True)
 
 
@@ -260,8 +312,8 @@ def test_many_spoiled_values_of_recipes_are_answered(text):
 
 @pytest.mark.slow
 @thorough
-@given(FOLDERS, ENDINGS, st.sampled_from([".", "train", "a/b"]))
-def test_many_spoiled_folders_of_pictures_are_answered(classes, ending, where):
+@given(FOLDERS, ENDINGS, PLACES)
+def test_many_spoiled_folders_of_images_are_answered(classes, ending, where):
     answers(given_folder(classes, ending, where), train=True)
 
 
@@ -269,5 +321,5 @@ def test_many_spoiled_folders_of_pictures_are_answered(classes, ending, where):
 @settings(thorough, max_examples=thorough.max_examples // 2)
 @given(spoiled_values())
 def test_spoiled_values_that_can_be_trained_with_are_answered(text):
-    options = ["max_steps=2", "limit_val_batches=1", "limit_train_batches=2", "enable_progress_bar=false"]
-    answers(given_recipe(text, *(f"--trainer.{option}" for option in options)), train=True)
+    short = ["max_steps=2", "limit_val_batches=1", "limit_train_batches=2", "enable_progress_bar=false"]
+    answers(given_recipe(text, *(f"--trainer.{option}" for option in short)), train=True)

@@ -1,7 +1,5 @@
 """The command `sample` with a language model, and SampleLogger's texts."""
 
-import csv
-import warnings
 from pathlib import Path
 
 import pytest
@@ -9,42 +7,20 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.helpers.command import fails
-from zoo import GAN, TransformerLM
+from tests.helpers.command import TINY, fails, read_rows
+from zoo import TransformerLM
 from zoo.callbacks import SampleLogger
 from zoo.checkpoints.reading import load_model
 from zoo.cli.main import main
 from zoo.cli.text import decode_stream
-from zoo.datamodules import Digits, Text
+from zoo.datamodules import Text
 from zoo.tokenizers import ByteTokenizer
 
-
-def trainer_for(**options) -> Trainer:
-    warnings.filterwarnings("ignore")
-    shown = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(accelerator="cpu", limit_val_batches=0, **({"logger": False} | shown | options))
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    (folder / "text.txt").write_text("Wörter und Sätze.\n" * 200, encoding="utf-8")
-    data = Text(str(folder / "text.txt"), "characters", context_length=16)
-    text = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, layers=1, width=16, heads=2)
-    for name, model, module in (("text", text, data), ("gan", GAN((1, 8, 8), width=16), Digits())):
-        trainer = trainer_for(max_steps=20)
-        trainer.fit(model, datamodule=module)
-        trainer.save_checkpoint(folder / f"{name}.ckpt")
-    return {name: str(folder / f"{name}.ckpt") for name in ("text", "gan")}
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def test_text_is_shown_and_nothing_is_written_unless_told(checkpoints, capsys):
-    main(["sample", "--ckpt_path", checkpoints["text"], "--prompt", "Wör", "--max_new_tokens", "40"])
+def test_text_is_shown_and_nothing_is_written_without_out(checkpoint, capsys):
+    main(["sample", "--ckpt_path", checkpoint("text"), "--prompt", "Wör", "--max_new_tokens", "40"])
     shown = capsys.readouterr().out
     text, said = shown.rsplit("\n", 2)[0], shown.rstrip("\n").rsplit("\n", 1)[1]
     assert text.startswith("Wör")
@@ -53,10 +29,10 @@ def test_text_is_shown_and_nothing_is_written_unless_told(checkpoints, capsys):
     assert not list(Path().iterdir())
 
 
-def test_the_file_holds_what_was_shown_and_the_same_seed_writes_the_same(checkpoints, capsys):
+def test_the_file_holds_what_was_shown_and_the_seed_repeats_it(checkpoint, capsys):
     shown, options = [], ["--n", "2", "--max_new_tokens", "30"]
     for name, seed in (("a.txt", "5"), ("b.txt", "5"), ("c.txt", "6")):
-        main(["sample", "--ckpt_path", checkpoints["text"], *options, "--seed", seed, "--out", name])
+        main(["sample", "--ckpt_path", checkpoint("text"), *options, "--seed", seed, "--out", name])
         shown.append(capsys.readouterr().out)
     a, b, c = (Path(f"{name}.txt").read_text(encoding="utf-8") for name in "abc")
     assert a == b != c
@@ -66,11 +42,9 @@ def test_the_file_holds_what_was_shown_and_the_same_seed_writes_the_same(checkpo
     assert first != second, "each text has random numbers of its own"
 
 
-def test_temperature_0_writes_the_likeliest(checkpoints, capsys):
-    main(
-        ["sample", "--ckpt_path", checkpoints["text"], "--prompt", "W", "--max_new_tokens", "12", "--temperature", "0"]
-    )
-    model = load_model(checkpoints["text"])
+def test_temperature_0_is_greedy_decoding(checkpoint, capsys):
+    main(["sample", "--ckpt_path", checkpoint("text"), "--prompt", "W", "--max_new_tokens", "12", "--temperature", "0"])
+    model = load_model(checkpoint("text"))
     tokens = model.tokenizer.encode("W")[None]
     with torch.no_grad():
         for _ in range(12):
@@ -81,38 +55,40 @@ def test_temperature_0_writes_the_likeliest(checkpoints, capsys):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("text", "--out text.png", "--out text.png is no place for text; let it end in .txt"),
+        ("text", "--out text.png", "--out text.png is not a file for text; let it end in .txt"),
         ("text", "--prompt 7", "the character '7' is not in the text"),
         ("text", "--top_k 0", "top_k is 0; it must be at least 1"),
         ("text", "--temperature -1", "temperature is -1.0; it must be 0 or more"),
-        ("text", "--labels [1]", "--labels says nothing to a TransformerLM: leave it out"),
-        ("text", "--interpolate 5", "--interpolate says nothing to a TransformerLM"),
-        ("text", "--solver euler", "--solver says nothing to a TransformerLM"),
+        ("text", "--labels [1]", "--labels has no effect on a TransformerLM: leave it out"),
+        ("text", "--interpolate 5", "--interpolate has no effect on a TransformerLM"),
+        ("text", "--solver euler", "--solver has no effect on a TransformerLM"),
         ("text", "--n 0", "--n is 0; it must be at least 1"),
-        ("gan", "--prompt a", "--prompt says nothing to a GAN: leave it out"),
+        ("gan", "--prompt a", "--prompt has no effect on a GAN: leave it out"),
         ("gan", "--out a.txt", "--out a.txt is for text; let it end in .png, .npz or .gif"),
     ],
 )
-def test_what_does_not_go_together_is_said_and_nothing_is_written(checkpoints, kind, options, message, capsys):
-    line = fails(capsys, "sample", "--ckpt_path", checkpoints[kind], *options.split())
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(checkpoint, kind, options, message, capsys):
+    line = fails(capsys, "sample", "--ckpt_path", checkpoint(kind), *options.split())
     assert line.startswith(message)
     assert not list(Path().iterdir())
 
 
-def test_a_file_that_is_there_stays_as_it_is(checkpoints, capsys):
+def test_an_existing_file_is_not_overwritten(checkpoint, capsys):
     Path("a.txt").write_text("mine")
-    assert "a.txt is there already" in fails(
-        capsys, "sample", "--ckpt_path", checkpoints["text"], "--out", "a.txt"
+    assert "a.txt exists already" in fails(
+        capsys, "sample", "--ckpt_path", checkpoint("text"), "--out", "a.txt"
     )  # fmt: skip
     assert Path("a.txt").read_text() == "mine"
 
 
-def test_a_character_of_several_tokens_comes_when_it_is_whole():
+def test_a_character_of_several_tokens_is_shown_once_it_is_complete():
     tokenizer = ByteTokenizer()
     tokens = tokenizer.encode("aß🙂b").tolist()
     assert list(decode_stream(tokens, tokenizer.decode)) == ["a", "ß", "🙂", "b"]
     assert "".join(decode_stream([*tokens, 255, 255, 255, 255, 65], tokenizer.decode)).endswith("\ufffdA")
-    assert list(decode_stream(tokens[:2], tokenizer.decode)) == ["a", "\ufffd"], "what is never whole is shown as such"
+    assert list(decode_stream(tokens[:2], tokenizer.decode)) == ["a", "\ufffd"], (
+        "an incomplete character is shown as such"
+    )
 
 
 def test_sample_logger_writes_text_to_disk_and_to_a_logger_that_takes_it(tmp_path):
@@ -126,7 +102,11 @@ def test_sample_logger_writes_text_to_disk_and_to_a_logger_that_takes_it(tmp_pat
     data = Text(str(tmp_path / "text.txt"), "characters", context_length=16)
     model = TransformerLM(data.input_shape, data.num_classes, data.tokenizer_description, layers=1, width=16, heads=2)
     logger = Shelf(tmp_path, name="", version="run")
-    trainer_for(max_steps=4, logger=logger, callbacks=[SampleLogger(n=3, every_n_steps=2)]).fit(model, data)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    callback = SampleLogger(n=3, every_n_steps=2)
+    Trainer(accelerator="cpu", max_steps=4, limit_val_batches=0, logger=logger, callbacks=[callback], **quiet).fit(
+        model, data
+    )
     files = sorted((tmp_path / "run" / "samples").iterdir())
     assert [file.name for file in files] == ["step_0000000.txt", "step_0000002.txt", "step_0000004.txt"]
     assert [step for *_, step in logger.rows] == [0, 2, 4]
@@ -137,15 +117,15 @@ def test_sample_logger_writes_text_to_disk_and_to_a_logger_that_takes_it(tmp_pat
     assert all(len(row[1]) == 256 for row in rows)
 
 
-def test_the_recipe_runs_on_any_text_and_keeps_its_texts(tmp_path, monkeypatch):
+def test_the_recipe_runs_on_any_text_and_keeps_its_texts(tmp_path, monkeypatch, cheap_reports):
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "my text.txt").write_text("some words, and then some more\n" * 200)
     main(["fit", "--config", "transformer.yaml", "--data.path=my text.txt", "--data.tokenizer=characters",
-          "--trainer.accelerator=cpu", "--trainer.max_steps=4", "--trainer.val_check_interval=2",
-          "--trainer.log_every_n_steps=2", "--trainer.enable_model_summary=false"])  # fmt: skip
+          "--model.layers=1", "--model.width=32", "--model.heads=2", *TINY, "--trainer.max_steps=4",
+          "--trainer.val_check_interval=2"])  # fmt: skip
     folder = tmp_path / "runs" / "transformer" / "version_0"
     assert len(list((folder / "samples").glob("*.txt"))) == 2
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = read_rows(folder)
     assert {"val/loss", "val/perplexity", "val/bits_per_byte", "train/tokens_per_second"} <= set(rows[0])
     tables = list((folder / "wandb").glob("offline-run-*/files/media/table/*.json"))
     assert len(tables) == 2

@@ -1,64 +1,26 @@
-"""What holds for every model of the catalog: on one, two and three processes, sharded, and in mixed precision."""
+"""What holds for every model of the registry: on one, two and three ranks, sharded, and in mixed precision."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from contextlib import closing
+from __future__ import annotations
+
 from pathlib import Path
-from socket import socket
 
 import pytest
 import torch
 
-from tests.helpers.command import CHECKOUT, TINY, run_program
+from tests.helpers.command import TINY, run_program
 from tests.helpers.models import MODELS, tiny_arguments
-from tests.helpers.one_process import carry_out, parameters_after_the_same_batches
+from tests.helpers.one_process import carry_out, launch, parameters_after_the_same_batches
 from zoo import GAN
 from zoo.checkpoints.reading import load_model
 from zoo.cli.fit import ZooCLI, run_trainer
 from zoo.distributed.fsdp import shard
 from zoo.errors import UserError
 
-#: 101 samples in batches of 25: no number of processes divides them, and the last batch is smaller than the others.
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+#: 101 samples in batches of 25: no number of ranks divides them, and the last batch is smaller than the others.
 UNEVEN = ["--data.eval_batch_size=25"]
 SHARDED = ["TransformerLM", "ViTClassifier"]
-
-
-def free_port() -> int:
-    with closing(socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def launch(program: Path, argument: Path, processes: int) -> list[str]:
-    """Runs a Python program in several processes at once, as a launcher does, each in a folder of its own beside it.
-
-    Returns:
-        What each of them said.
-    """
-    # A copy, since tests/zoo, which lies beside the tests' own programs, would be taken for the package.
-    script = argument.parent / "program.py"
-    shutil.copy(program, script)
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    environment = os.environ | common | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    started, logs = [], [argument.parent / f"rank_{rank}.log" for rank in range(processes)]
-    for rank, path in enumerate(logs):
-        place = argument.parent / f"place_of_{rank}"
-        place.mkdir()
-        with path.open("w") as log:
-            options = {"cwd": place, "env": environment | {"LOCAL_RANK": str(rank)}}
-            command = [sys.executable, str(script), str(argument)]
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options))
-    try:
-        codes = [process.wait(timeout=400) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    said = [path.read_text() for path in logs]
-    assert codes == [0] * processes, "\n".join(text[-3000:] for text in said)
-    return said
 
 
 def on(processes: int) -> list[str]:
@@ -68,17 +30,18 @@ def on(processes: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> dict[str, list[str]]:
-    """Options of each model, with files that all tests here share."""
+    """Options of a tiny run of each model."""
     quiet = ["--trainer.enable_progress_bar=false", "--wandb.mode=disabled"]
     return {name: [*tiny_arguments(name, tmp_path_factory.mktemp(name)), *UNEVEN, *TINY, *quiet] for name in MODELS}
 
 
 @pytest.fixture(scope="module")
 def single(tiny, tmp_path_factory) -> tuple[dict, Path]:
-    """What one process finds: each model trained for six batches, and what is measured on it."""
+    """What one process finds: each model trained for six batches, validated and tested; and the checkpoints."""
     folder = tmp_path_factory.mktemp("single")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
         evaluated = {name: str(folder / f"{name}.ckpt") for name in MODELS}
         runs = {name: [*args, *on(1)] for name, args in tiny.items()}
         return carry_out(runs, evaluated, str(folder)), folder
@@ -89,34 +52,67 @@ def steps_of_one() -> dict[str, list[float]]:
     return parameters_after_the_same_batches(1)
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 3])
 def several(request, tiny, single, tmp_path_factory) -> tuple[list[dict], Path]:
-    """What two or three processes find: each model trained by them, and what they measure on that of one process."""
+    """What two or three ranks find: each model trained by them, and the one of one process validated and tested."""
     folder = tmp_path_factory.mktemp("several")
     runs = {name: [*args, *on(request.param)] for name, args in tiny.items()}
-    runs[MODELS[0]] += ["--wandb.mode=offline"]  # one that has a run of W&B is enough
+    runs[MODELS[0]] += ["--wandb.mode=offline"]  # one run of W&B is enough
     if request.param == 2:
         runs |= sharded_runs(tiny, folder)
     evaluated = {name: str(single[1] / f"{name}.ckpt") for name in MODELS}
-    plan = folder / "plan.json"
-    carried_out = {"runs": runs, "evaluated": evaluated, "folder": str(folder)}
-    plan.write_text(json.dumps({"processes": request.param, **carried_out}))
-    launch(CHECKOUT / "tests" / "one_process.py", plan, request.param)
-    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(request.param)], folder
+    return launch(folder, request.param, runs=runs, evaluated=evaluated), folder
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_all_processes_end_with_the_same_parameters_and_metrics(name, several):
-    first, *others = [found[name] for found in several[0]]
+def agree(name: str, found: list[dict]) -> None:
+    """Asserts that all ranks end with the same parameters and metrics, and draw noise of their own."""
+    first, *others = [on_rank[name] for on_rank in found]
     for other in others:
         assert other["parameters"] == first["parameters"]
         assert other["metrics"] == first["metrics"]
-        assert other["random"] != first["random"], "they draw noise of their own"
+        assert other["random"] != first["random"], "noise of their own"
     assert first["metrics"]
     if first["images"] is not None:
-        assert first["images"] == 6 * 32 * len(several[0]), "images of all processes"
+        assert first["images"] == 6 * 32 * len(found), "images of all ranks"
 
 
+def share_the_data(name: str, found: list[dict]) -> None:
+    """Asserts that the training data is cut without overlap or loss."""
+    seen = [on_rank[name]["loader"] for on_rank in found]
+    together = [index for share in seen for index in share]
+    assert len(set(together)) == len(together)
+    assert len({len(share) for share in seen}) == 1, "as many on every rank"
+    batch = 8 if name == "TransformerLM" else 32
+    lost = found[0][name]["train_size"] - len(together)
+    assert seen[0]
+    assert lost < batch * len(seen), "a last, smaller batch and nothing else"
+
+
+def only_rank_0_writes(names: list[str], folder: Path) -> None:
+    first, *others = sorted(folder.glob("place_of_*"))
+    assert [list(place.iterdir()) for place in others] == [[]] * len(others)
+    for name in names:
+        assert len(list(first.glob(f"runs/{name.lower()}/*"))) == 1
+    assert len(list(first.glob("runs/*/version_0/wandb/offline-run-*"))) == 1, "one W&B run"
+
+
+def test_two_ranks_train_one_model(tiny, tmp_path):
+    """The quick test of DDP: one launch, one model."""
+    name = "MLPClassifier"
+    runs = {name: [*tiny[name], *on(2), "--wandb.mode=offline"]}
+    found = launch(tmp_path, 2, in_order=False, runs=runs, evaluated={})
+    agree(name, found)
+    share_the_data(name, found)
+    only_rank_0_writes([name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_all_ranks_end_with_the_same_parameters_and_metrics(name, several):
+    agree(name, several[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_metrics_are_those_of_one_process(name, command, single, several):
@@ -126,42 +122,34 @@ def test_metrics_are_those_of_one_process(name, command, single, several):
         assert found[name][command] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MLPClassifier", "TransformerLM", "ViTClassifier"])
 def test_the_same_global_batches_give_the_parameters_of_one_process(name, steps_of_one, several):
-    """Where samples know nothing of each other: no batch norm, and no random numbers in training."""
+    """For models whose samples are independent: no batch norm, and no random numbers in training."""
     for found in several[0]:
         assert found["in order"][name] == pytest.approx(steps_of_one[name], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_training_data_is_cut_without_overlap_or_loss(name, several):
-    seen = [found[name]["loader"] for found in several[0]]
-    together = [index for share in seen for index in share]
-    assert len(set(together)) == len(together)
-    assert len({len(share) for share in seen}) == 1, "as many on every process"
-    batch = 8 if name == "TransformerLM" else 32
-    lost = several[0][0][name]["train_size"] - len(together)
-    assert seen[0]
-    assert lost < batch * len(seen), "a last, smaller batch and nothing else"
+    share_the_data(name, several[0])
 
 
-def test_only_the_first_process_writes(several):
-    first, *others = sorted(several[1].glob("place_of_*"))
-    assert [list(place.iterdir()) for place in others] == [[]] * len(others)
-    for name in MODELS:
-        assert len(list(first.glob(f"runs/{name.lower()}/*"))) == 1
-    assert len(list(first.glob("runs/*/version_0/wandb/offline-run-*"))) == 1, "one W&B run"
+@pytest.mark.slow
+def test_only_rank_0_writes(several):
+    only_rank_0_writes(MODELS, several[1])
 
 
 # Fully sharded
 
 
 def sharded_runs(tiny: dict[str, list[str]], folder: Path) -> dict[str, list[str]]:
-    """The same training by DDP and by FSDP, and FSDP's gone on with from its own checkpoint."""
+    """The same training by DDP and by FSDP, and the one by FSDP continued from its own checkpoint."""
     runs = {}
     for name in SHARDED:
         args = [*tiny[name], *on(2), "--trainer.gradient_clip_val=0.5"]
-        if name == "TransformerLM":  # samples are drawn in the midst of it, to which all processes must contribute
+        if name == "TransformerLM":  # samples are drawn during training, to which all ranks must contribute
             args += ["--data.tokenizer=bytes", "--trainer.callbacks=SampleLogger", "--trainer.callbacks.n=2"]
         else:
             args += ["--model.ema_half_life=1000"]
@@ -173,11 +161,12 @@ def sharded_runs(tiny: dict[str, list[str]], folder: Path) -> dict[str, list[str
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_training_is_that_of_ddp_and_its_checkpoint_is_like_any_other(name, several):
     found, folder = several
     if len(found) > 2:
-        pytest.skip("is run on two processes")
+        pytest.skip("runs on two ranks")
     assert found[0][f"fsdp {name}"]["metrics"] == pytest.approx(found[0][f"ddp {name}"]["metrics"], rel=1e-4)
     replicated, sharded = (load_model(folder / f"{kind} {name}.ckpt").state_dict() for kind in ("ddp", "fsdp"))
     assert sharded.keys() == replicated.keys()
@@ -190,16 +179,18 @@ def test_sharded_training_is_that_of_ddp_and_its_checkpoint_is_like_any_other(na
 
 
 def test_a_model_without_parts_to_shard_is_refused():
-    with pytest.raises(UserError, match=r"GAN is not made for FSDP; .* --config ddp.yaml"):
+    with pytest.raises(UserError, match=r"GAN does not support FSDP.* --config ddp.yaml"):
         shard(GAN((1, 8, 8)), GAN.sharded)
 
 
 # Mixed precision
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_mixed_precision_trains_with_a_finite_loss_and_float32_parameters(name, tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+QUICK = ("GAN", "MLPClassifier")  # manual and automatic optimization
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
+def test_mixed_precision_trains_with_a_finite_loss_and_float32_parameters(name, tiny):
     cli = run_trainer(["fit", *tiny[name], *on(1), "--trainer.precision=bf16-mixed"])
     logged = {metric: value.item() for metric, value in cli.trainer.callback_metrics.items()}
     assert any("train/loss" in metric for metric in logged)
@@ -227,10 +218,6 @@ def fit_on_gpus(args: list[str], *options: str) -> ZooCLI:
 
 class TestOnOneGPU:
     pytestmark = needs_gpus(1)
-
-    @pytest.fixture(autouse=True)
-    def in_an_empty_folder(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
 
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
@@ -260,7 +247,7 @@ class TestOnTwoGPUs:
 
     def test_every_model_trains_and_is_read_again(self, name, recipe, precision, tiny, tmp_path):
         if recipe == "fsdp.yaml" and name not in SHARDED:
-            pytest.skip("is not made for FSDP")
+            pytest.skip("does not support FSDP")
         stack = ["--config=gpu.yaml", f"--config={recipe}"]
         options = ["--trainer.accelerator=gpu", "--trainer.devices=2", f"--trainer.precision={precision}"]
         done = run_program("fit", *stack, *tiny[name], *options, "--run.name=run", cwd=tmp_path)

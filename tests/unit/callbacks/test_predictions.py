@@ -1,23 +1,21 @@
-"""The table of predictions: what its columns hold, and what it never overwrites."""
+"""PredictionWriter: the columns of its table, and that it overwrites nothing."""
 
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from tests.helpers.command import TINY, fails
+from tests.unit.training import quiet_trainer
+from tests.unit.two_ranks import write_predictions
 from zoo import MLPClassifier
 from zoo.callbacks import PredictionWriter
-from zoo.cli.main import main
 from zoo.datamodules import Digits, InMemoryDataModule
 from zoo.errors import UserError
 from zoo.models.classifier import Classifier
@@ -36,9 +34,7 @@ class Logits(InMemoryDataModule):
 
 
 def predict(callback: PredictionWriter, data=None, model: LightningModule | None = None) -> None:
-    warnings.filterwarnings("ignore")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", callbacks=[callback], enable_model_summary=False, **quiet)
+    trainer = quiet_trainer(callbacks=[callback])
     model = model or Classifier(nn.Identity(), (3,), 3)
     given = {"dataloaders": data} if isinstance(data, DataLoader) else {"datamodule": data or Logits(eval_batch_size=4)}
     trainer.predict(model, **given)
@@ -50,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def expected() -> list[dict]:
-    """The table of `Logits` by the formulas."""
+    """The table of `Logits`, computed from the formulas."""
     x, y = Logits().load_split(train=False)
     p = x.double().softmax(1)
     names = Logits.class_names
@@ -73,7 +69,7 @@ def read(row: dict[str, str]) -> dict:
     return {name: types[name](value) for name, value in row.items()}
 
 
-def test_csv_has_a_line_for_each_sample_in_the_order_of_the_data(tmp_path):
+def test_csv_has_one_row_per_sample_in_the_order_of_the_data(tmp_path):
     path = tmp_path / "new" / "table.csv"
     predict(PredictionWriter(str(path)))
     rows = rows_of(path)
@@ -91,7 +87,7 @@ def test_parquet_has_the_same_table(tmp_path):
     assert table.to_pylist() == expected()
 
 
-def test_a_callback_that_predicts_twice_has_two_tables(tmp_path):
+def test_a_second_prediction_writes_only_its_own_rows(tmp_path):
     callback = PredictionWriter(str(tmp_path / "a.csv"))
     predict(callback)
     callback.path = tmp_path / "b.csv"
@@ -99,20 +95,20 @@ def test_a_callback_that_predicts_twice_has_two_tables(tmp_path):
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
 
 
-def test_an_existing_file_is_refused_before_anything_is_predicted_and_stays_as_it_is(tmp_path):
+def test_an_existing_file_is_refused_before_prediction_and_not_changed(tmp_path):
     path = tmp_path / "table.csv"
-    path.write_text("precious")
+    path.write_text("existing")
 
     class Idle(Classifier):
         def predict_step(self, batch, batch_idx):
-            raise AssertionError("nothing is predicted")
+            raise AssertionError("a batch was predicted")
 
     with pytest.raises(UserError, match=r"table\.csv exists already; move it away, or give PredictionWriter another"):
         predict(PredictionWriter(str(path)), model=Idle(nn.Identity(), (3,), 3))
-    assert path.read_text() == "precious"
+    assert path.read_text() == "existing"
 
 
-def test_other_endings_are_refused_and_parquet_without_pyarrow(tmp_path, monkeypatch):
+def test_unknown_endings_and_parquet_without_pyarrow_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"path table\.xlsx must end in \.csv or \.parquet"):
         PredictionWriter("table.xlsx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -120,17 +116,17 @@ def test_other_endings_are_refused_and_parquet_without_pyarrow(tmp_path, monkeyp
         predict(PredictionWriter(str(tmp_path / "table.parquet")))
 
 
-def test_samples_without_labels_have_no_column_of_labels(tmp_path):
+def test_without_labels_there_is_no_label_column(tmp_path):
     x, _ = Logits().load_split(train=False)
     path = tmp_path / "table.csv"
     predict(PredictionWriter(str(path)), DataLoader(TensorDataset(x), batch_size=4))
     rows = rows_of(path)
     assert list(rows[0]) == [name for name in COLUMNS if name != "label"]
     names = [str(row["class"]) for row in expected()]
-    assert [row["class_name"] for row in rows] == names, "numbers, where the data names no classes"
+    assert [row["class_name"] for row in rows] == names, "the class's number if the data names no classes"
 
 
-def test_a_stream_without_indices_is_numbered_as_it_comes(tmp_path):
+def test_samples_of_an_iterable_dataset_are_numbered_in_order(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(zip(*Logits().load_split(train=False), strict=True))
@@ -141,114 +137,30 @@ def test_a_stream_without_indices_is_numbered_as_it_comes(tmp_path):
     assert [read(row) for row in rows_of(path)] == table
 
 
-def test_a_model_that_is_no_classifier_is_refused(tmp_path):
+def test_a_model_without_probabilities_is_refused(tmp_path):
     class Other(LightningModule):
         def predict_step(self, batch, batch_idx):
             return batch[0]
 
-    with pytest.raises(UserError, match="PredictionWriter needs a classifier, and Other is none"):
+    with pytest.raises(UserError, match="PredictionWriter needs a classifier; Other is not one"):
         predict(PredictionWriter(str(tmp_path / "table.csv")), model=Other())
     assert not list(tmp_path.iterdir())
 
 
 def test_training_with_the_callback_writes_nothing(tmp_path):
-    warnings.filterwarnings("ignore")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     callback = PredictionWriter(str(tmp_path / "table.csv"))
-    trainer = Trainer(accelerator="cpu", max_steps=1, callbacks=[callback], enable_model_summary=False, **quiet)
+    trainer = quiet_trainer(max_steps=1, callbacks=[callback])
     model = MLPClassifier((1, 8, 8), 10, width=4, depth=1)
     trainer.fit(model, datamodule=Digits())
     trainer.test(model, datamodule=Digits(), verbose=False)
     assert not list(tmp_path.iterdir())
 
 
-# By the command line
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> list[str]:
-    """Two untrained classifiers of digits."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for seed in range(2):
-        torch.manual_seed(seed)
-        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-        trainer.strategy.connect(MLPClassifier((1, 8, 8), 10, width=8, depth=1))
-        trainer.save_checkpoint(folder / f"{seed}.ckpt")
-    return [str(folder / f"{seed}.ckpt") for seed in range(2)]
-
-
-MODEL = [
-    "--config",
-    "mlp.yaml",
-    "--data=Digits",
-    "--model.width=8",
-    "--model.depth=1",
-    "--model.batch_norm=false",
-    TINY[0],
-]
-
-
-def test_predict_writes_a_table_without_being_asked_and_does_not_overwrite_it(
-    checkpoints, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    command = ["predict", *MODEL, "--ckpt_path", checkpoints[0], "--model.mc_samples=3"]
-    main([*command, f"--model.ensemble=[{checkpoints[1]}]"])
-    assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
-    rows, text = rows_of(Path("predictions.csv")), Path("predictions.csv").read_text()
-    assert list(rows[0]) == COLUMNS
-    _, labels = Digits().load_split(train=False)
-    assert [int(row["index"]) for row in rows] == list(range(297))
-    assert [int(row["label"]) for row in rows] == labels.tolist()
-    assert all(float(row["mutual_information"]) > 0 for row in rows)
-    message = fails(capsys, *command)
-    assert message == "predictions.csv exists already; move it away, or give PredictionWriter another path"
-    assert Path("predictions.csv").read_text() == text
-
-
-def test_predict_with_a_writer_of_ones_own_writes_where_it_says(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    writer = ["--trainer.callbacks=PredictionWriter", "--trainer.callbacks.path=mine/table.csv"]
-    main(["predict", *MODEL, "--ckpt_path", checkpoints[0], *writer])
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["mine/table.csv"]
-
-
-def test_an_ensemble_that_is_not_there_is_answered_with_one_line(checkpoints, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    message = fails(capsys, "predict", *MODEL, "--ckpt_path", checkpoints[0], "--model.ensemble=[no.ckpt]")
-    assert message == "no.ckpt in ensemble is not a file"
-    assert not list(tmp_path.iterdir())
-
-
-# Two processes
-
-SCRIPT = """
-import sys, warnings
-import torch
-from lightning.pytorch import Trainer, seed_everything
-from zoo import MLPClassifier
-from zoo.callbacks import PredictionWriter
-from zoo.datamodules import Digits
-warnings.filterwarnings("ignore")
-seed_everything(0)
-devices = int(sys.argv[1])
-model = MLPClassifier((1, 8, 8), 10, width=8, depth=1)
-trainer = Trainer(strategy="ddp", devices=devices, accelerator="cpu", logger=False, enable_checkpointing=False,
-                  enable_progress_bar=False, callbacks=[PredictionWriter(f"on_{devices}.csv")])
-trainer.predict(model, datamodule=Digits(eval_batch_size=40))
-torch.distributed.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_write_the_table_of_one(tmp_path):
-    (tmp_path / "predict.py").write_text(SCRIPT)
-    for devices in (1, 2):
-        command = [sys.executable, "predict.py", str(devices)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (rows_of(tmp_path / f"on_{devices}.csv") for devices in (1, 2))
-    assert len(one) == 297, "an odd number: a sampler repeats one to give both as many"
+def test_two_ranks_write_the_table_of_one_process(two_ranks, tmp_path):
+    write_predictions(tmp_path / "predictions.csv")
+    one, two = (rows_of(folder / "predictions.csv") for folder in (tmp_path, two_ranks))
+    assert len(one) == 297, "an odd number, so that the ranks have different numbers of samples"
     for first, second in zip(one, two, strict=True):
         assert {k: first[k] for k in COLUMNS[:4]} == {k: second[k] for k in COLUMNS[:4]}
         for name in COLUMNS[4:]:

@@ -1,8 +1,6 @@
-"""Augmentation of batches: each draw is a window, a mirror image or a hole of its own, and nothing else changes."""
+"""Augmentation of batches: an independent window, mirror image or hole for every sample."""
 
 from __future__ import annotations
-
-import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -10,19 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.unit.training import quiet_trainer
 from zoo.datamodules import MNIST, Augment, Digits, FashionMNIST, InMemoryDataModule
 from zoo.datamodules import base as data_base
 from zoo.datamodules.augment import random_crop, random_cutout, random_flip
 from zoo.errors import UserError
 
 
-def images(n: int, *shape: int) -> torch.Tensor:
-    """Bytes that are as good as never alike."""
+def random_bytes(n: int, *shape: int) -> torch.Tensor:
+    """Random images; two are never the same."""
     return torch.randint(256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def shifts(x: torch.Tensor, cropped: torch.Tensor, padding: int) -> list[tuple[int, int]]:
-    """Where each window was cut out of torch's own reflection of its image: (top, left), found by trying all."""
+    """Offset (top, left) of each window in torch's own reflection of its image, found by trying all."""
     found = []
     height, width = x.shape[2:]
     for image, window in zip(x.float(), cropped.float(), strict=True):
@@ -35,15 +34,15 @@ def shifts(x: torch.Tensor, cropped: torch.Tensor, padding: int) -> list[tuple[i
 
 
 @pytest.mark.parametrize(("shape", "padding"), [((3, 9, 7), 2), ((1, 8, 8), 4), ((1, 6, 7), 4), ((2, 3, 4), 1)])
-def test_a_crop_is_a_window_of_the_reflected_image_for_every_sample_its_own(shape, padding):
+def test_a_crop_is_a_random_window_of_the_reflected_image_per_sample(shape, padding):
     torch.manual_seed(0)
-    x = images(120, *shape)
+    x = random_bytes(120, *shape)
     found = shifts(x, random_crop(x, padding), padding)
     assert {top for top, _ in found} == {left for _, left in found} == set(range(2 * padding + 1))
-    assert len(set(found)) > 0.5 * min(len(x), (2 * padding + 1) ** 2), "rows and columns are drawn apart"
+    assert len(set(found)) > 0.5 * min(len(x), (2 * padding + 1) ** 2), "rows and columns are independent"
 
 
-def test_every_shift_is_as_likely_as_any_other():
+def test_shifts_are_uniform():
     torch.manual_seed(0)
     x = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(9000, 1, 6, 6)
     centre = random_crop(x, 1)[:, 0, 2, 2]
@@ -52,24 +51,24 @@ def test_every_shift_is_as_likely_as_any_other():
     assert (counts - 1000).abs().max() < 4 * (1000 * 8 / 9) ** 0.5, "four standard deviations"
 
 
-def test_half_of_the_samples_are_mirrored_each_by_a_draw_of_its_own():
+def test_half_of_the_samples_are_mirrored_independently():
     torch.manual_seed(0)
-    x = images(4000, 1, 3, 4)
+    x = random_bytes(4000, 1, 3, 4)
     flipped = random_flip(x)
     mirrored = flipped.eq(x.flip(-1)).all((1, 2, 3))
-    assert (mirrored ^ flipped.eq(x).all((1, 2, 3))).all(), "either as it was or mirrored left to right"
+    assert (mirrored ^ flipped.eq(x).all((1, 2, 3))).all(), "either unchanged or mirrored left to right"
     assert abs(mirrored.float().mean() - 0.5) < 4 * 0.5 / 4000**0.5
     neighbours = (mirrored[1:] == mirrored[:-1]).float().mean()
-    assert abs(neighbours - 0.5) < 4 * 0.5 / 4000**0.5, "no sample's draw is another one's"
+    assert abs(neighbours - 0.5) < 4 * 0.5 / 4000**0.5, "neighbours are independent"
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
-def test_cutout_blanks_a_square_around_any_pixel_and_nothing_else(side):
+def test_cutout_fills_a_square_around_a_random_pixel(side):
     torch.manual_seed(0)
     height, width = 7, 9
     x = torch.full((3000, 2, height, width), 7, dtype=torch.uint8)
     blank = random_cutout(x, side, 0) == 0
-    assert blank[:, 0].equal(blank[:, 1]), "all channels alike"
+    assert blank[:, 0].equal(blank[:, 1]), "the same in all channels"
     expected = set()
     for row in range(height):
         for column in range(width):
@@ -81,11 +80,11 @@ def test_cutout_blanks_a_square_around_any_pixel_and_nothing_else(side):
             assert not inside or square.sum() == side * side
     seen = {tuple(square) for square in blank[:, 0].flatten(1).tolist()}
     assert seen == expected
-    assert len(expected) == height * width, "a place for every pixel"
+    assert len(expected) == height * width, "one square for every pixel"
 
 
-def test_the_hole_has_its_fill_in_bytes_as_in_floats():
-    x = images(50, 1, 6, 6)
+def test_cutout_fills_bytes_and_floats_with_the_same_value():
+    x = random_bytes(50, 1, 6, 6)
     for fill, byte in ((-1.0, 0), (0.0, 128), (1.0, 255)):
         augment = Augment(cutout=3, fill=fill)
         for batch, value in ((x, byte), (data_base.to_unit_range(x), fill)):
@@ -98,7 +97,7 @@ def test_the_hole_has_its_fill_in_bytes_as_in_floats():
 
 
 def test_bytes_and_floats_are_augmented_alike():
-    x = images(30, 3, 8, 10)
+    x = random_bytes(30, 3, 8, 10)
     augment = Augment(crop=3, flip=True, cutout=2, fill=-1.0)
     torch.manual_seed(0)
     of_bytes = data_base.to_unit_range(augment(x))
@@ -106,8 +105,8 @@ def test_bytes_and_floats_are_augmented_alike():
     assert of_bytes.equal(augment(data_base.to_unit_range(x)))
 
 
-def test_the_same_seed_gives_the_same_batch_and_another_one_another():
-    x, augment = images(30, 1, 8, 8), Augment(crop=2, flip=True, cutout=3)
+def test_augmentation_is_reproducible_by_the_seed():
+    x, augment = random_bytes(30, 1, 8, 8), Augment(crop=2, flip=True, cutout=3)
     batches = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -116,14 +115,14 @@ def test_the_same_seed_gives_the_same_batch_and_another_one_another():
     assert not batches[0].equal(batches[2])
 
 
-def test_without_options_the_batch_is_returned_as_it_is():
-    x, state = images(4, 1, 8, 8), torch.get_rng_state()
+def test_without_options_the_batch_is_returned_unchanged():
+    x, state = random_bytes(4, 1, 8, 8), torch.get_rng_state()
     assert Augment()(x) is x
-    assert torch.get_rng_state().equal(state), "and nothing is drawn"
+    assert torch.get_rng_state().equal(state), "no random number is drawn"
 
 
-def test_the_given_batch_is_not_written_to():
-    x = images(30, 1, 8, 8)
+def test_the_input_is_not_modified():
+    x = random_bytes(30, 1, 8, 8)
     before = x.clone()
     Augment(crop=2, flip=True, cutout=3)(x)
     assert x.equal(before)
@@ -146,12 +145,12 @@ class OnTheDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_copied_to_the_host_and_nothing_loops_over_samples():
+def test_no_synchronization_with_the_host_and_no_loop_over_samples():
     augment, counts = Augment(crop=2, flip=True, cutout=3), []
     with pytest.raises(AssertionError, match="waits"), OnTheDevice():
         torch.ones(1).item()
     for n in (2, 64):
-        x = images(n, 3, 8, 8)
+        x = random_bytes(n, 3, 8, 8)
         with OnTheDevice() as mode:
             augment(x)
         counts.append(mode.count)
@@ -160,15 +159,15 @@ def test_nothing_is_copied_to_the_host_and_nothing_loops_over_samples():
 
 def test_a_crop_as_large_as_the_image_is_refused():
     with pytest.raises(UserError, match=r"augment\.crop 6 is too large for images of 6x9 pixels"):
-        random_crop(images(2, 1, 6, 9), 6)
-    random_crop(images(2, 1, 6, 9), 5)
+        random_crop(random_bytes(2, 1, 6, 9), 6)
+    random_crop(random_bytes(2, 1, 6, 9), 5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"crop": -1}, r"augment\.crop is -1"), ({"cutout": -2}, r"augment\.cutout is -2"), ({"fill": 2}, "fill is 2")],
 )
-def test_numbers_out_of_range_are_refused_at_once(options, message):
+def test_options_out_of_range_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Augment(**options)
 
@@ -198,8 +197,7 @@ class Watcher(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def test_training_batches_are_augmented_and_no_others():
-    warnings.filterwarnings("ignore")
+def test_only_training_batches_are_augmented():
     augmented = []
 
     class Spy(Augment):
@@ -209,49 +207,48 @@ def test_training_batches_are_augmented_and_no_others():
 
     data = Digits(augment=Spy(crop=2, cutout=3), batch_size=600, eval_batch_size=500)
     model = Watcher()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=2, enable_model_summary=False, **quiet)
+    trainer = quiet_trainer(max_epochs=2)
     trainer.fit(model, datamodule=data)
     trainer.validate(model, datamodule=data, verbose=False)
     trainer.test(model, datamodule=data, verbose=False)
     trainer.predict(model, datamodule=data)
     assert len(augmented) == len(model.seen["train"]) == 4
     for given, seen in zip(augmented, model.seen["train"], strict=True):
-        assert given.dtype == torch.uint8, "before the bytes become floats, which are four times as large"
+        assert given.dtype == torch.uint8, "before the conversion to floats, which are four times as large"
         assert data_base.to_unit_range(given).equal(seen)
     originals = {sample.numpy().tobytes() for sample in data.split("train")[0]}
     as_they_were = sum(sample.numpy().tobytes() in originals for batch in model.seen["train"] for sample in batch)
     assert as_they_were < 0.1 * 2400
-    assert [len(model.seen[name]) for name in ("val", "test", "predict")] == [4, 1, 1], "a sanity check among them"
+    assert [len(model.seen[name]) for name in ("val", "test", "predict")] == [3, 1, 1], "two epochs and one validation"
     for name, split in (("val", "val"), ("test", "test"), ("predict", "test")):
         assert all(batch.equal(data.split(split)[0]) for batch in model.seen[name])
 
 
-def test_augmentation_is_left_out_where_there_is_no_trainer():
+def test_without_a_trainer_nothing_is_augmented():
     data = Digits(augment=Augment(crop=2))
-    x = images(4, 1, 8, 8)
+    x = random_bytes(4, 1, 8, 8)
     assert data.on_after_batch_transfer((x, torch.zeros(4)), 0)[0].equal(data_base.to_unit_range(x))
 
 
 @pytest.mark.parametrize("module", [Digits, MNIST])
-def test_digits_are_not_mirrored_and_a_line_says_so(module, monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(data_base, "rank_zero_info", said.append)
+def test_digits_are_not_mirrored_and_a_message_says_so(module, monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(data_base, "rank_zero_info", messages.append)
     asked_for = Augment(crop=2, flip=True)
     data: InMemoryDataModule = module(augment=asked_for)
     assert data.augment == Augment(crop=2, flip=False)
-    assert asked_for.flip, "the caller's own object is left alone"
-    assert said == [f"{module.__name__} is not mirrored, since its labels do not survive it"]
+    assert asked_for.flip, "the caller's object is not modified"
+    assert messages == [f"{module.__name__} is not mirrored: its classes are not mirror-symmetric"]
 
 
-def test_clothes_are_mirrored_without_a_word(monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(data_base, "rank_zero_info", said.append)
+def test_mirror_symmetric_data_is_mirrored_without_a_message(monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(data_base, "rank_zero_info", messages.append)
     assert FashionMNIST(augment=Augment(flip=True)).augment == Augment(flip=True)
-    assert not said
+    assert not messages
 
 
-def test_a_crop_that_does_not_fit_is_refused_before_anything_is_read():
+def test_a_crop_that_does_not_fit_is_refused_in_setup():
     data = Digits(augment=Augment(crop=8))
     with pytest.raises(UserError, match=r"augment\.crop 8 is too large for images of 8x8 pixels"):
         data.setup("fit")

@@ -1,4 +1,4 @@
-"""The digits of scikit-learn against scikit-learn itself."""
+"""The digits against scikit-learn's."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from zoo.datamodules import Digits
 
 
-def test_the_splits_are_all_of_the_digits_once_in_their_16_shades():
+def test_the_splits_have_each_digit_once_in_its_16_shades():
     data = Digits()
     (train_x, train_y), (test_x, test_y) = data.load_split(train=True), data.load_split(train=False)
     assert (len(train_x), len(test_x)) == (1500, 297)
@@ -18,10 +18,10 @@ def test_the_splits_are_all_of_the_digits_once_in_their_16_shades():
     source = load_digits()
     theirs = set(map(tuple, np.column_stack([source.data, source.target]).astype(int).tolist()))
     assert mine == theirs
-    assert len(mine) == 1797  # no two are the same
+    assert len(mine) == 1797  # no duplicates
 
 
-def test_full_ink_is_white_and_no_ink_black_in_the_models_range():
+def test_full_ink_is_1_and_no_ink_minus_1():
     data = Digits()
     data.setup("fit")
     x, _ = data.split("train")

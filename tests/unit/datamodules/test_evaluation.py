@@ -1,4 +1,4 @@
-"""Evaluation over several processes: every sample once, and as many batches everywhere."""
+"""Evaluation on several processes: every sample once, and the same number of batches on each."""
 
 from types import SimpleNamespace
 
@@ -26,13 +26,13 @@ def batches(samples: int, batch_size: int, processes: int) -> list[list[list[int
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 @pytest.mark.parametrize("samples", [5, 6, 7, 30, 31, 61, 100, 101, 102])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 10, 25, 50, 500])
-def test_every_sample_is_in_one_batch_and_all_processes_have_as_many_batches(samples, batch_size, processes):
+def test_every_sample_is_in_one_batch_and_all_processes_have_the_same_number(samples, batch_size, processes):
     shares = batches(samples, batch_size, processes)
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(samples))
     assert len({len(share) for share in shares}) == 1
     sizes = [len(batch) for share in shares for batch in share]
     assert min(sizes) >= 1
-    assert max(sizes) <= batch_size + 1 or batch_size <= 3, "of tiny batches some more: there is no other cut"
+    assert max(sizes) <= batch_size + 1 or batch_size <= 3, "tiny batches grow by more than one"
     assert max(sizes) <= batch_size + 6
 
 
@@ -40,11 +40,11 @@ def test_processes_take_the_samples_in_turn():
     assert batches(7, 2, 2) == [[[0, 2], [4, 6]], [[1, 3], [5]]]
 
 
-def test_one_process_has_the_batches_that_it_was_asked_for():
+def test_one_process_has_batches_of_the_requested_size():
     assert [len(batch) for batch in batches(101, 25, 1)[0]] == [25, 25, 25, 25, 1]
 
 
-def test_fewer_samples_than_processes_are_refused_on_all_of_them():
+def test_fewer_samples_than_processes_are_refused_on_every_rank():
     for rank in range(3):
-        with pytest.raises(UserError, match="2 samples to evaluate on for 3 processes"):
+        with pytest.raises(UserError, match=r"fewer samples to evaluate \(2\) than processes \(3\)"):
             EvaluationSampler(TensorBatches(torch.arange(2), torch.zeros(2)), 3, rank)

@@ -1,4 +1,4 @@
-"""Folders of pictures: each layout, each kind of file, each thing that is wrong with either."""
+"""Folders of images: layouts, file formats, and unreadable files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch
 from PIL import Image
 
 from zoo.datamodules import ImageFolder
-from zoo.datamodules.image_folder import decode_into, decode_picture
+from zoo.datamodules.image_folder import decode_image, decode_into
 from zoo.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def paint(path: Path, colour=RED, size=(8, 8)) -> Path:
+def save_image(path: Path, color=RED, size=(8, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 
-def paint_many(folder: Path, count: int, colour=RED) -> None:
+def save_images(folder: Path, count: int, color=RED) -> None:
     for i in range(count):
-        paint(folder / f"{i:03}.png", colour)
+        save_image(folder / f"{i:03}.png", color)
 
 
 def decode(path: Path, size: int = 8, channels: int = 3) -> np.ndarray:
-    """Pixels, int (size, size, channels), by the way that the data module takes."""
+    """Pixels, int (size, size, channels), decoded as by the data module."""
     out = torch.empty(1, channels, size, size, dtype=torch.uint8)
     assert decode_into(out, [path]) == {}
     return out[0].permute(1, 2, 0).int().numpy()
@@ -39,23 +39,23 @@ def decode(path: Path, size: int = 8, channels: int = 3) -> np.ndarray:
 # --- layouts
 
 
-def test_sub_folders_are_classes_in_sorted_order(tmp_path):
-    for name, colour in {"zebra": RED, "ant": GREEN, "10": BLUE, "9": WHITE}.items():
-        paint_many(tmp_path / name, 5, colour)
+def test_subfolders_are_classes_in_sorted_order(tmp_path):
+    for name, color in {"zebra": RED, "ant": GREEN, "10": BLUE, "9": WHITE}.items():
+        save_images(tmp_path / name, 5, color)
     data = ImageFolder(str(tmp_path), image_size=4)
     assert data.class_names == ("10", "9", "ant", "zebra")
     assert data.num_classes == 4
     assert data.input_shape == (3, 4, 4)
     data.setup()
-    colours = torch.tensor([BLUE, WHITE, GREEN, RED]) / 127.5 - 1
+    colors = torch.tensor([BLUE, WHITE, GREEN, RED]) / 127.5 - 1
     for split in ("train", "val", "test"):
         x, y = data.split(split)
-        assert torch.equal(x, colours[y][:, :, None, None].expand(-1, 3, 4, 4))
+        assert torch.equal(x, colors[y][:, :, None, None].expand(-1, 3, 4, 4))
     assert [len(data.split(name)[0]) for name in ("train", "val", "test")] == [16, 2, 2]
 
 
-def test_a_flat_folder_is_one_class_named_like_the_folder(tmp_path):
-    paint_many(tmp_path / "holiday", 10)
+def test_a_flat_folder_is_one_class_with_the_name_of_the_folder(tmp_path):
+    save_images(tmp_path / "holiday", 10)
     data = ImageFolder(str(tmp_path / "holiday"), test_size=3, val_size=2)
     assert data.num_classes == 1
     assert data.class_names == ("holiday",)
@@ -67,9 +67,9 @@ def test_a_flat_folder_is_one_class_named_like_the_folder(tmp_path):
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
 def test_train_and_test_folders_are_the_splits(tmp_path, classes):
     for name in classes:
-        paint_many(tmp_path / "train" / name, 6, RED)
-        paint_many(tmp_path / "test" / name, 2, GREEN)
-    paint_many(tmp_path / "val" / "neither", 1)  # left alone
+        save_images(tmp_path / "train" / name, 6, RED)
+        save_images(tmp_path / "test" / name, 2, GREEN)
+    save_images(tmp_path / "val" / "neither", 1)  # ignored
     data = ImageFolder(str(tmp_path))
     assert data.class_names == (classes if classes[0] else (tmp_path.name,))
     data.setup()
@@ -82,7 +82,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path, classes):
 
 def test_a_held_out_test_split_is_disjoint_and_the_same_for_every_seed(tmp_path):
     for i in range(20):
-        paint(tmp_path / f"{i:02}.png", (i, 0, 0))
+        save_image(tmp_path / f"{i:02}.png", (i, 0, 0))
     splits = []
     for seed in (0, 1):
         data = ImageFolder(str(tmp_path), test_size=0.25, val_size=5, seed=seed)
@@ -103,21 +103,21 @@ def test_a_held_out_test_split_is_disjoint_and_the_same_for_every_seed(tmp_path)
 def test_names_with_spaces_and_of_other_scripts_work(tmp_path):
     names = ["big cat", "кошка", "猫 (2)"]
     for name in names:
-        paint_many(tmp_path / "my pictures" / name, 3)
-    paint(tmp_path / "my pictures" / names[0] / "été 1.PNG")
-    data = ImageFolder(str(tmp_path / "my pictures"), test_size=1, val_size=1)
+        save_images(tmp_path / "my images" / name, 3)
+    save_image(tmp_path / "my images" / names[0] / "été 1.PNG")
+    data = ImageFolder(str(tmp_path / "my images"), test_size=1, val_size=1)
     assert data.class_names == tuple(sorted(names))
     assert len(data.load_split(train=True)[0]) == 9
 
 
-def test_hidden_files_other_files_and_deeper_folders_are_ignored(tmp_path):
-    paint_many(tmp_path / "cat", 4)
-    paint(tmp_path / "cat" / ".thumb.png")
-    paint(tmp_path / "cat" / "deeper" / "a.png")
-    paint(tmp_path / ".cache" / "a.png")
-    (tmp_path / "cat" / "notes.txt").write_text("no picture")
-    (tmp_path / "cat" / "model.h5").write_text("no picture")
-    (tmp_path / "list.csv").write_text("no picture")
+def test_hidden_files_other_files_and_nested_folders_are_ignored(tmp_path):
+    save_images(tmp_path / "cat", 4)
+    save_image(tmp_path / "cat" / ".thumb.png")
+    save_image(tmp_path / "cat" / "deeper" / "a.png")
+    save_image(tmp_path / ".cache" / "a.png")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "cat" / "model.h5").write_text("no image")
+    (tmp_path / "list.csv").write_text("no image")
     data = ImageFolder(str(tmp_path), test_size=1, val_size=1)
     assert data.class_names == ("cat",)
     with warnings.catch_warnings():
@@ -127,7 +127,7 @@ def test_hidden_files_other_files_and_deeper_folders_are_ignored(tmp_path):
 
 def test_many_files_are_decoded_in_the_order_of_their_names(tmp_path):
     for i in range(200):
-        paint(tmp_path / f"{i:03}.png", (i, 0, 0), size=(2, 2) if i % 3 else (300, 200))
+        save_image(tmp_path / f"{i:03}.png", (i, 0, 0), size=(2, 2) if i % 3 else (300, 200))
     x, _ = ImageFolder(str(tmp_path), image_size=2, test_size=1).load_split(train=True)
     shades = x[:, 0, 0, 0].int()
     assert len(x) == 199
@@ -138,18 +138,18 @@ def test_many_files_are_decoded_in_the_order_of_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "png", "bmp", "webp", "tif", "tga", "ppm", "gif"])
-def test_formats_are_read_by_what_they_hold(tmp_path, ending):
-    pixels = decode(paint(tmp_path / f"a.{ending}", (200, 100, 50)))
-    assert np.abs(pixels - (200, 100, 50)).max() <= 6  # the lossy ones come close
+def test_image_formats_are_read(tmp_path, ending):
+    pixels = decode(save_image(tmp_path / f"a.{ending}", (200, 100, 50)))
+    assert np.abs(pixels - (200, 100, 50)).max() <= 6  # within the error of lossy formats
 
 
-def test_a_wrong_ending_does_no_harm(tmp_path):
-    image = paint(tmp_path / "a.png", BLUE)
+def test_a_file_with_the_wrong_ending_is_read(tmp_path):
+    image = save_image(tmp_path / "a.png", BLUE)
     assert (decode(image.rename(tmp_path / "a.jpg")) == BLUE).all()
 
 
 @pytest.mark.parametrize("size", [(30, 10), (10, 30)])
-def test_the_centred_square_is_kept(tmp_path, size):
+def test_images_are_cropped_to_the_centered_square(tmp_path, size):
     image = Image.new("RGB", size, RED)
     image.paste(GREEN, (10, 0, 20, 10) if size[0] == 30 else (0, 10, 10, 20))
     image.save(tmp_path / "a.png")
@@ -159,7 +159,7 @@ def test_the_centred_square_is_kept(tmp_path, size):
         assert (pixels[..., 1] > 127).all()
 
 
-def test_reducing_is_antialiased(tmp_path):
+def test_downscaling_is_antialiased(tmp_path):
     stripes = np.zeros((64, 64), dtype=np.uint8)
     stripes[:, ::2] = 255  # thinner than a pixel of the result: an even grey, not black or white
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -167,8 +167,8 @@ def test_reducing_is_antialiased(tmp_path):
 
 
 @pytest.mark.parametrize("block", [4, 40])
-def test_a_large_jpeg_shows_the_same_picture_as_its_png(tmp_path, block):
-    """JPEG is decoded at a part of its size, but never at less than the result has detail for."""
+def test_a_large_jpeg_decodes_like_its_png(tmp_path, block):
+    """JPEG is decoded at a reduced size, but not below the size of the result."""
     shades = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)  # one to a pixel of the result
     image = Image.fromarray(shades.repeat(block, axis=0).repeat(block, axis=1))
     image.save(tmp_path / "a.png")
@@ -176,13 +176,13 @@ def test_a_large_jpeg_shows_the_same_picture_as_its_png(tmp_path, block):
     assert np.abs(decode(tmp_path / "a.png", 16) - decode(tmp_path / "a.jpg", 16)).max() <= 8
 
 
-def test_a_picture_of_the_right_size_is_kept_bit_for_bit(tmp_path):
+def test_an_image_of_the_right_size_is_not_changed(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(decode(tmp_path / "a.png"), pixels)
 
 
-def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     assert (decode(tmp_path / "a.gif") == RED).all()
@@ -202,8 +202,8 @@ def test_cmyk_becomes_rgb(tmp_path, ending):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
-def test_transparency_is_laid_on_white(tmp_path, mode):
-    """The left half is see-through over black, the right half is opaque black."""
+def test_transparent_pixels_are_white(tmp_path, mode):
+    """The left half is transparent black, the right half opaque black."""
     image, options = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), {}
     image.paste((0, 0, 0, 255), (4, 0, 8, 8))
     if mode == "P":
@@ -212,7 +212,7 @@ def test_transparency_is_laid_on_white(tmp_path, mode):
         image = Image.fromarray(pixels)
         image.putpalette([9, 9, 9, 0, 0, 0])
         options = {"transparency": 0}
-    elif mode in ("RGB", "L"):  # one colour stands for "nothing here"
+    elif mode in ("RGB", "L"):  # one color is transparent
         image = Image.new(mode, (8, 8), "red" if mode == "RGB" else 7)
         image.paste(0, (4, 0, 8, 8))
         options = {"transparency": RED if mode == "RGB" else 7}
@@ -225,13 +225,13 @@ def test_transparency_is_laid_on_white(tmp_path, mode):
         assert (pixels[:, 4:] == 0).all()
 
 
-def test_half_transparency_is_mixed_with_white(tmp_path):
+def test_half_transparent_pixels_are_blended_with_white(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / "a.png")
     assert np.abs(decode(tmp_path / "a.png") - (255, 127, 127)).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
-def test_further_modes_become_colour_or_grey(tmp_path, mode):
+def test_other_modes_become_color_or_grey(tmp_path, mode):
     image = (
         Image.fromarray(np.full((8, 8), 65535, np.uint16))
         if mode == "I;16"
@@ -243,7 +243,7 @@ def test_further_modes_become_colour_or_grey(tmp_path, mode):
 
 
 def test_grey_has_the_weights_of_luma(tmp_path):
-    pixels = decode(paint(tmp_path / "a.png", GREEN), channels=1)
+    pixels = decode(save_image(tmp_path / "a.png", GREEN), channels=1)
     assert pixels.shape == (8, 8, 1)
     assert (pixels == 150).all()
 
@@ -270,12 +270,12 @@ def jpeg_bytes(size=(64, 64)) -> bytes:
     return buffer.getvalue()
 
 
-def spoil(path: Path) -> Path:
-    """Writes a file that cannot be read, of the kind that its name says."""
+def damage(path: Path) -> Path:
+    """Writes a file that cannot be read, damaged as its name says."""
     if path.stem == "truncated":
         path.write_bytes(jpeg_bytes()[:2000])
     elif path.stem == "cut":
-        paint(path, size=(64, 64))
+        save_image(path, size=(64, 64))
         path.write_bytes(path.read_bytes()[:-30])
     elif path.stem == "empty":
         path.write_bytes(b"")
@@ -297,18 +297,18 @@ def spoil(path: Path) -> Path:
     [
         ("truncated.jpg", "truncated"),
         ("cut.png", ""),
-        ("empty.png", "not a picture"),
-        ("text.jpg", "not a picture"),
-        ("postscript.jpg", "not a picture"),
+        ("empty.png", "not an image"),
+        ("text.jpg", "not an image"),
+        ("postscript.jpg", "not an image"),
         ("floats.tif", "floats"),
         ("wide.tif", "more than 16 bits"),
     ],
 )
-def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, name, reason):
-    paint_many(tmp_path / "pictures", 5)
-    spoil(tmp_path / "pictures" / name)
-    paint_many(tmp_path / "test", 1)
-    (tmp_path / "pictures").rename(tmp_path / "train")
+def test_unreadable_files_are_skipped_and_named(tmp_path, name, reason):
+    save_images(tmp_path / "images", 5)
+    damage(tmp_path / "images" / name)
+    save_images(tmp_path / "test", 1)
+    (tmp_path / "images").rename(tmp_path / "train")
     data = ImageFolder(str(tmp_path))
     with pytest.warns(UserWarning, match="cannot be read") as caught:
         x, y = data.load_split(train=True)
@@ -317,35 +317,33 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, name, reason
     assert (x[:, 1:] == 0).all()
     (warning,) = caught
     message = str(warning.message)
-    assert "1 of 6 pictures cannot be read" in message
+    assert "1 of 6 images cannot be read" in message
     assert str(tmp_path / "train" / name) in message
     assert reason in message
     assert "\n" not in message
 
 
-def test_many_broken_files_give_one_warning_with_the_first_and_the_count(tmp_path):
-    paint_many(tmp_path / "b class", 4, GREEN)
-    paint_many(tmp_path / "a class", 4, RED)
+def test_many_unreadable_files_are_one_warning_with_the_first_and_the_number(tmp_path):
+    save_images(tmp_path / "b class", 4, GREEN)
+    save_images(tmp_path / "a class", 4, RED)
     for i in range(90):
         (tmp_path / "a class" / f"bad{i:02}.png").write_bytes(b"bad")
     with pytest.warns(UserWarning, match="cannot be read") as caught:
         out = ImageFolder(str(tmp_path), test_size=1).load_split(train=True)
     (warning,) = caught
-    assert "of 97 pictures cannot be read" in str(warning.message)
+    assert "of 97 images cannot be read" in str(warning.message)
     assert "bad00.png" in str(warning.message)
     assert "bad02.png" in str(warning.message)
     assert "bad04.png" not in str(warning.message)
     assert " more" in str(warning.message)
-    assert torch.equal(
-        out[0][:, 1] == 255, (out[1] == 1)[:, None, None].expand(-1, 32, 32)
-    )  # labels stay with pictures
+    assert torch.equal(out[0][:, 1] == 255, (out[1] == 1)[:, None, None].expand(-1, 32, 32))  # labels stay with images
 
 
 @pytest.mark.parametrize("limit", [50, 20])  # 64 pixels: Pillow warns above the limit, refuses above twice the limit
-def test_decompression_bombs_are_left_out(tmp_path, monkeypatch, limit):
-    paint_many(tmp_path, 4)
+def test_decompression_bombs_are_skipped(tmp_path, monkeypatch, limit):
+    save_images(tmp_path, 4)
     for name in ("000.png", "001.png", "002.png"):
-        paint(tmp_path / name, size=(4, 4))
+        save_image(tmp_path / name, size=(4, 4))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     data = ImageFolder(str(tmp_path), test_size=1)
     with pytest.warns(UserWarning, match="cannot be read") as caught:
@@ -355,16 +353,16 @@ def test_decompression_bombs_are_left_out(tmp_path, monkeypatch, limit):
     assert len(caught) == 1
 
 
-def test_decoding_one_picture_raises_where_it_is_broken(tmp_path):
+def test_decoding_a_damaged_image_raises(tmp_path):
     with pytest.raises(OSError, match="truncated"):
-        decode_picture(spoil(tmp_path / "truncated.jpg"), 8, 3)
+        decode_image(damage(tmp_path / "truncated.jpg"), 8, 3)
 
 
 # --- folders that cannot be used
 
 
-def refused(path: Path, *parts: str, **options) -> None:
-    """Building and setting up the data module fails with one line that names the path and holds the parts."""
+def assert_refused(path: Path, *parts: str, **options) -> None:
+    """Asserts that building or setup fails with one line that contains the path and the parts."""
     with pytest.raises(UserError) as caught:
         ImageFolder(str(path), **options).setup()
     message = str(caught.value)
@@ -376,66 +374,66 @@ def refused(path: Path, *parts: str, **options) -> None:
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="does not exist; point root"):
         ImageFolder(str(tmp_path / "no where"))
-    refused(tmp_path / "no where")
+    assert_refused(tmp_path / "no where")
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
-    refused(paint(tmp_path / "a.png"), "is a file, not a folder")
+def test_a_file_instead_of_a_folder_is_named(tmp_path):
+    assert_refused(save_image(tmp_path / "a.png"), "is a file, not a folder")
 
 
 def test_an_empty_folder_is_named_with_the_layouts(tmp_path):
-    refused(tmp_path, "has no pictures", "<class>/")
-    (tmp_path / "notes.txt").write_text("no picture")
-    refused(tmp_path, "has no pictures", "<class>/")
+    assert_refused(tmp_path, "has no images", "<class>/")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert_refused(tmp_path, "has no images", "<class>/")
 
 
-def test_a_class_without_pictures_is_named(tmp_path):
-    paint_many(tmp_path / "cat", 5)
+def test_a_class_without_images_is_named(tmp_path):
+    save_images(tmp_path / "cat", 5)
     (tmp_path / "dog").mkdir()
-    refused(tmp_path, str(tmp_path / "dog"), "has no pictures")
+    assert_refused(tmp_path, str(tmp_path / "dog"), "has no images")
 
 
-def test_train_folder_alone_is_not_taken_for_a_class(tmp_path):
-    paint_many(tmp_path / "train" / "cat", 5)
-    refused(tmp_path, str(tmp_path / "train"), "train/<class>/ and test/<class>/")
+def test_a_train_folder_without_a_test_folder_is_refused(tmp_path):
+    save_images(tmp_path / "train" / "cat", 5)
+    assert_refused(tmp_path, str(tmp_path / "train"), "train/<class>/ and test/<class>/")
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_without_readable_pictures_is_named(tmp_path, split):
+def test_a_class_without_readable_images_is_named(tmp_path, split):
     for folder in ("train", "test"):
-        paint_many(tmp_path / folder / "cat", 5)
-        paint_many(tmp_path / folder / "dog", 5)
+        save_images(tmp_path / folder / "cat", 5)
+        save_images(tmp_path / folder / "dog", 5)
     for path in (tmp_path / split / "dog").iterdir():
         path.write_bytes(b"")
-    refused(tmp_path, str(tmp_path / split / "dog"), "no readable picture")
+    assert_refused(tmp_path, str(tmp_path / split / "dog"), "no readable image")
 
 
-def test_a_folder_where_nothing_is_readable_is_named(tmp_path):
+def test_a_folder_without_readable_images_is_named(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").write_bytes(b"")
-    refused(tmp_path, "none of the 9 pictures", "not a picture")
+    assert_refused(tmp_path, "none of the 9 images", "not an image")
 
 
 def test_classes_that_differ_between_train_and_test_are_named(tmp_path):
     for name in ("train/cat", "train/dog", "test/cat", "test/hund"):
-        paint_many(tmp_path / name, 2)
-    refused(tmp_path, "dog, hund", str(tmp_path / "train"), str(tmp_path / "test"))
+        save_images(tmp_path / name, 2)
+    assert_refused(tmp_path, "dog, hund", str(tmp_path / "train"), str(tmp_path / "test"))
 
 
-def test_pictures_beside_class_folders_are_refused(tmp_path):
-    paint_many(tmp_path / "cat", 2)
-    paint(tmp_path / "a.png")
-    refused(tmp_path, "both pictures and folders")
+def test_images_beside_class_folders_are_refused(tmp_path):
+    save_images(tmp_path / "cat", 2)
+    save_image(tmp_path / "a.png")
+    assert_refused(tmp_path, "both images and folders")
 
 
 @pytest.mark.parametrize("test_size", [10, 0.001])
 def test_test_size_that_leaves_a_split_empty_is_refused(tmp_path, test_size):
-    paint_many(tmp_path, 10)
-    refused(tmp_path, f"test_size {test_size} takes", "of the 10 pictures", test_size=test_size)
+    save_images(tmp_path, 10)
+    assert_refused(tmp_path, f"test_size {test_size} holds out", "of 10 images", test_size=test_size)
 
 
 @pytest.mark.parametrize("options", [{"image_size": 0}, {"channels": 2}, {"test_size": 0}])
-def test_wrong_arguments_are_named(tmp_path, options):
+def test_invalid_options_are_named(tmp_path, options):
     with pytest.raises(UserError, match=f"{next(iter(options))} is "):
         ImageFolder(str(tmp_path), **options)

@@ -1,4 +1,4 @@
-"""The point distributions against their closed forms, scipy and numerical integration."""
+"""The point distributions against closed forms, SciPy and numerical integration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw(name: str, n: int = N, seed: int = 0):
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_components_have_their_shares_means_and_width(name):
+def test_components_have_their_weights_means_and_deviations(name):
     data = Points(name)
     x, y = draw(name)
     assert x.dtype == torch.float32
@@ -36,7 +36,7 @@ def test_components_have_their_shares_means_and_width(name):
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_moments_of_all_points_are_those_of_the_mixture(name):
+def test_moments_of_samples_are_those_of_the_mixture(name):
     data = Points(name)
     x, _ = draw(name)
     mean = data.weights @ data.centers
@@ -46,7 +46,7 @@ def test_moments_of_all_points_are_those_of_the_mixture(name):
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_log_prob_is_that_of_scipy(name):
+def test_log_prob_equals_scipys(name):
     data = Points(name)
     x, _ = draw(name, 100)
     x = torch.cat([x, torch.randn(100, *data.input_shape)]).double()
@@ -102,7 +102,7 @@ def test_moons_lie_on_their_half_circles_with_gaussian_noise():
     center = torch.tensor([[-0.5, -0.25], [0.5, 0.25]])[y]
     away = x - center
     radius = away.norm(dim=1)
-    # Across the curve the noise is Gaussian around radius 1, but for what curvature adds (0.05**2 / 2).
+    # Across the curve the noise is Gaussian around radius 1, plus a term by the curvature, 0.05**2 / 2.
     inside = away[:, 1] * (1 - 2 * y) > 0.2  # the right half plane, away from the two ends
     assert float(radius[inside].mean()) == pytest.approx(1 + 0.05**2 / 2, abs=0.001)
     assert float(radius[inside].std()) == pytest.approx(0.05, abs=0.001)
@@ -111,10 +111,10 @@ def test_moons_lie_on_their_half_circles_with_gaussian_noise():
     assert y.float().mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_moons_are_those_of_scikit_learn_moved_to_the_origin():
+def test_moons_are_those_of_scikit_learn_centered():
     from sklearn.datasets import make_moons
 
-    theirs, labels = make_moons(2000, noise=None)
+    theirs, labels = make_moons(1000, noise=None)
     theirs = torch.from_numpy(theirs).float() - torch.tensor([0.5, 0.25])
     mine, mine_labels = sample_moons(20_000, torch.Generator().manual_seed(0), noise=0)
     for label in (0, 1):
@@ -125,27 +125,27 @@ def test_moons_are_those_of_scikit_learn_moved_to_the_origin():
         assert distance.min(dim=0).values.max() < 0.01
 
 
-def test_the_moons_have_no_density_in_closed_form_and_say_so():
+def test_the_density_of_moons_is_refused():
     data = Points("moons")
     assert data.centers is None
     assert data.weights is None
     assert data.std is None
-    with pytest.raises(UserError, match="moons has no closed form; take gaussians, ring, grid"):
+    with pytest.raises(UserError, match="the density of moons has no closed form; use gaussians, ring, grid"):
         data.log_prob(torch.zeros(1, 2))
 
 
-def test_test_points_depend_on_the_seed_and_not_on_the_number_of_training_points():
+def test_test_points_depend_on_the_seed_and_not_on_num_train():
     small, large, other = Points("ring", num_train=100, val_size=10), Points("ring"), Points("ring", seed=1)
     test = small.load_split(train=False)[0]
     assert torch.equal(test, large.load_split(train=False)[0])
     assert not torch.equal(test, other.load_split(train=False)[0])
 
 
-def test_no_point_is_in_two_draws():
+def test_splits_and_seeds_draw_independent_points():
     draws = [Points("gaussians", seed=seed).load_split(train)[0][:10_000, 0] for seed in range(4) for train in (0, 1)]
     for i, a in enumerate(draws):
         for b in draws[:i]:
-            assert len(set(a.tolist()) & set(b.tolist())) < 100  # float32 leaves a few equal by chance
+            assert len(set(a.tolist()) & set(b.tolist())) < 100  # a few are equal by chance in float32
             assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.05
 
 
@@ -170,6 +170,6 @@ def test_each_split_follows_the_distribution(split):
         ({"num_test": -5}, "num_test is -5"),
     ],
 )
-def test_wrong_arguments_are_named(options, message):
+def test_invalid_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Points(**options)

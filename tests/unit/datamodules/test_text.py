@@ -1,4 +1,4 @@
-"""Text as data: what is cut how, and what is wrong with it."""
+"""Text as data: windows, splits, tokenizers and errors."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def book(tmp_path):
     return str(path)
 
 
-def test_a_batch_is_tokens_and_those_after_them(book):
+def test_targets_are_the_next_tokens(book):
     data = Text(book, "characters", context_length=16, batch_size=4)
     assert (data.input_shape, data.num_classes) == ((16,), 26)
     data.setup("fit")
@@ -24,10 +24,10 @@ def test_a_batch_is_tokens_and_those_after_them(book):
         assert x.dtype == y.dtype == torch.int64
         assert x.shape[1] == y.shape[1] == 16
         assert torch.equal(x[:, 1:], y[:, :-1])
-        assert torch.equal(y, (x + 1) % 26), "in this text each letter is followed by the next"
+        assert torch.equal(y, (x + 1) % 26), "each letter is followed by the next one"
 
 
-def test_the_end_of_the_text_is_held_out_and_nothing_is_in_two_splits(book):
+def test_splits_are_consecutive_parts_of_the_text(book):
     data = Text(book, test_size=0.05, val_size=0.1)
     data.setup()
     parts = [data.split(name) for name in ("train", "val", "test")]
@@ -35,7 +35,7 @@ def test_the_end_of_the_text_is_held_out_and_nothing_is_in_two_splits(book):
     assert data.tokenizer.decode(torch.cat(parts).tolist()) == read_text(book)
 
 
-def test_an_epoch_goes_over_the_text_once_and_every_epoch_cuts_it_elsewhere():
+def test_windows_cover_the_text_once_and_are_shifted_in_every_epoch_with_jitter():
     tokens = torch.arange(1001)
     still, moving = TokenWindows(tokens, 10, jitter=False), TokenWindows(tokens, 10, jitter=True)
     assert len(still) == 100
@@ -45,29 +45,29 @@ def test_an_epoch_goes_over_the_text_once_and_every_epoch_cuts_it_elsewhere():
     offsets = starts - torch.arange(100) * 10
     assert offsets[:, :99].min() == 0
     assert offsets[:, :99].max() == 9
-    assert starts.max() == 990, "the last stretch has a token after it, too"
+    assert starts.max() == 990, "the last window has a next token"
     assert offsets[:, :99].float().mean().item() == pytest.approx(4.5, abs=0.2)
 
 
-def test_a_folder_is_read_in_the_order_of_its_names_and_what_is_no_text_is_named(tmp_path):
+def test_files_of_a_folder_are_read_in_the_order_of_names_and_the_first_unreadable_one_is_named(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.md").write_text("first")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.txt").write_text("third: ß")
     (tmp_path / ".hidden").write_text("no")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.warns(UserWarning, match=r"1 of 4 files are no text .*picture.png \(no UTF-8\)"):
+    with pytest.warns(UserWarning, match=r"1 of 4 files are not text .*picture.png \(not UTF-8\)"):
         assert read_text(str(tmp_path)) == "first\nsecond\nthird: ß"
 
 
-def test_without_a_path_it_is_the_sources_of_the_standard_library():
+def test_the_default_text_is_the_standard_library():
     text = read_text(None)
     assert len(text) > 1_000_000
     assert "class ArgumentParser(" in text
     assert Text().num_classes == 256
 
 
-def test_the_vocabulary_of_byte_pairs_is_learned_from_the_training_text_alone(tmp_path):
+def test_byte_pairs_are_learned_from_the_training_text_only(tmp_path):
     pytest.importorskip("tokenizers", reason="byte-pair encoding is optional")
     (tmp_path / "a.txt").write_text("low lower lowest " * 90 + "zzyzx " * 30)
     data = Text(str(tmp_path / "a.txt"), "bpe", vocab_size=280, val_size=0.105)
@@ -81,21 +81,26 @@ def test_the_vocabulary_of_byte_pairs_is_learned_from_the_training_text_alone(tm
     [
         ({"path": "nowhere.txt"}, "nowhere.txt does not exist; point path to a text file"),
         ({"tokenizer": "words"}, "tokenizer is 'words'; choose one of bytes, characters, bpe"),
-        ({"context": 0}, "context is 0; it must be at least 1"),
-        ({"val_size": 1.0}, "val_size 1.0 and test_size 0.0 must be shares that leave some"),
-        ({"test_size": 0.95}, "val_size 0.1 and test_size 0.95 must be shares"),
+        ({"context_length": 0}, "context_length is 0; it must be at least 1"),
+        ({"val_size": 1.0}, "val_size 1.0 and test_size 0.0 must be fractions that leave some text"),
+        ({"test_size": 0.95}, "val_size 0.1 and test_size 0.95 must be fractions"),
     ],
 )
-def test_settings_that_cannot_be_are_named(book, options, message):
+def test_invalid_options_are_named(book, options, message):
     with pytest.raises(UserError, match=message):
         Text(**({"path": book} | options))
 
 
-def test_text_that_is_too_short_is_said_with_the_way_out(book, tmp_path):
+def test_too_little_text_is_named_with_the_fix(book, tmp_path):
     for stage, loader, options, message in (
-        ("fit", "val_dataloader", {"context": 100}, "the val split has 100 tokens, not enough for one stretch"),
-        ("fit", "train_dataloader", {"context": 64, "batch_size": 20}, "batch_size 20 is larger than the 14 stretches"),
-        ("test", "test_dataloader", {}, "there is no test split, since test_size is 0"),
+        ("fit", "val_dataloader", {"context_length": 100}, "the val split has 100 tokens, not enough for one window"),
+        (
+            "fit",
+            "train_dataloader",
+            {"context_length": 64, "batch_size": 20},
+            "batch_size 20 is larger than the 14 windows",
+        ),
+        ("test", "test_dataloader", {}, "there is no test split, because test_size is 0"),
     ):
         data = Text(book, **options)
         data.setup(stage)

@@ -1,4 +1,4 @@
-"""The readers of torchvision's datasets, with stand-ins of the same types for the datasets."""
+"""The readers of torchvision's datasets, with stand-ins for the datasets."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SIZES = {True: 30, False: 10}
 
 @pytest.fixture
 def sets(monkeypatch):
-    """Puts stand-ins in the place of torchvision's classes: there where `sets["there"]`, and notes downloads."""
-    state = {"there": True, "error": URLError("no network"), "downloads": []}
+    """Replaces torchvision's classes; the data exists if `sets["exists"]`, and `sets["downloads"]` lists downloads."""
+    state = {"exists": True, "error": URLError("no network"), "downloads": []}
 
     def open_set(name, root, train, download):
         if download:
             state["downloads"].append((name, train))
             if state["error"]:
                 raise state["error"]
-            state["there"] = True
-        if not state["there"]:
+            state["exists"] = True
+        if not state["exists"]:
             raise RuntimeError("Dataset not found. You can use download=True to download it\nand more")
 
     class GreySet:
@@ -36,7 +36,7 @@ def sets(monkeypatch):
             self.data[:, 0, 1] = 255
             self.targets = torch.arange(SIZES[train]) % 10
 
-    class ColourSet:
+    class ColorSet:
         def __init__(self, root, train, download):
             open_set("CIFAR10", root, train, download)
             self.data = np.zeros((SIZES[train], 32, 32, 3), dtype=np.uint8)
@@ -45,12 +45,12 @@ def sets(monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", GreySet)
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", GreySet)
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", ColourSet)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", ColorSet)
     return state
 
 
 @pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10])
-def test_pictures_are_bytes_with_the_channels_first_and_labels_int64(kind, sets):
+def test_images_are_bytes_with_channels_first_and_labels_int64(kind, sets):
     data = kind("anywhere", val_size=5)
     for train, size in SIZES.items():
         x, y = data.load_split(train)
@@ -63,13 +63,13 @@ def test_pictures_are_bytes_with_the_channels_first_and_labels_int64(kind, sets)
     assert not x[:, :, 1, 0].eq(x[:, :, 0, 1]).all()
 
 
-def test_data_that_is_there_is_not_downloaded(sets):
+def test_existing_data_is_not_downloaded(sets):
     MNIST("anywhere").prepare_data()
     assert sets["downloads"] == []
 
 
 def test_missing_data_is_downloaded(sets):
-    sets.update(there=False, error=None)
+    sets.update(exists=False, error=None)
     CIFAR10("anywhere").prepare_data()
     assert sets["downloads"] == [("CIFAR10", True)]
 
@@ -78,8 +78,8 @@ def test_missing_data_is_downloaded(sets):
     "error", [URLError("no network"), RuntimeError("Error downloading train-images"), PermissionError("denied")]
 )
 @pytest.mark.parametrize("kind", [MNIST, CIFAR10])
-def test_missing_data_without_a_network_gives_one_line_that_names_the_folder(kind, error, sets, tmp_path):
-    sets.update(there=False, error=error)
+def test_missing_data_without_a_network_is_a_one_line_error_with_the_folder(kind, error, sets, tmp_path):
+    sets.update(exists=False, error=error)
     with pytest.raises(UserError) as caught:
         kind(str(tmp_path / "no data")).prepare_data()
     message = str(caught.value)
@@ -88,15 +88,15 @@ def test_missing_data_without_a_network_gives_one_line_that_names_the_folder(kin
     assert "\n" not in message
 
 
-def test_setup_without_data_gives_one_line_that_names_the_folder(sets, tmp_path):
-    sets.update(there=False)
+def test_setup_without_data_is_a_one_line_error_with_the_folder(sets, tmp_path):
+    sets.update(exists=False)
     with pytest.raises(UserError) as caught:
         FashionMNIST(str(tmp_path)).setup("fit")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_fashion_mnist_holds_as_many_of_each_class(shared_data):
+def test_fashion_mnist_has_balanced_classes(shared_data):
     if not (shared_data / "FashionMNIST").is_dir():
         pytest.skip(f"no FashionMNIST in {shared_data}")
     data = FashionMNIST(str(shared_data))

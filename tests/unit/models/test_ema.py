@@ -14,15 +14,15 @@ def constant(value: float) -> nn.Linear:
     return network
 
 
-def test_a_value_has_half_its_weight_after_the_half_life():
+def test_the_weight_of_a_value_halves_in_the_half_life():
     ema = EMA(constant(1.0), half_life=1000, warmup=1e9)
-    ema.images = 1  # past the first image, so that the warm-up does not forget all
+    ema.images = 1  # not the first image, at which warm-up discards the initial weights
     for _ in range(10):
         ema.update(constant(0.0), images=100)
     assert ema.network.weight.item() == pytest.approx(0.5, rel=1e-5)
 
 
-def test_batch_size_does_not_change_the_average():
+def test_the_average_does_not_depend_on_the_batch_size():
     averages = []
     for images in (10, 100):
         ema = EMA(constant(1.0), half_life=500, warmup=1e9)
@@ -32,14 +32,14 @@ def test_batch_size_does_not_change_the_average():
     assert averages[0] == pytest.approx(averages[1], rel=1e-5)
 
 
-def test_warmup_forgets_the_initial_weights_early():
+def test_with_warmup_the_initial_weights_are_forgotten_early():
     ema = EMA(constant(1.0), half_life=1e6, warmup=0.05)
     for _ in range(100):
         ema.update(constant(0.0), images=10)
     assert ema.network.weight.item() < 1e-3, "without warm-up it would be 0.999"
 
 
-def test_average_and_count_survive_the_state_dict():
+def test_average_and_number_of_images_are_in_the_state_dict():
     ema = EMA(constant(1.0), half_life=1000)
     ema.update(constant(0.3), images=64)
     other = EMA(constant(0.0), half_life=1000)
@@ -48,7 +48,7 @@ def test_average_and_count_survive_the_state_dict():
     assert torch.equal(other.network.weight, ema.network.weight)
 
 
-def test_average_takes_no_gradients_and_does_not_share_memory_with_the_network():
+def test_the_average_has_no_gradients_and_its_own_memory():
     network = constant(1.0)
     ema = EMA(network, half_life=1000)
     assert not any(p.requires_grad for p in ema.parameters())
@@ -56,7 +56,7 @@ def test_average_takes_no_gradients_and_does_not_share_memory_with_the_network()
     assert ema.network.weight.item() == 1.0
 
 
-def test_running_statistics_are_averaged_like_the_weights_they_belong_to():
+def test_running_statistics_are_averaged_like_weights():
     network = nn.BatchNorm1d(1)
     ema = EMA(network, half_life=1000, warmup=1e9)
     ema.images = 1
@@ -70,7 +70,7 @@ def test_running_statistics_are_averaged_like_the_weights_they_belong_to():
     assert ema.network.num_batches_tracked.item() == 7
 
 
-def test_constants_stay_as_they_are():
+def test_constant_buffers_are_kept_exactly_also_infinite_ones():
     network = nn.Linear(1, 1)
     network.register_buffer("mask", torch.tensor([-torch.inf, 0.1, torch.inf]))
     ema = EMA(network, half_life=1000)

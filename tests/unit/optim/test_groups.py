@@ -1,4 +1,4 @@
-"""Which parameters the weight decay reaches."""
+"""Parameter groups with and without weight decay."""
 
 import torch
 from torch import nn
@@ -13,16 +13,16 @@ def names_of(group: dict, module: nn.Module) -> set[str]:
     return {of[parameter] for parameter in group["params"]}
 
 
-def test_matrices_decay_and_biases_and_norms_do_not():
+def test_weight_decay_applies_to_matrices_and_not_to_biases_and_norms():
     network = MLP(5, 3, width=4, depth=1, batch_norm=True)
     decayed, rest = parameter_groups(network)
     assert names_of(decayed, network) == {"hidden.0.weight", "output.weight"}
     assert names_of(rest, network) == {"hidden.1.weight", "hidden.1.bias", "output.bias"}
-    assert "weight_decay" not in decayed, "which is the optimizer's own"
+    assert "weight_decay" not in decayed, "the optimizer's default"
     assert rest["weight_decay"] == 0
 
 
-def test_kernels_decay_and_every_parameter_is_there_once():
+def test_weight_decay_applies_to_kernels_and_every_parameter_is_in_one_group():
     network = ResNet(depth=8, widths=(2, 3, 4))
     groups = parameter_groups(network)
     assert all("conv" in n or "stem.1" in n or n == "head.weight" for n in names_of(groups[0], network))
@@ -39,7 +39,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     assert group["weight_decay"] == 0
 
 
-def test_a_step_without_gradients_shrinks_the_matrix_and_leaves_the_bias():
+def test_a_step_with_zero_gradients_shrinks_the_matrix_and_not_the_bias():
     layer = nn.Linear(3, 2)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     optimizer = torch.optim.AdamW(parameter_groups(layer), lr=0.1, weight_decay=0.5)

@@ -1,4 +1,4 @@
-"""Editing by an exact denoiser, whose conditional distributions are known in closed form."""
+"""Editing with exact denoisers, whose conditional distributions are known in closed form."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def inpainted(resamples: int) -> torch.Tensor:
     known = torch.tensor([[1.5, 0.0]], dtype=torch.float64).expand(n, -1)
     mask = torch.tensor([True, False])
     x = inpaint(gaussian(CORRELATED), 20 * noise(), known, mask, SIGMAS, noise, resamples)
-    assert (x[:, 0] == 1.5).all(), "what is known stays exactly as it is"
+    assert (x[:, 0] == 1.5).all(), "the known coordinate is exact"
     return x[:, 1]
 
 
@@ -46,22 +46,22 @@ def test_inpainting_draws_from_the_conditional_distribution():
     assert x.std().item() == pytest.approx((1 - 0.8**2) ** 0.5, abs=0.06)
 
 
-def test_inpainting_without_resampling_does_not_fit():
+def test_inpainting_without_resampling_is_biased():
     assert abs(inpainted(resamples=1).mean().item() - 0.8 * 1.5) > 0.15
 
 
-def test_inpainting_is_as_long_as_it_says():
-    asked = []
+def test_inpainting_repeats_every_step_but_the_last():
+    levels = []
     noise = noise_for((3, 2))
     denoise = gaussian(CORRELATED)
     mask = torch.tensor([True, False])
-    inpaint(lambda x, s: asked.append(s) or denoise(x, s), 20 * noise(), torch.zeros(3, 2), mask, SIGMAS, noise, 4)
-    assert len(asked) == 39 * 4 + 1
+    inpaint(lambda x, s: levels.append(s) or denoise(x, s), 20 * noise(), torch.zeros(3, 2), mask, SIGMAS, noise, 4)
+    assert len(levels) == 39 * 4 + 1
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
-def test_a_variation_keeps_as_much_as_the_noise_leaves(sigma):
-    """Of a standard normal, x + sigma noise keeps what the probability flow scales it by: 1 / sqrt(1 + sigma^2)."""
+def test_a_variation_is_correlated_with_the_image_as_by_the_probability_flow(sigma):
+    """For a standard normal, the probability flow scales x + sigma noise by 1 / sqrt(1 + sigma^2)."""
     n = 20_000
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(1)).double()
     varied = vary(gaussian(torch.eye(1, dtype=torch.float64)), x, karras_sigmas(40, 0.002, sigma), noise_for((n, 1)))
@@ -70,7 +70,7 @@ def test_a_variation_keeps_as_much_as_the_noise_leaves(sigma):
     assert correlation == pytest.approx((1 + sigma**2) ** -0.5, abs=0.02)
 
 
-def test_a_variation_of_little_strength_stays_and_of_full_strength_forgets():
+def test_a_variation_keeps_the_mode_at_low_strength_and_not_at_full_strength():
     data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
     denoise = IdealDenoiser(data).denoise
     x = data[:1].expand(2000, -1)
@@ -82,7 +82,7 @@ def test_a_variation_of_little_strength_stays_and_of_full_strength_forgets():
     assert shares[1] == pytest.approx(0.5, abs=0.04)
 
 
-def test_an_inverted_picture_comes_back():
+def test_an_inverted_image_is_recovered():
     data = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
     denoise = IdealDenoiser(data, std=0.5).denoise
     x = data.repeat(40, 1, 1) + 0.5 * torch.randn(200, 2, 3, generator=torch.Generator().manual_seed(1)).double()
@@ -93,24 +93,24 @@ def test_an_inverted_picture_comes_back():
     assert (back - x).square().mean().sqrt().item() < 0.01
 
 
-def test_the_way_between_two_pictures_begins_and_ends_at_them_and_passes_through_the_data():
+def test_an_interpolation_starts_and_ends_at_its_images_and_keeps_their_norm():
     mean = torch.linspace(-2, 3, 64, dtype=torch.float64)
     denoise = IdealDenoiser(mean.unsqueeze(0), std=0.7).denoise
     first, second = mean + 0.7 * torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0)).double()
-    ways = interpolate(denoise, first, second, 5, karras_sigmas(60, 0.002, 40.0), center=mean)
-    assert ways.shape == (5, 50, 64)
-    torch.testing.assert_close(ways[0], first, rtol=0, atol=0.02)
-    torch.testing.assert_close(ways[-1], second, rtol=0, atol=0.02)
-    # For a Gaussian the flow only scales, so the way is a great circle of the data's own: the norm does not dip.
-    norms = (ways - mean).norm(dim=2)
+    path = interpolate(denoise, first, second, 5, karras_sigmas(60, 0.002, 40.0), center=mean)
+    assert path.shape == (5, 50, 64)
+    torch.testing.assert_close(path[0], first, rtol=0, atol=0.02)
+    torch.testing.assert_close(path[-1], second, rtol=0, atol=0.02)
+    # For a Gaussian the flow only scales, so the path is a great circle and the norm is constant.
+    norms = (path - mean).norm(dim=2)
     assert (norms[2] / norms[0]).mean().item() == pytest.approx(1, abs=0.05)
     straight = ((first + second) / 2 - mean).norm(dim=1)
-    assert (straight / norms[0]).mean().item() == pytest.approx(0.5**0.5, abs=0.05), "on a straight line it does"
+    assert (straight / norms[0]).mean().item() == pytest.approx(0.5**0.5, abs=0.05), "on a straight line the norm falls"
 
 
-def test_a_larger_picture_shrinks_to_the_given_one_and_is_drawn_from_the_conditional_distribution():
-    """Of pictures that are smooth on the whole, each a normal vector: the mean given the averages is known."""
-    n, place = 2000, torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)).double()
+def test_super_resolution_averages_to_the_small_image_and_has_the_conditional_mean():
+    """For smooth images with a normal distribution, whose mean given the averages of squares is known."""
+    n, place = 1000, torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)).double()
     covariance = (-torch.cdist(place, place).square() / 8).exp() + 0.01 * torch.eye(16, dtype=torch.float64)
     shrink = torch.nn.functional.avg_pool2d(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4), 2).view(16, 4).T
     small = torch.tensor([[[0.9, -0.3], [0.4, -0.8]]], dtype=torch.float64)
@@ -122,10 +122,10 @@ def test_a_larger_picture_shrinks_to_the_given_one_and_is_drawn_from_the_conditi
     found = x.mean(0).flatten()
     assert ((found - expected).norm() / expected.norm()).item() < 0.1
     nearest = small.repeat_interleave(2, -1).repeat_interleave(2, -2).flatten()
-    assert ((found - expected).norm() / (nearest - expected).norm()).item() < 0.3, "more than the pixels enlarged"
+    assert ((found - expected).norm() / (nearest - expected).norm()).item() < 0.3, "closer than repeated pixels"
 
 
-def test_sides_that_do_not_divide_are_refused():
+def test_sides_that_are_no_multiples_are_refused():
     noise = noise_for((1, 1, 4, 4))
-    with pytest.raises(UserError, match="do not grow"):
+    with pytest.raises(UserError, match=r"images of \(3, 2\) pixels cannot be enlarged to \(4, 4\) evenly"):
         super_resolve(IdealDenoiser(torch.zeros(1, 1, 4, 4)).denoise, noise(), torch.zeros(1, 1, 3, 2), SIGMAS, noise)

@@ -1,131 +1,83 @@
-"""The physics: forwards, backwards, and the force in closed form."""
+"""Brownian motion, forwards and in reverse, against closed forms."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
 
-from zoo.datamodules.points import MIXTURES
+from tests.unit.models.diffusion.test_denoiser import MIXTURE, mixture_denoiser, seeded
 from zoo.errors import UserError
 from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.denoiser import IdealDenoiser
 from zoo.models.diffusion.process import Process
 
-MIXTURE = MIXTURES["gaussians"]
 FREE, SPRING = Process(diffusivity=0.7, temperature=2.5), Process(diffusivity=0.7, temperature=2.5, stiffness=1.9)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def exact_force() -> IdealDenoiser:
-    return IdealDenoiser(MIXTURE.centers.double(), weights=MIXTURE.weights, std=MIXTURE.std)
-
-
 def exact_score(process: Process):
-    """grad ln p_t of the mixture under the process, through the denoiser of the free one."""
-    force = exact_force()
+    """grad ln p_t of the mixture under the process: a mixture with scaled centers and a larger variance."""
 
     def score(x, t):
-        denoised = force.denoise(x / process.scale(t), process.sigma(t))
-        return process.score(x, denoised, t)
+        log_weights, centers = MIXTURE.weights.to(x).log(), MIXTURE.centers.to(x).flatten()
+        variance = (process.scale(t) * MIXTURE.std) ** 2 + process.std(t) ** 2
+        offset = process.scale(t) * centers - x  # (N, number of centers)
+        posterior = (log_weights - offset.square() / (2 * variance)).softmax(1)
+        return (posterior * offset).sum(1, keepdim=True) / variance
 
     return score
 
 
-# The force in closed form
-
-
-@pytest.mark.parametrize("std", [0.0, 0.3])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_the_analytic_force_is_the_gradient_of_the_logarithm_of_the_density(std, labelled):
-    data, labels = torch.randn(30, 2, 3, generator=seeded(0)).double(), torch.arange(30) % 3
-    force = IdealDenoiser(data, labels, weights=torch.rand(30, generator=seeded(1)), std=std, temperature=1.7)
-    x = torch.randn(8, 2, 3, generator=seeded(2)).double().requires_grad_()
-    y = torch.arange(8) % 3 if labelled else None
-    sigma = torch.linspace(0.2, 3, 8).double()
-    (gradient,) = torch.autograd.grad(force.log_prob(x, sigma, y).sum(), x)
-    torch.testing.assert_close(force.score(x, sigma, y), gradient, rtol=0, atol=1e-10)
-    torch.testing.assert_close(force.force(x, sigma, y), 2 * 1.7 * gradient, rtol=0, atol=1e-10)
-
-
-def test_its_density_is_that_of_the_mixture_convolved_with_the_noise():
-    x = torch.linspace(-4, 4, 50).double().unsqueeze(1)
-    torch.testing.assert_close(exact_force().log_prob(x, 1e-9), MIXTURE.log_prob(x), rtol=0, atol=1e-6)
-    grid = torch.linspace(-30, 30, 20001, dtype=torch.float64).unsqueeze(1)
-    total = exact_force().log_prob(grid, 2.0).exp().sum() * (grid[1] - grid[0])
-    assert total.item() == pytest.approx(1, abs=1e-6)
-
-
-def test_it_keeps_its_digits_at_little_noise_in_many_dimensions():
-    data = torch.rand(200, 784, generator=seeded(0)) * 2 - 1
-    sigma = 0.005
-    noise = torch.randn(200, 784, generator=seeded(1))
-    denoised = IdealDenoiser(data).denoise(data + sigma * noise, sigma)
-    assert denoised.isfinite().all()
-    assert ((denoised - data).abs().max() / sigma).item() < 1e-3, "the noise that is left, in units of the noise"
-
-
-def test_it_does_not_depend_on_how_many_samples_are_asked_for_at_once(monkeypatch):
-    data, x = torch.randn(40, 3, generator=seeded(0)), torch.randn(17, 3, generator=seeded(1))
-    labels, y, sigma = torch.arange(40) % 4, torch.arange(17) % 4, torch.linspace(0.1, 2, 17)
-    force = IdealDenoiser(data, labels)
-    whole = force.denoise(x, sigma, y)
-    monkeypatch.setattr("zoo.models.diffusion.force.CHUNK", 100)
-    torch.testing.assert_close(force.denoise(x, sigma, y), whole)
-
-
-def test_by_label_it_leads_to_that_labels_data_alone():
-    force = IdealDenoiser(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
-    x = torch.tensor([[1.4], [1.4]])
-    low, high = force.denoise(x, 0.05, torch.tensor([0, 1])).flatten().tolist()
-    assert (low, high) == (pytest.approx(1, abs=1e-6), pytest.approx(2, abs=1e-6))
-    with pytest.raises(UserError, match="built without labels"):
-        IdealDenoiser(torch.zeros(2, 1)).denoise(x, 1.0, torch.tensor([0, 1]))
-
-
-# The process
+# The forward process
 
 
 @pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
-def test_time_and_noise_level_are_each_others_inverse(process):
+def test_time_and_noise_level_are_inverses(process):
     for t in (1e-6, 0.03, 1.0, 4.0):
         assert process.time(process.sigma(t)) == pytest.approx(t)
 
 
-def test_a_free_particle_spreads_by_2dt():
+def test_the_variance_of_a_free_particle_is_2dt():
     assert FREE.std(3.0) ** 2 == pytest.approx(2 * 0.7 * 3.0)
     assert FREE.sigma(3.0) == FREE.std(3.0)
 
 
-def test_a_particle_on_a_spring_ends_in_the_boltzmann_distribution_with_its_variance_preserved():
+def test_a_particle_on_a_spring_relaxes_to_the_boltzmann_distribution():
     assert SPRING.scale(100.0) == pytest.approx(0, abs=1e-12)
     assert SPRING.std(100.0) ** 2 == pytest.approx(2.5 / 1.9)
     for t in (0.01, 0.4, 2.0):
         assert SPRING.scale(t) ** 2 + SPRING.std(t) ** 2 * 1.9 / 2.5 == pytest.approx(1)
 
 
-def test_the_closed_form_of_the_spring_is_where_its_equation_of_motion_leads():
-    x, steps, t = torch.full((200_000,), 2.0, dtype=torch.float64), 400, 0.8
-    generator = seeded(0)
+def test_the_closed_form_of_the_spring_solves_its_equation_of_motion():
+    steps, t, generator = 200, 0.8, seeded(0)
+    x = torch.full((50_000,), 2.0, dtype=torch.float64)
     for _ in range(steps):
         velocity = SPRING.drift(SPRING.external_force(x))
-        kick = math.sqrt(2 * SPRING.diffusivity * t / steps)
-        x = x + velocity * t / steps + kick * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        half = torch.randn(len(x) // 2, generator=generator, dtype=x.dtype)
+        noise = torch.cat([half, -half])  # antithetic, so that the mean has no sampling error
+        x = x + velocity * t / steps + math.sqrt(2 * SPRING.diffusivity * t / steps) * noise
     assert x.mean().item() == pytest.approx(SPRING.scale(t) * 2.0, abs=0.01)
     assert x.std().item() == pytest.approx(SPRING.std(t), rel=0.01)
 
 
 @pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
-def test_score_and_denoiser_are_each_others_inverse(process):
+def test_score_and_denoiser_are_inverses(process):
     x, denoised = torch.randn(2, 9, generator=seeded(0)).double()
     torch.testing.assert_close(process.denoised(x, process.score(x, denoised, 0.6), 0.6), denoised)
 
 
 @pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
-def test_the_reversed_force_turns_the_flux_around(process):
+def test_the_score_follows_from_the_denoiser_at_the_noise_to_signal_ratio(process):
+    x = torch.linspace(-4, 4, 50, dtype=torch.float64).unsqueeze(1)
+    for t in (0.05, 0.6, 2.0):
+        denoised = mixture_denoiser().denoise(x / process.scale(t), process.sigma(t))
+        torch.testing.assert_close(process.score(x, denoised, t), exact_score(process)(x, t))
+
+
+@pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
+def test_the_reverse_force_reverses_the_flux(process):
     x, score, density = torch.randn(3, 50, generator=seeded(0)).double()
     forwards = process.flux(density, process.external_force(x), score)
     backwards = process.flux(density, process.reverse_force(x, score), score)
@@ -133,11 +85,13 @@ def test_the_reversed_force_turns_the_flux_around(process):
 
 
 @pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
-def test_the_flux_is_what_changes_the_density(process):
+def test_flux_and_density_satisfy_the_continuity_equation(process):
     """Continuity, dp/dt = -dj/dx, by finite differences on the known mixture."""
 
     def density(x, t):
-        return (exact_force().log_prob(x / process.scale(t), process.sigma(t)).exp() / process.scale(t)).unsqueeze(1)
+        return (mixture_denoiser().log_prob(x / process.scale(t), process.sigma(t)).exp() / process.scale(t)).unsqueeze(
+            1
+        )
 
     def flux(x):
         return process.flux(density(x, t), process.external_force(x), exact_score(process)(x, t))
@@ -148,33 +102,35 @@ def test_the_flux_is_what_changes_the_density(process):
     torch.testing.assert_close(change, -divergence, rtol=0, atol=1e-6)
 
 
-# Backwards
+# The reverse process
+
 
 N = 20_000
 
 
 def there_and_back(process: Process, noise: float = 1.0, factor: float = 1.0, sigma: float = 6.0) -> float:
-    """Wasserstein-1 distance of the mixture from itself, diffused to `sigma` and brought back."""
+    """Wasserstein-1 distance of the mixture from itself after diffusion to `sigma` and the reverse process."""
     x0, _ = MIXTURE.sample(N, seeded(0))
     end, start = process.time(sigma), process.time(0.01)
-    x = process.diffuse(x0.double(), end, seeded(1))
+    x = process.diffuse(x0, end, seeded(1))
     score = exact_score(process)
-    # Equal steps of the cube root of the time: uniform ones would pass over all the data in the last of them.
-    times = [(end ** (1 / 3) + i / 400 * (start ** (1 / 3) - end ** (1 / 3))) ** 3 for i in range(401)]
+    # Equal steps of the cube root of time, since the data forms in the last fraction of it.
+    times = [(end ** (1 / 3) + i / 100 * (start ** (1 / 3) - end ** (1 / 3))) ** 3 for i in range(101)]
     x = process.reverse(x, lambda x, t: factor * score(x, t), times, noise, seeded(2))
     other, _ = MIXTURE.sample(N, seeded(3))
-    return wasserstein1(x, other.double()).item()
+    return wasserstein1(x, other).item()
 
 
+@cache
 def floor() -> float:
-    """Between two draws from the mixture."""
+    """Distance between two samples of the mixture."""
     draws = [MIXTURE.sample(N, seeded(seed))[0] for seed in range(3, 9)]
     return sum(wasserstein1(a, b).item() for a, b in pairwise(draws)) / 5
 
 
 @pytest.mark.parametrize("process", [FREE, SPRING], ids=["free", "spring"])
 @pytest.mark.parametrize("noise", [0.0, 1.0, 1.5])
-def test_the_film_backwards_gives_the_initial_distribution_back(process, noise):
+def test_the_reverse_process_recovers_the_initial_distribution(process, noise):
     assert there_and_back(process, noise) < 3 * floor()
 
 
@@ -188,11 +144,11 @@ def test_the_film_backwards_gives_the_initial_distribution_back(process, noise):
     ],
     ids=["D for 2D", "4D for 2D", "no noise with the full force", "a quarter"],
 )
-def test_and_does_not_with_a_wrong_factor(noise, factor):
+def test_the_reverse_process_with_a_wrong_factor_does_not(noise, factor):
     assert there_and_back(FREE, noise, factor) > 10 * floor()
 
 
-def test_the_diffusivity_sets_the_clock_and_the_temperature_nothing():
+def test_diffusivity_rescales_time_and_temperature_changes_nothing():
     x = 3 * torch.randn(500, 1, generator=seeded(0)).double()
     sigmas = torch.linspace(3, 0.1, 60).tolist()
     ends = []
@@ -203,7 +159,7 @@ def test_the_diffusivity_sets_the_clock_and_the_temperature_nothing():
         torch.testing.assert_close(end, ends[0])
 
 
-def test_the_exact_force_leads_back_to_the_training_data():
+def test_the_ideal_denoiser_leads_back_to_the_training_data():
     data = torch.randn(20, 5, generator=seeded(0)).double()
     force = IdealDenoiser(data)
     process = Process()
@@ -222,6 +178,6 @@ def test_the_exact_force_leads_back_to_the_training_data():
         ({"stiffness": -2.0}, "stiffness is -2.0"),
     ],
 )
-def test_impossible_physics_is_refused(arguments, message):
+def test_invalid_constants_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Process(**arguments)

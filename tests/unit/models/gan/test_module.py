@@ -1,8 +1,7 @@
-"""The GAN's training loop: what is stepped when, what is counted, what is left alone."""
+"""The GAN's training loop, its options and its samples."""
 
 import copy
 import math
-import warnings
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,11 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
+from tests.unit.training import LossRecorder, MemoryLogger, quiet_trainer
 from zoo import GAN
 from zoo.callbacks import SampleLogger
-from zoo.datamodules import Digits, Points
+from zoo.datamodules import Digits
 from zoo.errors import UserError
-from zoo.models.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator
-from zoo.models.generative import slerp
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "width": 16, "latent_dim": 4}
 
@@ -25,7 +23,7 @@ def sgd(parameters, lr=0.1):
     return torch.optim.SGD(parameters, lr=lr)
 
 
-def still(parameters):
+def zero_lr(parameters):
     return sgd(parameters, lr=0.0)
 
 
@@ -36,10 +34,8 @@ def plain(**options) -> GAN:
 
 
 def quiet(**options) -> Trainer:
-    warnings.filterwarnings("ignore")
-    defaults = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
-    shown = {"enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", **(defaults | shown | options))
+    """A quiet Trainer, by default without validation."""
+    return quiet_trainer(**({"limit_val_batches": 0} | options))
 
 
 def fit(model: GAN, batches: int = 4, batch_size: int = 32, **options) -> Trainer:
@@ -49,7 +45,7 @@ def fit(model: GAN, batches: int = 4, batch_size: int = 32, **options) -> Traine
 
 
 class Events(Callback):
-    """Writes down the order of backward passes and optimizer steps, and which networks had gradients at a step."""
+    """Records backward passes and optimizer steps, and the networks that had gradients at each step."""
 
     def __init__(self):
         self.seen = []
@@ -64,20 +60,23 @@ class Events(Callback):
         self.seen.append((stepped, with_gradients))
 
 
-def test_backward_and_step_of_one_network_end_before_the_others_begin():
+# Training
+
+
+def test_backward_and_step_of_one_network_precede_those_of_the_other():
     events = Events()
     fit(plain(), batches=2, callbacks=[events])
     one_batch = ["backward", ("d", ["d"]), "backward", ("g", ["g"])]
     assert events.seen == one_batch * 2
 
 
-def test_generator_takes_one_step_after_every_d_steps():
+def test_the_generator_steps_once_every_n_critic_steps():
     events = Events()
     fit(plain(n_critic=3), batches=6, callbacks=[events])
     assert [e[0] for e in events.seen if e != "backward"] == ["d", "d", "d", "g", "d", "d", "d", "g"]
 
 
-def test_accumulation_steps_after_the_window_and_the_generator_goes_over_it():
+def test_with_accumulation_both_networks_step_after_the_last_batch_of_a_window():
     events = Events()
     trainer = fit(plain(accumulate_grad_batches=3), batches=7, callbacks=[events])
     window = ["backward"] * 3 + [("d", ["d"])] + ["backward"] * 3 + [("g", ["g"])]
@@ -114,21 +113,21 @@ def test_global_step_and_max_steps_count_batches(n_critic):
     assert trainer.fit_loop.total_batch_idx + 1 == 7
 
 
-def test_periods_of_callbacks_count_batches(tmp_path):
+def test_callback_periods_count_batches(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     fit(plain(), batches=10, callbacks=[checkpoint], enable_checkpointing=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step=3.ckpt", "step=6.ckpt", "step=9.ckpt"]
 
 
-def test_networks_are_unfrozen_and_without_gradients_after_a_step():
+def test_after_a_step_all_parameters_are_trainable_and_have_no_gradients():
     model = plain()
     fit(model, batches=2)
     for network in (model.generator, model.discriminator):
         assert all(p.requires_grad and p.grad is None for p in network.parameters())
 
 
-def test_lazy_penalty_has_the_same_mean_weight():
-    """Over eight steps the penalty of every fourth, with its factor, adds up to what that of every step does."""
+def test_a_lazy_penalty_has_the_mean_weight_of_one_at_every_step():
+    """Over eight steps, the penalty at every fourth times its factor adds up to the penalty at every step."""
     means = {}
     for every in (1, 4):
         totals = []
@@ -138,7 +137,9 @@ def test_lazy_penalty_has_the_same_mean_weight():
                 totals.append(loss.item())
 
         seed_everything(0, verbose=False)
-        model = plain(penalty="r1", penalty_weight=10.0, penalty_interval=every, optimizer_g=still, optimizer_d=still)
+        model = plain(
+            penalty="r1", penalty_weight=10.0, penalty_interval=every, optimizer_g=zero_lr, optimizer_d=zero_lr
+        )
         model.adversarial_loss = model.adversarial_loss._replace(discriminator=lambda real, fake: real.sum() * 0)
         # One batch is the whole training set, so that the penalty is the same number in every epoch.
         trainer = quiet(max_epochs=8, callbacks=[Recorder()])
@@ -150,7 +151,7 @@ def test_lazy_penalty_has_the_same_mean_weight():
 
 
 @pytest.mark.parametrize("penalty", ["r1", "r2", "r1_r2", "gradient_penalty"])
-def test_penalty_enters_the_loss_with_its_factor(penalty):
+def test_the_penalty_is_in_the_loss_with_its_factor(penalty):
     torch.manual_seed(0)
     model = plain(penalty=penalty, penalty_weight=3.0, penalty_interval=5)
     x = torch.rand(16, 1, 8, 8) * 2 - 1
@@ -177,7 +178,7 @@ def test_penalty_enters_the_loss_with_its_factor(penalty):
     assert losses[0] == pytest.approx(factor * seen[0][2].item(), rel=1e-5)
 
 
-def test_16_bit_training_clips_and_logs_the_gradient_without_its_scale():
+def test_16_bit_training_clips_and_logs_unscaled_gradients():
     norms = []
     for scale in (None, 4096.0):
         seed_everything(0, verbose=False)
@@ -192,7 +193,7 @@ def test_16_bit_training_clips_and_logs_the_gradient_without_its_scale():
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
-def test_clip_norm_bounds_the_update_of_both_networks():
+def test_gradient_clip_val_bounds_the_update_of_both_networks():
     model = plain(gradient_clip_val=0.01, optimizer_g=lambda p: sgd(p, 1.0), optimizer_d=lambda p: sgd(p, 1.0))
     before = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     fit(model, batches=1)
@@ -202,7 +203,7 @@ def test_clip_norm_bounds_the_update_of_both_networks():
         assert 0 < norm <= 0.01 * 1.001
 
 
-def test_learning_rates_fall_to_their_final_share_over_the_run():
+def test_learning_rates_fall_to_their_final_value_over_the_run():
     model = GAN(**SMALL)
     trainer = quiet(max_steps=20)
     trainer.fit(model, datamodule=Digits(batch_size=32))
@@ -210,13 +211,13 @@ def test_learning_rates_fall_to_their_final_share_over_the_run():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-5)
 
 
-def test_schedule_of_an_accumulating_run_counts_its_steps():
+def test_the_schedule_of_an_accumulating_run_counts_optimizer_steps():
     model = GAN(**SMALL, accumulate_grad_batches=5)
     fit(model, batches=20)
     assert model.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(5e-5)
 
 
-def test_average_follows_the_generator_only_and_is_in_the_checkpoint(tmp_path):
+def test_the_moving_average_is_of_the_generator_only_and_in_the_checkpoint(tmp_path):
     model = plain()
     trainer = fit(model, batches=3)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
@@ -231,19 +232,19 @@ def test_average_follows_the_generator_only_and_is_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating", "hinge", "wasserstein", "relativistic"])
-def test_every_game_logs_what_belongs_to_it(loss):
+def test_every_loss_logs_its_own_metrics(loss):
     trainer = fit(plain(loss=loss), batches=8, log_every_n_steps=2)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
     common = {"loss_d", "loss_g", "penalty", "grad_norm_d", "grad_norm_g", "images_per_second"}
-    of_game = {"logit_real", "logit_fake"} if loss in ("hinge", "wasserstein") else {"d_real", "d_fake", "value"}
-    assert {f"train/{name}" for name in common | of_game} <= set(logged)
+    specific = {"logit_real", "logit_fake"} if loss in ("hinge", "wasserstein") else {"d_real", "d_fake", "value"}
+    assert {f"train/{name}" for name in common | specific} <= set(logged)
     assert all(math.isfinite(value) for value in logged.values())
     if "train/value_optimum" in logged:
         assert logged["train/value_optimum"] == pytest.approx(-math.log(4))
         assert 0 < logged["train/d_real"] < 1
 
 
-def test_bf16_trains_and_penalties_stay_in_float32():
+def test_bfloat16_training_computes_penalties_in_float32():
     model = plain()
     dtypes = []
     original = model._penalized_logits
@@ -259,14 +260,40 @@ def test_bf16_trains_and_penalties_stay_in_float32():
     assert trainer.callback_metrics["train/loss_d"].isfinite()
 
 
-def test_the_trainers_own_clipping_and_accumulation_are_refused_with_the_way_out():
-    for options in ({"accumulate_grad_batches": 2}, {"gradient_clip_val": 1.0}):
-        with pytest.raises(UserError, match=r"use model\.accumulate and model\.gradient_clip_val"):
-            fit(plain(), **options)
+def test_with_log_every_n_steps_0_it_trains_and_logs_nothing():
+    logger = MemoryLogger()
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    trainer = fit(model, batches=3, logger=logger, log_every_n_steps=0)
+    assert trainer.global_step == 3
+    assert not logger.rows
+    assert not any(name.startswith("train/") for name in trainer.callback_metrics)
+    for name in ("generator.out.weight", "discriminator.head.linear.weight"):
+        assert (model.state_dict()[name] != before[name]).any()
+
+
+def test_training_is_bitwise_the_same_with_validation_and_sample_logger(tmp_path: Path):
+    curves = []
+    for observed in (False, True):
+        seed_everything(0, verbose=False)
+        model = GAN(**SMALL)
+        curve = LossRecorder()
+        options = {"max_epochs": 3, "limit_train_batches": 10}
+        if observed:
+            options |= {"limit_val_batches": 1.0, "logger": True, "default_root_dir": tmp_path}
+        callbacks = [curve, SampleLogger(n=9, every_n_steps=3)] if observed else [curve]
+        quiet(callbacks=callbacks, **options).fit(model, datamodule=Digits())
+        curves.append(curve.losses)
+    assert len(curves[0]) == 60
+    assert curves[0] == curves[1]
+    assert list(tmp_path.rglob("step_0000030.png")), "the second run did draw samples"
+
+
+# Samples and options
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 15, 9), (1,), (2,)])
-def test_samples_have_the_datas_shape_and_range_without_a_trainer(shape):
+def test_samples_have_the_shape_and_range_of_the_data_without_a_trainer(shape):
     model = GAN(input_shape=shape)
     samples = model.sample(5)
     assert samples.shape == (5, *shape)
@@ -275,18 +302,7 @@ def test_samples_have_the_datas_shape_and_range_without_a_trainer(shape):
         assert samples.abs().max() <= 1
 
 
-def test_networks_of_the_recipe_have_the_sizes_that_their_formulas_say():
-    def count(network):
-        return sum(p.numel() for p in network.parameters())
-
-    assert count(MLPGenerator((1, 8, 8), 32, 256, 2)) == 33 * 256 + 257 * 256 + 257 * 64
-    assert count(MLPDiscriminator((1, 8, 8), 256, 2)) == 65 * 256 + 257 * 256 + 257
-    convolutions = 64 * 32 * 16 + 32 + 32 * 1 * 16 + 1
-    assert count(ConvGenerator((1, 28, 28), 64, 32, 2)) == 65 * 64 * 49 + convolutions
-    assert count(ConvDiscriminator((1, 28, 28), 32, 2)) == 16 * 32 + 32 + 32 * 64 * 16 + 64 + 64 * 49 + 1
-
-
-def test_same_noise_gives_the_same_samples_and_leaves_everything_as_it_was():
+def test_sampling_is_reproducible_and_changes_neither_modes_nor_random_state():
     model = GAN(**SMALL)
     model.generator.eval()
     state = torch.get_rng_state()
@@ -296,7 +312,7 @@ def test_same_noise_gives_the_same_samples_and_leaves_everything_as_it_was():
     assert model.training and not model.generator.training and model.discriminator.training
 
 
-def test_conditional_samples_depend_on_the_label_and_so_does_the_discriminator():
+def test_samples_and_logits_of_a_conditional_model_depend_on_the_label():
     model = GAN(**SMALL, conditional=True)
     noise = [torch.Generator().manual_seed(0) for _ in range(2)]
     zeros, ones = (model.sample(3, labels=torch.full((3,), k), generator=g) for k, g in enumerate(noise))
@@ -306,12 +322,12 @@ def test_conditional_samples_depend_on_the_label_and_so_does_the_discriminator()
     fit(model, batches=2)
 
 
-def test_conditional_model_needs_classes():
+def test_a_conditional_model_needs_classes():
     with pytest.raises(UserError, match="num_classes is 0"):
         GAN(input_shape=(1, 8, 8), conditional=True)
 
 
-def test_wrong_choices_are_named():
+def test_invalid_options_are_named():
     with pytest.raises(UserError, match="loss is 'ns'; choose one of minimax"):
         GAN(input_shape=(2,), loss="ns")
     with pytest.raises(UserError, match="architecture mlp"):
@@ -324,77 +340,13 @@ def test_wrong_choices_are_named():
         GAN(input_shape=(2,), penalty_weight=-1)
 
 
-def test_interpolation_starts_and_ends_at_samples_and_a_trajectory_closes():
+def test_interpolations_start_at_samples_and_trajectories_are_closed():
     model = GAN(**SMALL)
     ways = model.interpolate(3, 5, generator=torch.Generator().manual_seed(0))
     assert ways.shape == (3, 5, 1, 8, 8)
     torch.testing.assert_close(ways[:, 0], model.sample(3, generator=torch.Generator().manual_seed(0)))
-    film = model.trajectory(2, frames=8, generator=torch.Generator().manual_seed(0))
-    assert film.shape == (8, 2, 1, 8, 8)
-    torch.testing.assert_close(film[0], model.sample(2, generator=torch.Generator().manual_seed(0)))
-    steps = (film - film.roll(1, 0)).flatten(2).norm(dim=-1)
-    assert steps[0].max() < 3 * steps[1:].mean(), "the last frame is as near to the first as any two neighbours"
-
-
-def test_slerp_keeps_the_norm_and_turns_evenly():
-    start, end = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    torch.testing.assert_close(slerp(start, end, 0.5), torch.full((1, 2), math.sqrt(2)))
-    torch.testing.assert_close(slerp(start, start, 0.3), start)
-
-
-class LossCurve(Callback):
-    def __init__(self):
-        self.losses = []
-
-    def on_before_backward(self, trainer, pl_module, loss):
-        self.losses.append(loss.item())
-
-
-def test_validation_and_sample_logger_do_not_change_training_by_a_bit(tmp_path: Path):
-    curves = []
-    for observed in (False, True):
-        seed_everything(0, verbose=False)
-        model = GAN(**SMALL)
-        curve = LossCurve()
-        options = {"max_epochs": 3, "limit_train_batches": 10}
-        if observed:
-            options |= {"limit_val_batches": 1.0, "logger": True, "default_root_dir": tmp_path}
-        callbacks = [curve, SampleLogger(n=9, every_n_steps=3)] if observed else [curve]
-        quiet(callbacks=callbacks, **options).fit(model, datamodule=Digits())
-        curves.append(curve.losses)
-    assert len(curves[0]) == 60
-    assert curves[0] == curves[1]
-    assert list(tmp_path.rglob("step_0000030.png")), "the observed run did draw samples"
-
-
-def test_distance_of_images_has_its_floor_beside_it_and_falls_for_better_samples():
-    data = Digits()
-    data.setup()
-
-    class Copies(GAN):
-        """Hands out test images: the best samples there can be."""
-
-        def sample(self, n, *, labels=None, generator=None, seeds=None):
-            return data.split("test")[0][torch.arange(n) % 297]
-
-    results = {}
-    for model in (GAN(**SMALL), Copies(**SMALL)):
-        (metrics,) = quiet(limit_val_batches=1.0).validate(model, datamodule=Digits(), verbose=False)
-        results[type(model)] = metrics
-    assert results[GAN]["val/fd_floor"] == results[Copies]["val/fd_floor"]
-    assert 0 < results[Copies]["val/fd_floor"] < 5
-    assert results[Copies]["val/fd"] < 5
-    assert results[GAN]["val/fd"] > 30
-
-
-def test_distance_of_points_is_the_wasserstein_distance():
-    data = Points(distribution="gaussians", num_train=21_000)
-    model = GAN(input_shape=(1,))
-    (metrics,) = quiet(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
-    assert metrics["val/w1_floor"] < 0.1 < metrics["val/w1"]
-
-
-def test_no_distance_where_it_is_switched_off():
-    model = GAN(**SMALL, extractor="none")
-    (metrics,) = quiet(limit_val_batches=1.0).validate(model, datamodule=Digits(), verbose=False) or [{}]
-    assert not metrics
+    states = model.trajectory(2, frames=8, generator=torch.Generator().manual_seed(0))
+    assert states.shape == (8, 2, 1, 8, 8)
+    torch.testing.assert_close(states[0], model.sample(2, generator=torch.Generator().manual_seed(0)))
+    steps = (states - states.roll(1, 0)).flatten(2).norm(dim=-1)
+    assert steps[0].max() < 3 * steps[1:].mean(), "the last state is as near to the first as two neighbours"

@@ -1,0 +1,82 @@
+"""Trains GANs and a diffusion model on two ranks, for `test_ddp.py`: python -m ...models_on_two_ranks FOLDER.
+
+Each rank leaves what it found in `rank_<rank>.json` of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+
+from tests.helpers.ranks import run_ranks
+from zoo import GAN, Diffusion
+from zoo.datamodules import Digits
+from zoo.distributed.launching import end_communication
+
+#: Options of the GANs, by name.
+GANS: dict[str, dict[str, Any]] = {
+    "wasserstein with its penalty": {"penalty": "gradient_penalty", "loss": "wasserstein", "n_critic": 2},
+    "accumulating, clipped, conditional": {
+        "accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "conditional": True,
+    },
+}  # fmt: skip
+
+
+class Watched(Diffusion):
+    """A diffusion model that keeps some of the noise, and of the noise levels, of every batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: list[list[float]] = []
+
+    def weighted_loss(
+        self, network: Any, x: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, labels: Any
+    ) -> Any:
+        noise = (noisy - x).div(sigma.view(-1, 1, 1, 1)).flatten()
+        self.seen.append(noise[:4].tolist() + sigma[:2].tolist())
+        return super().weighted_loss(network, x, noisy, sigma, labels)
+
+
+def train(model: LightningModule) -> dict[str, Any]:
+    """Trains on twelve batches in two epochs; returns metrics, steps, and a hash of all parameters."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, limit_train_batches=6, **quiet)
+    trainer.fit(model, datamodule=Digits(batch_size=32))
+    state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items()) if torch.is_tensor(v))
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return metrics | {
+        "hash": hashlib.sha256(state).hexdigest(),
+        "steps": trainer.global_step,
+        "images": model.ema.images,
+        "noise": getattr(model, "seen", []),
+    }
+
+
+def task(folder: Path, rank: int) -> None:
+    warnings.filterwarnings("ignore")
+    results = {}
+    for name, options in GANS.items():
+        seed_everything(0)
+        results[name] = train(GAN((1, 8, 8), 10, width=32, latent_dim=8, **options))
+    seed_everything(0)
+    results["diffusion"] = train(Watched((1, 8, 8), 10, conditional=True, widths=(16,), blocks=1))
+    (folder / f"rank_{rank}.json").write_text(json.dumps(results))
+    end_communication()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    sys.exit(run_ranks(lambda rank: task(place, rank), 2))

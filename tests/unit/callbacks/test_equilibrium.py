@@ -1,0 +1,50 @@
+"""EquilibriumReport against a perfect and an untrained GAN."""
+
+import math
+
+import pytest
+import torch
+
+from zoo import GAN
+from zoo.callbacks import EquilibriumReport
+from zoo.callbacks.equilibrium import two_sample_accuracy
+from zoo.datamodules import Points
+
+
+def test_two_sample_accuracy_of_gaussians_is_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4000, 1, generator=generator), torch.randn(4000, 1, generator=generator)
+    assert two_sample_accuracy(x, y) == pytest.approx(0.5, abs=0.03)
+    # The best classifier of N(0, 1) against N(1, 1) is right with probability Phi(1/2) = 0.6915.
+    assert two_sample_accuracy(x, y + 1) == pytest.approx(0.6915, abs=0.03)
+
+
+class PerfectGAN(GAN):
+    """Its generator samples the data, and its discriminator cannot tell both apart."""
+
+    def __init__(self, data, **options):
+        super().__init__(input_shape=(1,), **options)
+        self.data = data
+        self.discriminator = torch.nn.Flatten(0)
+        self.discriminator.forward = lambda x: 0 * x[:, 0] + 7 * (self.loss_name == "relativistic")
+
+    def sample(self, n, *, labels=None, generator=None):
+        return self.data.sample_points(n, generator)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "relativistic"])
+def test_a_perfect_gan_reaches_the_theory_and_the_floors(loss):
+    data = Points("gaussians")
+    rows = EquilibriumReport(n=1000).measure(PerfectGAN(data, loss=loss), data)
+    assert rows["value"]["measured"] == pytest.approx(-math.log(4), abs=1e-5)
+    assert rows["d_real"]["measured"] == rows["d_fake"]["measured"] == pytest.approx(0.5)
+    assert "floor" not in rows["value"], "the theoretical value is reached, so there is no floor"
+    assert rows["wasserstein_1"]["measured"] < 3 * rows["wasserstein_1"]["floor"]
+    assert abs(rows["two_sample_accuracy"]["measured"] - 0.5) < 4 * rows["two_sample_accuracy"]["standard_error"]
+
+
+def test_an_untrained_generator_is_far_from_its_floors():
+    data = Points("gaussians")
+    rows = EquilibriumReport(n=1000).measure(GAN(input_shape=(1,), loss="minimax"), data)
+    assert rows["wasserstein_1"]["measured"] > 10 * rows["wasserstein_1"]["floor"]
+    assert rows["two_sample_accuracy"]["measured"] > 0.7

@@ -1,0 +1,50 @@
+"""Callbacks and plugins that the command line adds."""
+
+from __future__ import annotations
+
+import pytest
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
+
+from zoo.callbacks import PredictionWriter, StopOnNonFinite
+from zoo.checkpoints.writing import AtomicCheckpointIO
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins
+
+
+def names(added) -> list[str]:
+    return [type(callback).__name__ for callback in added]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("fit", ["ShortProgressBar", "StopOnSignal", "LoggerState", "StayStopped", "StopOnNonFinite"]),
+        ("validate", ["ShortProgressBar"]),
+        ("test", ["ShortProgressBar"]),
+        ("predict", ["ShortProgressBar", "PredictionWriter"]),
+    ],
+)
+def test_callbacks_of_each_command(command, expected):
+    assert names(default_callbacks(command, [], progress_bar=True)) == expected
+    assert names(default_callbacks(command, [], progress_bar=False)) == expected[1:]
+
+
+def test_callbacks_of_the_user_replace_the_defaults():
+    class OwnWriter(BasePredictionWriter):
+        pass
+
+    assert names(default_callbacks("predict", [TQDMProgressBar(), OwnWriter("batch")], progress_bar=True)) == []
+    assert names(default_callbacks("predict", [PredictionWriter("own.csv")], progress_bar=False)) == []
+    assert "StopOnNonFinite" not in names(default_callbacks("fit", [StopOnNonFinite(5)], progress_bar=False))
+
+
+def test_checkpoints_are_written_atomically_unless_the_user_has_a_plugin_for_them():
+    (plugin,) = default_plugins([])
+    assert isinstance(plugin, AtomicCheckpointIO)
+    assert default_plugins([TorchCheckpointIO()]) == []
+
+
+def test_an_option_of_the_trainer_is_none_one_object_or_a_list():
+    assert as_list(None) == []
+    assert as_list("a") == ["a"]
+    assert as_list(["a", "b"]) == ["a", "b"]

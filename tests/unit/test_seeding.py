@@ -1,0 +1,82 @@
+"""Seeds and noise per sample, and states of random number generators."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.seeding import (
+    SampleNoise,
+    capture_random_state,
+    gather_random_states,
+    restore_random_state,
+    sample_seeds,
+    seeds_at,
+    spawn_generator,
+)
+
+CPU = torch.device("cpu")
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_seeds_of_the_first_samples_do_not_depend_on_their_number():
+    assert torch.equal(sample_seeds(10, seeded(3))[:4], sample_seeds(4, seeded(3)))
+    assert not torch.equal(sample_seeds(4, seeded(3)), sample_seeds(4, seeded(4)))
+    assert len(sample_seeds(1000, seeded(3)).unique()) == 1000
+
+
+def test_seeds_at_indices_do_not_depend_on_the_batches():
+    whole = seeds_at(torch.arange(12), seed=5)
+    assert torch.equal(seeds_at(torch.tensor([7, 2, 11]), seed=5), whole[[7, 2, 11]])
+    assert not torch.equal(seeds_at(torch.arange(12), seed=6), whole)
+
+
+def test_noise_of_a_sample_does_not_depend_on_its_batch():
+    few, many = SampleNoise(torch.tensor([7, 3]), (2, 2)), SampleNoise(torch.arange(10), (2, 2))
+    for _ in range(3):
+        a, b = few(), many()
+        assert torch.equal(a[0], b[7])
+        assert torch.equal(a[1], b[3])
+        assert not torch.equal(a[0], a[1])
+
+
+def test_noise_is_standard_normal_in_the_requested_dtype_and_differs_between_draws():
+    noise = SampleNoise(torch.arange(200), (50,), dtype=torch.float64)
+    first, second = noise(), noise()
+    assert first.dtype == torch.float64
+    assert not torch.equal(first, second)
+    for draw in (first, second):
+        assert draw.mean().item() == pytest.approx(0, abs=4 / 10_000**0.5)
+        assert draw.std().item() == pytest.approx(1, abs=4 / 20_000**0.5)
+    assert SampleNoise(torch.arange(0), (3,))().shape == (0, 3)
+
+
+def test_a_spawned_generator_follows_the_global_seed():
+    torch.manual_seed(1)
+    first, second = spawn_generator().initial_seed(), spawn_generator().initial_seed()
+    torch.manual_seed(1)
+    assert spawn_generator().initial_seed() == first != second
+
+
+def draw() -> tuple[float, ...]:
+    """Numbers of torch's, NumPy's and Python's generators, the last one with a cached second normal number."""
+    numbers = (torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1))
+    return tuple(map(float, numbers))
+
+
+def test_random_states_are_restored_through_a_checkpoint(tmp_path):
+    draw()  # leaves a cached normal number in NumPy and in Python
+    torch.save(capture_random_state(CPU), tmp_path / "state.pt")
+    expected = [draw() for _ in range(3)]
+    draw()
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_one_process_gathers_its_own_state():
+    state = capture_random_state(CPU)
+    assert gather_random_states(state) == [state]
