@@ -35,9 +35,10 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setenv(name, "")  # so that what the test sets, as DDP does, is taken back
         monkeypatch.delenv(name)
     yield tmp_path
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:  # a later test would log into it
-        wandb.finish()
+    if wandb := sys.modules.get("wandb"):
+        if wandb.run is not None:  # a later test would log into it
+            wandb.finish()
+        wandb.teardown()  # a later run would be written into this folder, in which its service works
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.short_runs import recipe
 from zoo.cli.main import main
 
-STEPS = 100
+STEPS = 50
 
 
 class Runs:

@@ -19,13 +19,6 @@ from zoo.cli.main import main
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
-def kill_and_resume(*options: str) -> str:
-    command = [sys.executable, "-m", "tests.helpers.kill_and_resume", *options]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    return done.stdout
-
-
 def test_a_run_that_fails_between_two_checkpoints_is_resumed_exactly(monkeypatch):
     """As after a kill, but in this process. The run of W&B continues as well, and logs nothing twice."""
     import wandb
@@ -52,20 +45,14 @@ def test_a_run_that_fails_between_two_checkpoints_is_resumed_exactly(monkeypatch
 
 
 @pytest.mark.slow
-def test_runs_of_all_models_that_are_killed_end_as_if_nothing_had_happened():
-    output = kill_and_resume("--kills", "1")
-    assert output.count("1 of 1 identical") == len(MODELS)
-
-
-@pytest.mark.slow
-def test_killed_runs_are_resumed_from_a_checkpoint():
-    assert "2 of 2 identical, 2 resumed from a checkpoint" in kill_and_resume("--kills", "2", "--models", "GAN")
-
-
-@pytest.mark.slow
-def test_runs_of_two_processes_that_are_killed_end_as_if_nothing_had_happened():
-    output = kill_and_resume("--kills", "1", "--processes", "2")
-    assert output.count("1 of 1 identical") == len(MODELS)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_runs_of_all_models_that_are_killed_end_as_if_nothing_had_happened(processes):
+    command = [sys.executable, "-m", "tests.helpers.kill_and_resume", "--kills", "1", "--processes", str(processes)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("1 of 1 identical") == len(MODELS), done.stdout
+    # Some of the random moments are before the first checkpoint of a fast model, but not all.
+    assert "1 resumed from a checkpoint" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
