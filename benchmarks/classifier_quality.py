@@ -157,7 +157,7 @@ def speed(names: Sequence[str], rounds: int, batch_size: int, warmup: int = 3) -
 def _training_step(
     x: torch.Tensor, y: torch.Tensor, channels_last: bool = False, bf16: bool = False, compile: bool = False
 ) -> Callable[[], None]:
-    network: torch.nn.Module = PooledResNet(1, 10, 8, (32, 64, 128))
+    network: torch.nn.Module = PooledResNet((1, 28, 28), 10, 8, (32, 64, 128))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     if channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from common import image_data, markdown_table, mean_std, new_parser
 from zoo.datamodules import Text
 from zoo.datamodules.text import TokenWindows
-from zoo.models.mlp.network import MLP
-from zoo.models.resnet.network import ResNet
+from zoo.models.mlp.network import DropoutMLP
+from zoo.models.resnet.network import CIFARResNet
 from zoo.models.transformer.network import LanguageModel
 from zoo.optim import ScalarAdam, WarmupDecay, parameter_groups
 
@@ -53,8 +53,8 @@ def image_task(root: str | None) -> tuple[Split, Split, dict[str, NetworkFactory
     shape, classes = data.input_shape, data.num_classes
     patch_size = 2 if shape[-1] % 2 == 0 else 1
     networks: dict[str, NetworkFactory] = {
-        "MLP 2x256": lambda: MLP(math.prod(shape), classes, 256, 2, 0.0, 0.0, pixels=True),
-        "ResNet-8": lambda: ResNet(shape[0], classes, 8, (16, 32, 64), patch_size=patch_size),
+        "MLP 2x256": lambda: DropoutMLP(shape, classes, 256, 2, 0.0, 0.0),
+        "ResNet-8": lambda: CIFARResNet(shape, classes, 8, (16, 32, 64), patch_size=patch_size),
     }
     return data.split("train"), data.split("val"), networks
 

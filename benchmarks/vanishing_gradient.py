@@ -28,7 +28,7 @@ from torch import Tensor
 
 from common import check_new, image_data, markdown_table, mean_std, new_parser
 from zoo.gradients import execution_order, first_last_ratio, gradient_profile, verdict
-from zoo.models.resnet.network import BLOCK_TYPES, INITS, ResNet
+from zoo.models.resnet.network import BLOCK_TYPES, INITS, CIFARResNet
 from zoo.optim import WarmupDecay
 from zoo.plotting.figures import new_figure, render_figure
 from zoo.plotting.images import save_png
@@ -41,7 +41,7 @@ WIDTH = 16  # channels of all stages, so that the gradients of all layers have e
 Split = tuple[Tensor, Tensor]
 
 
-def profile(network: ResNet, x: Tensor, y: Tensor) -> list[float]:
+def profile(network: CIFARResNet, x: Tensor, y: Tensor) -> list[float]:
     """Gradient norm of each convolution in the blocks, by depth, on one batch."""
     with execution_order(network) as order:
         loss = F.cross_entropy(network(x), y)
@@ -51,7 +51,7 @@ def profile(network: ResNet, x: Tensor, y: Tensor) -> list[float]:
     return norms
 
 
-def train(network: ResNet, data: Split, lr: float, steps: int, batch_size: int) -> float:
+def train(network: CIFARResNet, data: Split, lr: float, steps: int, batch_size: int) -> float:
     """Trains by SGD; returns the mean loss of the last tenth of the steps, infinite if it diverged."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     scheduler = WarmupDecay(optimizer, warmup_steps=0.1, final=0.0, shape="cosine", total_steps=steps)
@@ -70,7 +70,7 @@ def train(network: ResNet, data: Split, lr: float, steps: int, batch_size: int) 
 
 
 @torch.no_grad()
-def accuracy(network: ResNet, data: Split) -> float:
+def accuracy(network: CIFARResNet, data: Split) -> float:
     """Accuracy on a split."""
     network.eval()
     logits = torch.cat([network(x) for x in data[0].split(500)])
@@ -93,7 +93,7 @@ def measure(
     results = []
     for lr in LEARNING_RATES:
         torch.manual_seed(seed)
-        network = ResNet(x.shape[1], 10, widths=(WIDTH,) * 3, **network_options)
+        network = CIFARResNet(tuple(x.shape[1:]), 10, widths=(WIDTH,) * 3, **network_options)
         index = torch.randint(len(x), (batch_size,))
         norms = profile(network, x[index], y[index])
         said = str(verdict(norms, [p.norm().item() for p in network.blocks.parameters() if p.ndim == 4]))

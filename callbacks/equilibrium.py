@@ -128,9 +128,9 @@ def _logits(model: Any, points: Tensor) -> Tensor:
 
 
 def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Arbitrary offset of the logits under the relativistic loss, which depends on differences only; else 0."""
-    free = getattr(model, "loss_name", None) == "relativistic"
-    return torch.cat([real_logits, fake_logits]).mean() if free else torch.zeros(())
+    """Arbitrary offset of the logits if the model's `adversarial_loss` depends on their differences only; else 0."""
+    loss = getattr(model, "adversarial_loss", None)
+    return torch.zeros(()) if loss is None else loss.offset(real_logits, fake_logits)
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> float:

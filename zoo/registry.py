@@ -1,8 +1,8 @@
-"""What is in the zoo: models, data modules, callbacks, recipes, weights and plugins, with one line about each.
+"""What is in the zoo: models, networks, data modules, callbacks, recipes, weights and plugins, with a line about each.
 
 Names and summaries of the built-in classes are read from their source files, so that listing them imports neither
 torch nor Lightning. A package adds its own classes by the entry point group `zoo.plugins`: each entry point names a
-module, whose public LightningModules, LightningDataModules and Callbacks are registered, or one such class.
+module, whose public LightningModules, LightningDataModules, Callbacks and networks are registered, or one such class.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from zoo.errors import UserError, did_you_mean
 
 #: Package whose `__all__` names the built-in classes of each kind.
-BUILT_IN = {"models": "zoo", "data": "zoo.datamodules", "callbacks": "zoo.callbacks"}
+BUILT_IN = {"models": "zoo", "networks": "zoo.models", "data": "zoo.datamodules", "callbacks": "zoo.callbacks"}
 #: Public names in these packages that cannot be built from the command line alone.
-NOT_LISTED = frozenset({"Augment", "Classifier", "InMemoryDataModule"})
+NOT_LISTED = frozenset({"Augment", "InMemoryDataModule"})
 #: Kinds of entries, in the order in which they are listed.
 KINDS = (*BUILT_IN, "recipes", "weights")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
@@ -66,13 +66,17 @@ def load_all() -> None:
         entry.load()
 
 
-def find_class(path: str) -> type:
+def find_class(path: str, *kinds: str) -> type:
     """Imports a class of the zoo or of a plugin, by its name or import path. Nothing else is ever imported.
+
+    Args:
+        path: name or import path of the class.
+        *kinds: kinds of classes among which it is looked for; all by default.
 
     Raises:
         UserError: there is no such class in the zoo.
     """
-    known = entries(*BUILT_IN)
+    known = entries(*(kinds or BUILT_IN))
     for entry in known:
         if path in (entry.name, entry.import_path):
             return entry.load()
@@ -132,10 +136,12 @@ def _package_files(package: str, ending: str) -> Iterable[Path]:
 
 
 def _plugin_entries(source: Any) -> Iterator[Entry]:
-    """Models, data modules and callbacks among a plugin's public classes, or the one class that it is."""
+    """Models, networks, data modules and callbacks among a plugin's public classes, or the one class that it is."""
     import inspect
 
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
+    from torch import nn
+    from torchmetrics import Metric
 
     if not isinstance(source, ModuleType):
         candidates = [source]
@@ -145,12 +151,15 @@ def _plugin_entries(source: Any) -> Iterator[Entry]:
         package = source.__name__.split(".")[0]
         public = [value for name, value in vars(source).items() if not name.startswith("_")]
         candidates = [value for value in public if getattr(value, "__module__", "").split(".")[0] == package]
-    bases = {"models": LightningModule, "data": LightningDataModule, "callbacks": Callback}
+    # A class is of the first kind whose base it has: a LightningModule is an nn.Module, too.
+    bases = {"models": LightningModule, "data": LightningDataModule, "callbacks": Callback, "networks": nn.Module}
     for candidate in candidates:
-        for kind, base in bases.items():
-            if inspect.isclass(candidate) and issubclass(candidate, base) and not _is_abstract(candidate):
-                summary = (inspect.getdoc(candidate) or "").split("\n")[0]
-                yield Entry(kind, candidate.__name__, summary, candidate.__module__)
+        if not inspect.isclass(candidate) or issubclass(candidate, Metric) or _is_abstract(candidate):
+            continue
+        kind = next((kind for kind, base in bases.items() if issubclass(candidate, base)), None)
+        if kind is not None:
+            summary = (inspect.getdoc(candidate) or "").split("\n")[0]
+            yield Entry(kind, candidate.__name__, summary, candidate.__module__)
 
 
 def _is_abstract(candidate: type) -> bool:

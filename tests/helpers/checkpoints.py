@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
+from tests.helpers.networks import mlps, residual_mlp, unet
 from zoo import GAN, Diffusion, MLPClassifier, TransformerLM
 from zoo.datamodules import Digits, Text
 
@@ -35,12 +36,12 @@ def _text(folder: Path) -> tuple[LightningModule, LightningDataModule]:
 
 
 RECIPES = {
-    "diffusion": Recipe(lambda _: (Diffusion(**IMAGES, conditional=True, widths=(32,), blocks=1), Digits()), 60),
+    "diffusion": Recipe(lambda _: (Diffusion(**IMAGES, conditional=True, network=unet(32)), Digits()), 60),
     "text": Recipe(_text, 20),
     # For mistakes, which are answered before anything is computed, training makes no difference.
-    "unconditional_diffusion": Recipe(lambda _: (Diffusion(**IMAGES, widths=(8,), blocks=1), None)),
-    "points_diffusion": Recipe(lambda _: (Diffusion((2,), widths=(8,), blocks=1), None)),
-    "gan": Recipe(lambda _: (GAN(**IMAGES, width=16, latent_dim=4), None)),
+    "unconditional_diffusion": Recipe(lambda _: (Diffusion(**IMAGES, network=unet(8)), None)),
+    "points_diffusion": Recipe(lambda _: (Diffusion((2,), network=residual_mlp(8)), None)),
+    "gan": Recipe(lambda _: (GAN(**IMAGES, **mlps(16), latent_dim=4), None)),
     "mlp": Recipe(lambda _: (MLPClassifier(**IMAGES, width=8, depth=1), None)),
     "letters": Recipe(lambda _: (TransformerLM((8,), 3, "characters:abc", layers=1, width=8, heads=2), None)),
 }

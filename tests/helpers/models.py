@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.checkpoints import save_untrained
+from tests.helpers.networks import unet
 from zoo import Diffusion
 from zoo.datamodules import Digits
 from zoo.registry import entries
@@ -30,7 +31,7 @@ def _text(folder: Path) -> str:
 
 def teacher_checkpoint(folder: Path) -> str:
     """Writes the checkpoint of a tiny Diffusion, calibrated but not trained; returns its path."""
-    model = Diffusion((1, 8, 8), 10, widths=(16,), blocks=1, steps=2)
+    model = Diffusion((1, 8, 8), 10, network=unet(16), steps=2)
     data = Digits()
     data.setup("fit")
     model.calibrate(data.reference(100))
@@ -41,8 +42,14 @@ def teacher_checkpoint(folder: Path) -> str:
 # Options of a tiny model of each class and of its data, from the folder for files that they need.
 TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
     "ConsistencyModel": lambda folder: [f"--model.teacher={teacher_checkpoint(folder)}", *DIGITS],
-    "Diffusion": lambda _: ["--model.widths=[16]", "--model.blocks=1", "--model.steps=2", *DIGITS],
-    "GAN": lambda _: ["--model.width=32", "--model.latent_dim=8", *DIGITS],
+    "Diffusion": lambda _: [
+        "--model.network=UNet", "--model.network.widths=[16]", "--model.network.blocks=1", "--model.steps=2", *DIGITS,
+    ],
+    "GAN": lambda _: [
+        "--model.generator=MLPGenerator", "--model.generator.width=32", "--model.discriminator=MLPDiscriminator",
+        "--model.discriminator.width=32", "--model.latent_dim=8", *DIGITS,
+    ],
+    "Classifier": lambda _: ["--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]", *DIGITS],
     "MLPClassifier": lambda _: ["--model.width=16", "--model.depth=2", *DIGITS],
     "ResNetClassifier": lambda _: ["--model.depth=8", "--model.widths=[4, 4, 4]", *DIGITS],
     "Seq2Seq": lambda _: [

@@ -7,16 +7,18 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch import nn
 
 import zoo
 import zoo.callbacks
 import zoo.datamodules
+import zoo.models
 from zoo import registry
 from zoo.errors import UserError
 from zoo.registry import KINDS, entries, find_class, recipe_files
 
-PACKAGES = {"models": (zoo, LightningModule), "data": (zoo.datamodules, LightningDataModule),
-            "callbacks": (zoo.callbacks, Callback)}  # fmt: skip
+PACKAGES = {"models": (zoo, LightningModule), "networks": (zoo.models, nn.Module),
+            "data": (zoo.datamodules, LightningDataModule), "callbacks": (zoo.callbacks, Callback)}  # fmt: skip
 
 INSTALLED = entries()
 
@@ -61,7 +63,7 @@ def test_weights_are_described_by_size_and_hash():
 
 def test_a_class_is_found_by_name_or_import_path_and_nothing_else_is_imported():
     assert find_class("GAN") is find_class("zoo.models.gan.module.GAN") is zoo.GAN
-    for path in ("os.system", "zoo.models.gan.module", "zoo.models.gan.network.MLPGenerator", "GANN"):
+    for path in ("os.system", "zoo.models.gan.module", "zoo.models.gan.network.mlp", "GANN"):
         with pytest.raises(UserError, match=f"{path} is not in the zoo"):
             find_class(path)
     with pytest.raises(UserError, match="did you mean GAN"):

@@ -39,12 +39,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_model(ckpt_path: str, model: str | None = None) -> Any:
+def load_model(ckpt_path: str, model: str | None = None, **handed: Any) -> Any:
     """Loads a model from its checkpoint, in eval mode, on the CPU.
 
     Args:
         ckpt_path: path to the checkpoint.
         model: class of the model, in the zoo or in a plugin; by default the class that the checkpoint names.
+        **handed: arguments of the class that the checkpoint does not hold, such as a network of your own.
 
     Raises:
         UserError: the file is missing or does not hold a model of the zoo.
@@ -52,9 +53,11 @@ def load_model(ckpt_path: str, model: str | None = None) -> Any:
     name = model or read_checkpoint(ckpt_path).get("model_class")
     if name is None:
         raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
-    model_class: Any = find_class(name)
+    model_class: Any = find_class(name, "models")
     try:
-        return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+        return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True, **handed).eval()
+    except UserError as error:
+        raise UserError(f"{ckpt_path} cannot be loaded: {error}") from error
     except (RuntimeError, TypeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason})") from error

@@ -198,7 +198,7 @@ class EditSession:
     def denoiser(self, label: int | None) -> Denoise:
         """Denoiser for a class, with guidance; without a class, the unconditional one."""
         if label is None:
-            return self.model.denoiser()
+            return self.model.guided()
         return lambda x, sigma: self.model.denoise(x, sigma, torch.full((len(x),), label), self.guidance_scale)
 
     def sigmas(self, sigma: float | None = None) -> list[float]:
@@ -208,7 +208,7 @@ class EditSession:
 
     def initial_noise(self) -> Tensor:
         """Noise of the model's highest level, (n, C, H, W)."""
-        return self.model.mean + self.model.sigma_max * self.noise()
+        return self.model.denoiser.mean + self.model.sigma_max * self.noise()
 
     def pixels_to_keep(self, mask: str | None, box: list[int] | None) -> Tensor:
         """Mask (1, 1, H, W) that is true where the image stays as it is."""
@@ -256,7 +256,7 @@ class EditSession:
         if self.n < 3:
             raise UserError(f"--n is {self.n}; the path from one image to another needs at least 3")
         denoise, sigmas = self.denoiser(self.label), self.sigmas(self.sigma)
-        path = interpolate(denoise, first, second, self.n, sigmas, self.model.mean)
+        path = interpolate(denoise, first, second, self.n, sigmas, self.model.denoiser.mean)
         return EditResult([first, second], path[:, 0], f"{self.n} images from {self.path} to {other}")
 
     def invert(self) -> EditResult:
@@ -264,7 +264,8 @@ class EditSession:
         noisy = invert(denoise, x, sigmas)
         after = solve(denoise, noisy, sigmas[:-1], "deis").x
         error = (after - x).square().mean().sqrt().item()
-        scaled = self.model.mean + (noisy - self.model.mean) * self.model.sigma_data / noisy.std()
+        mean, sigma_data = self.model.denoiser.mean, self.model.denoiser.sigma_data
+        scaled = mean + (noisy - mean) * sigma_data / noisy.std()
         trip = f"{self.path} inverted to noise of sigma {sigmas[0]:g} and generated again"
         return EditResult([x, scaled], after, f"{trip} with a root mean square error of {error:.2g}")
 

@@ -110,6 +110,8 @@ def _unknown_option(key: str, class_path: str, name: str) -> str:
 
 
 def _unknown_option_of_callable(key: str, name: str, class_path: str) -> str:
+    if class_path == "torch.nn.Module":
+        return _unknown_network(key, "", f"NestedArg(key='{name}', val='...')")
     return _unknown_option(key, class_path, name)
 
 
@@ -127,6 +129,38 @@ def _options(target: type | None) -> set[str]:
             parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
             names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     return names
+
+
+def _unknown_network(key: str, choices: str, value: str) -> str:
+    """Message about a name that is no network, or an option of one that is not named by its class."""
+    choices = choices.replace("'", "")
+    nested = re.match(r"NestedArg\(key='([\w.]+)', val='(.*)'", value)
+    if nested:
+        return (
+            f"--{key}.{nested[1]} is an option of a network: name its class first, such as --{key} NAME "
+            f"--{key}.{nested[1]} {nested[2]} (the command list names the networks)"
+        )
+    names = [*filter(None, choices.split(", ")), *(entry.name for entry in entries("networks"))]
+    hint = nearest(value, names) or f"; there are {', '.join(names)}"
+    return f"--{key} {_short(value)} is neither a network of the zoo nor a class that can be imported{hint}"
+
+
+def _unknown_part(key: str, value: str) -> str:
+    return _unknown_network(key, "", value) if key.endswith("network") else _unknown_class(key, value)
+
+
+def _unimportable_network(key: str, reason: str, value: str) -> str:
+    module = value.partition(".")[0]
+    where = (
+        f"; if {module}.py is in this folder, set PYTHONPATH=."
+        if reason.startswith(f"No module named '{module}'")
+        else ""
+    )
+    return f"--{key} {value} cannot be imported ({reason.strip()}){where}"
+
+
+def _no_network(key: str, value: str) -> str:
+    return f"--{key} {value} is not a network: it must be a class derived from torch.nn.Module, or return one"
 
 
 def _wrong_choice(key: str, choices: str, value: str) -> str:
@@ -152,7 +186,7 @@ def _missing(key: str, names: str) -> str:
         return (
             "no model is given: take a recipe, such as --config gan.yaml (the command list names them), or --model NAME"
         )
-    return f"--{' and --'.join(options)} must be given"
+    return f"--{' and --'.join(f'{key}.{name}' if key else name for name in options)} must be given"
 
 
 def _unknown_metric(key: str, name: str, listed: str) -> str:
@@ -164,17 +198,32 @@ def _said_by_constructor(key: str, sentence: str) -> str:
     return sentence
 
 
+_MODULE = r"collections\.abc\.Callable\[[^|]*?torch\.nn\.modules\.module\.Module\]"
 _ANSWERS: list[tuple[str, Callable[..., str]]] = [
+    (_MODULE + r".* Expected '([\w.]+)' to be a (?:subclass of|function that)", _no_network),
+    (
+        _MODULE
+        + r" expects a function or a callable class: ((?:No module|module ).*?)(?=\. Got value| Given value type)"
+        r".*?(?:Got|Given) value: (?!<|Nested)([\w.]+)",
+        _unimportable_network,
+    ),
+    (
+        r"Subtypes: \[typing\.Literal\[([^]]*)\], " + _MODULE + r"\] Errors:.*?"
+        r"Expected a dot import path string.*?Given value: (NestedArg\(.*?\)|\S+)",
+        _unknown_network,
+    ),
+    (r"Errors: - Expected a typing\.Literal\[(.*?)\] - Expected a dot import path string: (\S+)", _wrong_choice),
+    (r"- Expected a path but (\w+) either .* - Expected a dot import path string: \w+ - Expected", _unknown_part),
     (r"Problem with given class_path '([\w.]+)': (?:No module|module .* has no attribute)", _unknown_class),
     (r"Errors: - (Expected a <class '\w+'>) - Expected a dot import path string: (\S+)", _wrong_type),
     (r"Expected a dot import path string: ([\w.]+)", _unknown_class),
     (r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", _unknown_option_of_callable),
     (r"given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", _unknown_option),
     (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", _wrong_choice),
-    (r"Expected a <class '(\w+)'>\. Got value: (.+?)(?: - |$)", _wrong_type),
+    (r"Expected a <class '(\w+)'>\. Got value: (.+?)(?: - |\. Got value: |$)", _wrong_type),
     (r"metric `(\S+)` which is not available.* following: (.*)", _unknown_metric),
     (r"\(monitor='(\S+)'\)` could not find the monitored key in the returned metrics: \[(.*?)\]", _unknown_metric),
-    (r"following arguments are required: (.+)", _missing),
+    (r"following arguments are required: ([\w.]+(?:, [\w.]+)*)", _missing),
     (r"Errors: - (.+?) - Expected a <class 'NoneType'> Given value type: <class 'jsonargparse", _said_by_constructor),
     (r"Subtypes: \[(.+?)\] Errors: .* Given value: (.+)$", _wrong_type),
 ]

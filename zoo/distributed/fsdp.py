@@ -7,6 +7,7 @@ biases, a moving average would be sharded differently from its network, and grad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -36,21 +37,28 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard(module: LightningModule, blocks: tuple[type[nn.Module], ...]) -> None:
-    """Shards a model's `network`, and its moving average `ema`, over the processes of its Trainer.
+def shard(module: LightningModule, networks: Sequence[nn.Module]) -> None:
+    """Shards networks over the processes of a model's Trainer.
+
+    The blocks whose parameters are gathered one at a time are those of the classes in a network's own attribute
+    `sharded`.
 
     Args:
         module: model attached to a Trainer with a `ModelParallelStrategy`.
-        blocks: classes of submodules whose parameters are gathered one submodule at a time.
+        networks: networks of the model that are called on their own, such as the trained one and its moving average.
 
     Raises:
-        UserError: `blocks` is empty.
+        UserError: a network does not say what its blocks are.
     """
-    if not blocks:
-        raise UserError(f"{type(module).__name__} does not support FSDP; for several devices use --config ddp.yaml")
+    for network in networks:
+        if not getattr(network, "sharded", ()):
+            raise UserError(
+                f"{type(module).__name__} with a {type(network).__name__} does not support FSDP, since this network "
+                "does not name its blocks (attribute sharded); for several devices use --config ddp.yaml"
+            )
     mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
-    ema = getattr(module, "ema", None)
-    for network in (module.network, *([ema.network] if ema is not None else [])):
+    for network in networks:
+        blocks: Any = network.sharded
         if isinstance(network, FSDPModule):  # sharded by an earlier call of the same Trainer
             continue
         # Resharding after forward, also of the root, keeps network and average in the same layout for EMA's update.

@@ -40,8 +40,6 @@ class ZooModule(LightningModule):
 
     #: Whether a sample is a sequence of tokens; else it is an image or a point.
     tokens: bool = False
-    #: Classes of the submodules of `network` that FSDP shards one by one; if there are none, FSDP is not supported.
-    sharded: tuple[type[nn.Module], ...] = ()
     network: nn.Module
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None = None
@@ -60,7 +58,11 @@ class ZooModule(LightningModule):
     def configure_model(self) -> None:
         trainer = attached_trainer(self)
         if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
-            shard(self, self.sharded)
+            shard(self, self.sharded_networks())
+
+    def sharded_networks(self) -> list[nn.Module]:
+        """Networks that FSDP shards, each of which is called as a whole."""
+        return [self.network, *([] if self.ema is None else [self.ema.network])]
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compile_network:
@@ -91,6 +93,7 @@ class ZooModule(LightningModule):
         if self.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
         self._images_since_step = 0
+        self._set_optimizer_mode(training=True)
         if self.window:
             self.window.start()
         if self._resumed is not None:
@@ -110,6 +113,27 @@ class ZooModule(LightningModule):
 
     def after_optimizer_step(self) -> None:
         """Called after every optimizer step, before the moving average is updated; for constraints on parameters."""
+
+    def on_validation_start(self) -> None:
+        self._set_optimizer_mode(training=False)
+
+    def on_validation_end(self) -> None:
+        self._set_optimizer_mode(training=self.trainer.state.fn == TrainerFn.FITTING)
+
+    def on_train_end(self) -> None:
+        self._set_optimizer_mode(training=False)
+
+    def _set_optimizer_mode(self, training: bool) -> None:
+        """Calls `train` or `eval` of the optimizers that have them.
+
+        A schedule-free optimizer (Defazio et al. 2024, arXiv 2405.15682) steps at other weights than those that are
+        validated and saved, and must be told which to put into the network.
+        """
+        trainer = attached_trainer(self)
+        for optimizer in trainer.optimizers if trainer is not None else []:
+            switch = getattr(optimizer, "train" if training else "eval", None)
+            if callable(switch):
+                switch()
 
     # Checkpoints
 

@@ -1,6 +1,6 @@
 """Base of the classifiers: loss, regularization, and predictions with their uncertainty.
 
-`Classifier(network, ...)` wraps any network from samples to logits. Dropout is treated as bagging (Srivastava et al.
+`Classifier` trains any network from samples to logits. Dropout is treated as bagging (Srivastava et al.
 2014, section 1; Gal and Ghahramani 2016, arXiv 1506.02142): at test time the ensemble is one network with scaled
 weights, several passes with dropout on (Monte Carlo dropout), or the networks of several checkpoints. All metrics are
 those of the mean probabilities.
@@ -8,8 +8,9 @@ those of the mean probabilities.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,10 @@ from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
 from zoo.models.ema import EMA
+from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
+
+ClassifierNetworkFactory = Callable[[Sequence[int], int], nn.Module]
 
 DROPOUT_LAYERS = (
     nn.Dropout,
@@ -85,12 +89,14 @@ def brier_score(probabilities: Tensor, y: Tensor) -> Tensor:
 
 
 class Classifier(ZooModule):
-    """Trains a network from samples to logits, and predicts with uncertainty.
+    """Trains any network from samples to logits, and predicts with uncertainty.
 
     Args:
-        network: network from samples (N, *input_shape), images in [-1, 1], to logits (N, num_classes).
         input_shape: shape of a sample, (C, H, W) for images or (D,) for points.
         num_classes: number of classes.
+        network: name of a network of the zoo, such as "PooledResNet"; a factory that is handed `(input_shape,
+            num_classes)`; or a module. It maps samples (N, *input_shape), images in [-1, 1], to logits (N,
+            num_classes).
         label_smoothing: probability mass of the label that is spread over all classes in the loss.
         mixup: parameter alpha of mixup's Beta distribution; 0 for no mixup.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average. The average, if there is
@@ -113,9 +119,9 @@ class Classifier(ZooModule):
 
     def __init__(
         self,
-        network: nn.Module,
         input_shape: Sequence[int],
         num_classes: int,
+        network: ClassifierNetworkFactory,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         ema_half_life: float = 0.0,
@@ -134,21 +140,21 @@ class Classifier(ZooModule):
         check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_samples=mc_samples)
         if num_classes < 2:
             raise UserError(f"a classifier needs at least 2 classes, and the data has {num_classes}")
-        if mc_samples and not any(isinstance(m, DROPOUT_LAYERS) and m.p > 0 for m in network.modules()):
-            raise UserError(f"mc_samples is {mc_samples}, but the network has no dropout: all passes would be the same")
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
+        self.channels_last = channels_last and len(self.input_shape) == 3
+        self.network = self._build_network(network)
+        if mc_samples and not any(isinstance(m, DROPOUT_LAYERS) and m.p > 0 for m in self.network.modules()):
+            raise UserError(f"mc_samples is {mc_samples}, but the network has no dropout: all passes would be the same")
         self.label_smoothing = label_smoothing
         self.mixup = mixup
         self.flip_tta = flip_tta
-        self.channels_last = channels_last and len(self.input_shape) == 3
         self.compile_network = compile
         self.mc_samples = mc_samples
         self.mc_seed = mc_seed
         self.ensemble = list(ensemble or [])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.network = network.to(memory_format=torch.channels_last) if self.channels_last else network
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self._members: list[Classifier] = []  # a plain list, so that they are not submodules
         self.val_loss, self.val_acc = MeanMetric(), MulticlassAccuracy(num_classes, average="micro")
@@ -161,6 +167,16 @@ class Classifier(ZooModule):
             }
         )
         self.window = WindowedMetrics("images")
+
+    def _build_network(self, given: Any) -> nn.Module:
+        network, description = build_network("network", given, (self.input_shape, self.num_classes))
+        # A subclass that builds its own network has options of it instead of this argument.
+        if "network" in inspect.signature(type(self).__init__).parameters:
+            self.hparams["network"] = description
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        check_output("network", network, (torch.zeros(2, *self.input_shape),), (2, self.num_classes))
+        return network
 
     # Predictions
 

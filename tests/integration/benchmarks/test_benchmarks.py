@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tests.helpers.checkpoints import save_untrained
 from tests.helpers.command import CHECKOUT
+from tests.helpers.networks import unet
 from zoo import Diffusion
 
 FOLDER = CHECKOUT / "benchmarks"
@@ -186,9 +187,7 @@ def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.Fixt
     """Function from a name in the arguments of a run to a path."""
 
     def clothes() -> str:
-        save_untrained(
-            Diffusion((1, 28, 28), 10, conditional=True, widths=(8,), blocks=1, steps=2), tmp_path / "c.ckpt"
-        )
+        save_untrained(Diffusion((1, 28, 28), 10, conditional=True, network=unet(8), steps=2), tmp_path / "c.ckpt")
         return str(tmp_path / "c.ckpt")
 
     known: dict[str, Callable[[], str]] = {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
+from tests.helpers.networks import mlps, unet
 from tests.helpers.ranks import run_ranks
 from zoo import GAN, Diffusion
 from zoo.datamodules import Digits
@@ -69,9 +70,9 @@ def task(folder: Path, rank: int) -> None:
     results = {}
     for name, options in GANS.items():
         seed_everything(0)
-        results[name] = train(GAN((1, 8, 8), 10, width=32, latent_dim=8, **options))
+        results[name] = train(GAN((1, 8, 8), 10, **mlps(32), latent_dim=8, **options))
     seed_everything(0)
-    results["diffusion"] = train(Watched((1, 8, 8), 10, conditional=True, widths=(16,), blocks=1))
+    results["diffusion"] = train(Watched((1, 8, 8), 10, conditional=True, network=unet(16)))
     (folder / f"rank_{rank}.json").write_text(json.dumps(results))
     end_communication()
 

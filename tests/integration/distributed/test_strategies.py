@@ -179,8 +179,9 @@ def test_sharded_training_is_that_of_ddp_and_its_checkpoint_is_like_any_other(na
 
 
 def test_a_model_without_parts_to_shard_is_refused():
-    with pytest.raises(UserError, match=r"GAN does not support FSDP.* --config ddp.yaml"):
-        shard(GAN((1, 8, 8)), GAN.sharded)
+    model = GAN((1, 8, 8))
+    with pytest.raises(UserError, match=r"GAN with a MLPGenerator does not support FSDP.* --config ddp.yaml"):
+        shard(model, model.sharded_networks())
 
 
 # Mixed precision

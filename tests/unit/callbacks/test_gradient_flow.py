@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.helpers.networks import mlps
 from tests.unit.test_gradients import Reversed
 from tests.unit.training import quiet_trainer
 from tests.unit.two_ranks import train_with_gradient_flow
@@ -250,7 +251,7 @@ def test_training_is_bitwise_the_same_with_the_callback(tmp_path, drawn):
 
 def test_a_gan_has_a_profile_of_each_network(tmp_path, drawn):
     flow = GradientFlow(every_n_steps=4)
-    model = GAN(input_shape=(1, 8, 8), width=16)
+    model = GAN(input_shape=(1, 8, 8), **mlps(16))
     logger = CSVLogger(tmp_path, name="", version="")
     options = {"max_steps": 6, "logger": logger, "limit_val_batches": 0, "log_every_n_steps": 1}
     fit(model, flow, data=Digits(), **options)
@@ -276,7 +277,7 @@ def test_a_gan_has_a_profile_of_each_network(tmp_path, drawn):
 
 def test_gradients_of_each_network_are_those_of_its_own_step():
     flow, spy = GradientFlow(), Spy()
-    fit(GAN(input_shape=(1, 8, 8), width=16), flow, spy, data=Digits(), max_steps=1, limit_val_batches=0)
+    fit(GAN(input_shape=(1, 8, 8), **mlps(16)), flow, spy, data=Digits(), max_steps=1, limit_val_batches=0)
     for measurement, gradients in zip(flow.measurements, spy.gradients, strict=True):
         expected = {
             name: gradients[f"{measurement.network}.{name}.weight"].norm().item() for name in measurement.layers
@@ -286,7 +287,7 @@ def test_gradients_of_each_network_are_those_of_its_own_step():
 
 def test_a_network_that_steps_rarely_is_measured_once_in_each_period():
     flow = GradientFlow(every_n_steps=4)
-    fit(GAN(input_shape=(1, 8, 8), width=16, n_critic=3), flow, data=Digits(), max_steps=12, limit_val_batches=0)
+    fit(GAN(input_shape=(1, 8, 8), **mlps(16), n_critic=3), flow, data=Digits(), max_steps=12, limit_val_batches=0)
     steps = {name: [m.step for m in flow.measurements if m.network == name] for name in flow.verdicts}
     assert steps == {"discriminator": [0, 4, 8], "generator": [2, 5, 8]}
 

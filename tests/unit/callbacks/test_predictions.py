@@ -35,7 +35,7 @@ class Logits(InMemoryDataModule):
 
 def predict(callback: PredictionWriter, data=None, model: LightningModule | None = None) -> None:
     trainer = quiet_trainer(callbacks=[callback])
-    model = model or Classifier(nn.Identity(), (3,), 3)
+    model = model or Classifier((3,), 3, nn.Identity())
     given = {"dataloaders": data} if isinstance(data, DataLoader) else {"datamodule": data or Logits(eval_batch_size=4)}
     trainer.predict(model, **given)
 
@@ -104,7 +104,7 @@ def test_an_existing_file_is_refused_before_prediction_and_not_changed(tmp_path)
             raise AssertionError("a batch was predicted")
 
     with pytest.raises(UserError, match=r"table\.csv exists already; move it away, or give PredictionWriter another"):
-        predict(PredictionWriter(str(path)), model=Idle(nn.Identity(), (3,), 3))
+        predict(PredictionWriter(str(path)), model=Idle((3,), 3, nn.Identity()))
     assert path.read_text() == "existing"
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.helpers.networks import mlps
 from tests.unit.training import quiet_trainer
 from zoo import GAN, MLPClassifier
 from zoo.callbacks import BestAndLastCheckpoint
@@ -86,7 +87,7 @@ def test_a_run_that_ended_before_its_first_validation_has_no_best_metric(lines):
 def test_a_generative_model_is_followed_by_the_command_sample_and_its_images(lines):
     Path("run/samples").mkdir(parents=True)
     Path("run/curves.png").touch()
-    fit(5, GAN((1, 8, 8), width=16, latent_dim=4), monitor="val/fd", max_steps=1)
+    fit(5, GAN((1, 8, 8), **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
     assert "to look at: run/samples, run/curves.png" in lines()
     assert "Next: python cli.py sample --ckpt_path run/checkpoints/last.ckpt --n 64 --out samples.png" in lines()
     assert "cli.py test" not in lines()

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.helpers.networks import mlps
 from tests.unit.training import LossRecorder, MemoryLogger, quiet_trainer
 from zoo import GAN, MLPClassifier, ResNetClassifier
 from zoo.datamodules import Digits
@@ -38,12 +39,12 @@ def small(dropout: float = 0.0, norm: bool = False) -> nn.Module:
 
 def small_classifier(network: nn.Module | None = None, **options) -> Classifier:
     """A small classifier of digits with small_classifier SGD and a constant learning rate."""
-    return Classifier(network or small(), (1, 8, 8), 10, **({"optimizer": sgd, "lr_scheduler": None} | options))
+    return Classifier((1, 8, 8), 10, network or small(), **({"optimizer": sgd, "lr_scheduler": None} | options))
 
 
 def logits_classifier(classes: int = 4, **options) -> Classifier:
     """A classifier whose samples are their own logits."""
-    return Classifier(nn.Identity(), (classes,), classes, **options)
+    return Classifier((classes,), classes, nn.Identity(), **options)
 
 
 def quiet(**options) -> Trainer:
@@ -90,7 +91,7 @@ class TwoHeads(nn.Module):
 @pytest.mark.parametrize("make", [small, TwoHeads])
 def test_any_network_is_trained(make):
     torch.manual_seed(0)
-    model = Classifier(make(), (1, 8, 8), 10, optimizer=lambda p: torch.optim.Adam(p, 0.01))
+    model = Classifier((1, 8, 8), 10, make(), optimizer=lambda p: torch.optim.Adam(p, 0.01))
     trainer = fit(model, 80)
     (metrics,) = trainer.test(model, datamodule=Digits(), verbose=False)
     assert metrics["test/acc"] > 0.88
@@ -124,7 +125,7 @@ def test_options_out_of_range_are_named(options, message):
 
 def test_a_single_class_is_refused():
     with pytest.raises(UserError, match="at least 2 classes, and the data has 1"):
-        Classifier(small(), (1, 8, 8), 1)
+        Classifier((1, 8, 8), 1, small())
 
 
 # Metrics
@@ -386,7 +387,7 @@ def test_channels_last_changes_the_memory_format_and_not_the_output():
     for tensor in (*kernels, *seen):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert not all(p.is_contiguous() for p in kernels)
-    assert not Classifier(nn.Linear(2, 3), (2,), 3, channels_last=True).channels_last, "not for points"
+    assert not Classifier((2,), 3, nn.Linear(2, 3), channels_last=True).channels_last, "not for points"
 
 
 def test_weight_scaling_is_one_pass_with_dropout_off():
@@ -407,7 +408,7 @@ def test_weight_scaling_is_one_pass_with_dropout_off():
 def test_weight_scaling_equals_the_mean_of_dropout_passes_for_a_linear_network():
     """In logits, since the mean of a dropout mask is one."""
     torch.manual_seed(0)
-    model = Classifier(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)), (6,), 3, mc_samples=1).eval()
+    model = Classifier((6,), 3, nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)), mc_samples=1).eval()
     x = torch.randn(2, 6)
     logits = []
     for seed in range(250):
@@ -604,7 +605,7 @@ def test_monte_carlo_dropout_and_ensemble_are_combined(checkpoints):
 def test_unsuitable_ensemble_checkpoints_are_one_line_errors(checkpoints, tmp_path):
     paths = {name: str(tmp_path / f"{name}.ckpt") for name in ("gan", "shape", "classes", "text", "none", "own")}
     others = {
-        "gan": GAN((1, 8, 8), 10, width=16, latent_dim=4),
+        "gan": GAN((1, 8, 8), 10, **mlps(16), latent_dim=4),
         "shape": MLPClassifier((1, 4, 16), 10, 8, 1),
         "classes": MLPClassifier((1, 8, 8), 3, 8, 1),
         "own": small_classifier(),
@@ -620,7 +621,7 @@ def test_unsuitable_ensemble_checkpoints_are_one_line_errors(checkpoints, tmp_pa
         "classes": "in ensemble has 3 classes, not 10",
         "text": "is not a checkpoint that can be read safely",
         "none": "in ensemble is not a file",
-        "own": "zoo.models.classifier.Classifier is not in the zoo",
+        "own": "own.ckpt cannot be loaded: the network is one of your own",
     }
     for name, message in expected.items():
         with pytest.raises(UserError) as error:

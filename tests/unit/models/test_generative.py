@@ -4,12 +4,13 @@ import math
 
 import torch
 
+from tests.helpers.networks import mlps
 from tests.unit.training import quiet_trainer
 from zoo import GAN
 from zoo.datamodules import Digits, Points
 from zoo.models.generative import slerp
 
-SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "width": 16, "latent_dim": 4}
+SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
 
 
 def test_slerp_keeps_the_norm_and_is_exact_for_equal_vectors():

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from zoo.models.mlp.network import MLP
-from zoo.models.resnet.network import ResNet
+from zoo.models.mlp.network import DropoutMLP
+from zoo.models.resnet.network import CIFARResNet
 from zoo.optim import parameter_groups
 
 
@@ -14,7 +14,7 @@ def names_of(group: dict, module: nn.Module) -> set[str]:
 
 
 def test_weight_decay_applies_to_matrices_and_not_to_biases_and_norms():
-    network = MLP(5, 3, width=4, depth=1, batch_norm=True)
+    network = DropoutMLP((5,), 3, width=4, depth=1, batch_norm=True)
     decayed, rest = parameter_groups(network)
     assert names_of(decayed, network) == {"hidden.0.weight", "output.weight"}
     assert names_of(rest, network) == {"hidden.1.weight", "hidden.1.bias", "output.bias"}
@@ -23,7 +23,7 @@ def test_weight_decay_applies_to_matrices_and_not_to_biases_and_norms():
 
 
 def test_weight_decay_applies_to_kernels_and_every_parameter_is_in_one_group():
-    network = ResNet(depth=8, widths=(2, 3, 4))
+    network = CIFARResNet(depth=8, widths=(2, 3, 4))
     groups = parameter_groups(network)
     assert all("conv" in n or "stem.1" in n or n == "head.weight" for n in names_of(groups[0], network))
     listed = [parameter for group in groups for parameter in group["params"]]

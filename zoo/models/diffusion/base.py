@@ -1,12 +1,11 @@
-"""Base of the diffusion and the consistency model: a network with EDM's preconditioning, and its training.
+"""Base of the diffusion and the consistency model: a denoiser with log-normal noise levels, and its training.
 
-Preconditioning and noise levels are those of EDM (Karras et al. 2022, arXiv 2206.00364): input, output and target of
-the network have unit variance at every noise level.
+Noise levels are those of EDM (Karras et al. 2022, arXiv 2206.00364).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,34 +13,45 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from zoo.errors import UserError, check_at_least, check_choice
+from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import attached_trainer
-from zoo.models.diffusion.denoiser import append_dims
+from zoo.models.diffusion.denoiser import Denoiser
+from zoo.models.diffusion.dit import DiT
 from zoo.models.diffusion.network import ResidualMLP, UNet
 from zoo.models.diffusion.solvers import karras_sigmas, state_dtype
 from zoo.models.ema import EMA
 from zoo.models.generative import GenerativeModule
+from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, diffusion_optimizer
 from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 CALIBRATION = 10_000  # training samples on which mean and standard deviation are measured, at most
+DenoisingNetworkFactory = Callable[[Sequence[int], int], nn.Module]
+
+
+def default_network(input_shape: Sequence[int], num_classes: int = 0) -> UNet | ResidualMLP:
+    """U-Net for images, residual MLP for points."""
+    return (UNet if len(input_shape) == 3 else ResidualMLP)(input_shape, num_classes)
+
+
+NETWORKS: dict[str, DenoisingNetworkFactory] = {"auto": default_network, "mlp": ResidualMLP, "unet": UNet, "dit": DiT}
 
 
 class DenoisingModule(GenerativeModule):
-    """Model that maps noisy samples to clean ones, with preconditioning and log-normal noise levels.
+    """Model that holds a `Denoiser`, and trains it at log-normal noise levels.
 
     Args:
         input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
         num_classes: number of classes in the data.
         conditional: condition the network on the class.
-        architecture: "mlp" for points, "unet" for images, "auto" to choose by the shape.
-        widths: channels of the U-Net's levels, finest first; each further level halves the resolution. One level makes
-            a residual convolutional network. For the MLP a single number, its width.
-        blocks: residual blocks per level, on the way down and up, or residual blocks of the MLP.
-        patch_size: side of the squares of pixels that become channels of the U-Net (pixel-unshuffle).
-        attention: add self-attention at the U-Net's coarsest level.
+        network: "mlp" for points, "unet" or "dit" for images, "auto" to choose by the shape; or a factory that is
+            handed `(input_shape, num_classes)`, with 0 classes for an unconditional model, or a module. It maps noisy
+            samples (N, *input_shape), their noise levels c_noise (N,) and labels, int64 (N,) or None, to (N,
+            *input_shape). The label `num_classes` means no class.
+        parametrization: what the network predicts: "edm" for EDM's preconditioning, "flow" for the velocity of flow
+            matching; see `zoo.models.diffusion.denoiser`.
         class_dropout: probability that a label is dropped in training, for classifier-free guidance.
         noise_mean: mean of ln(sigma) in training.
         noise_std: standard deviation of ln(sigma) in training.
@@ -58,8 +68,6 @@ class DenoisingModule(GenerativeModule):
             learning rate.
     """
 
-    mean: Tensor
-    sigma_data: Tensor
     calibrated: Tensor
     window: WindowedMetrics
     #: Means that are logged in validation.
@@ -70,11 +78,8 @@ class DenoisingModule(GenerativeModule):
         input_shape: Sequence[int],
         num_classes: int = 0,
         conditional: bool = False,
-        architecture: Literal["auto", "mlp", "unet"] = "auto",
-        widths: Sequence[int] | None = None,
-        blocks: int = 3,
-        patch_size: int = 1,
-        attention: bool = False,
+        network: Literal["auto", "mlp", "unet", "dit"] | DenoisingNetworkFactory = "auto",
+        parametrization: Literal["edm", "flow"] = "edm",
         class_dropout: float = 0.1,
         noise_mean: float = -1.2,
         noise_std: float = 1.2,
@@ -90,9 +95,8 @@ class DenoisingModule(GenerativeModule):
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
     ) -> None:
         super().__init__(input_shape, num_classes, conditional, extractor)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        check_choice("architecture", architecture, ("auto", "mlp", "unet"))
-        check_at_least(1, blocks=blocks, patch_size=patch_size, steps=steps)
+        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler"])
+        check_at_least(1, steps=steps)
         check_at_least(0, ema_half_life=ema_half_life)
         for name, deviation in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
             if deviation is not None and not deviation > 0:
@@ -108,40 +112,38 @@ class DenoisingModule(GenerativeModule):
         self.compile_network = compile
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.register_buffer("mean", torch.zeros(self.input_shape))
-        self.register_buffer("sigma_data", torch.tensor(sigma_data or 0.5))
         self.register_buffer("calibrated", torch.tensor(False))
-        self.network = self._build_network(architecture, widths, blocks, patch_size, attention)
-        if self.channels_last:
-            self.network.to(memory_format=torch.channels_last)
-        self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
+        inner = self._build_network(network)
+        self.denoiser = Denoiser(inner, self.input_shape, sigma_data or 0.5, parametrization, self.channels_last)
+        self.ema = EMA(self.denoiser, ema_half_life) if ema_half_life > 0 else None
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in self.validated})
         self.window = WindowedMetrics("images")
         self._must_calibrate = False
 
-    def _build_network(
-        self, architecture: str, widths: Sequence[int] | None, blocks: int, patch_size: int, attention: bool
-    ) -> nn.Module:
-        image = len(self.input_shape) == 3
+    def _build_network(self, given: Any) -> nn.Module:
         classes = self.num_classes if self.conditional else 0
-        if architecture == "mlp" or (architecture == "auto" and not image):
-            widths = widths or (128,)
-            if len(widths) != 1:
-                raise UserError(f"widths is {list(widths)}; the MLP has one width")
-            return ResidualMLP(self.input_shape, widths[0], blocks, classes)
-        if not image:
-            raise UserError(f"architecture unet needs images, not the shape {self.input_shape}; use architecture mlp")
-        widths = widths or (64,)
-        channels, *sides = self.input_shape
-        scale = patch_size * 2 ** (len(widths) - 1)
-        if any(side % scale for side in sides):
-            raise UserError(
-                f"patch_size {patch_size} and {len(widths)} widths divide the sides by {scale}, which images of "
-                f"{sides[0]}x{sides[1]} pixels do not allow; use another patch_size, or fewer widths"
-            )
-        if min(widths) < 1 or any(width > 16 and width % 16 for width in widths):
-            raise UserError(f"widths are {list(widths)}; use multiples of 16, or less than 16")
-        return UNet(channels, widths, blocks, patch_size, attention, classes)
+        network, self.hparams["network"] = build_network("network", given, (self.input_shape, classes), NETWORKS)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        samples, labels = torch.zeros(2, *self.input_shape), torch.zeros(2, dtype=torch.int64) if classes else None
+        check_output("network", network, (samples, torch.zeros(2), labels), samples.shape)
+        return network
+
+    @property
+    def network(self) -> Denoiser:  # type: ignore[override]
+        """The denoiser that is trained."""
+        return self.denoiser
+
+    @property
+    def averaged(self) -> Denoiser:
+        """The denoiser with averaged weights if there is an average, else the one that is trained."""
+        return self.denoiser if self.ema is None else cast(Denoiser, self.ema.network)
+
+    def sharded_networks(self) -> list[nn.Module]:
+        return [part.network for part in self._denoisers()]
+
+    def _denoisers(self) -> list[Denoiser]:
+        return [self.denoiser, *([] if self.ema is None else [self.averaged])]
 
     # Between noise and data
 
@@ -150,22 +152,11 @@ class DenoisingModule(GenerativeModule):
 
         Called once, when training starts, since the network's weights depend on both.
         """
-        self.mean.copy_(x.mean(0))
-        if self.hparams["sigma_data"] is None:
-            self.sigma_data.copy_((x - self.mean).square().mean().sqrt().clamp_min(1e-3))
+        for denoiser in self._denoisers():
+            denoiser.mean.copy_(x.mean(0))
+            if self.hparams["sigma_data"] is None:
+                denoiser.sigma_data.copy_((x - denoiser.mean).square().mean().sqrt().clamp_min(1e-3))
         self.calibrated.fill_(True)
-
-    def _precondition(
-        self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's output for noisy samples, and the factors c_skip and c_out of the denoiser (EDM, table 1)."""
-        total = (sigma.square() + self.sigma_data.square()).sqrt()
-        c_skip, c_out = (self.sigma_data / total).square(), sigma * self.sigma_data / total
-        inputs = (x - self.mean) / append_dims(total, x)
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        outputs = network(inputs, sigma.log() / 4, labels).float()
-        return outputs, append_dims(c_skip, x), append_dims(c_out, x)
 
     def _first_noise(
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, seeds: Tensor | None

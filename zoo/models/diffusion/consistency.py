@@ -9,7 +9,7 @@ shrinks during training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,10 +24,7 @@ from zoo.models.diffusion.denoiser import append_dims
 from zoo.models.diffusion.module import Diffusion
 
 #: Options that the student inherits from its teacher together with the weights.
-INHERITED = (
-    "conditional", "architecture", "widths", "blocks", "patch_size", "attention",
-    "sigma_min", "sigma_max", "sigma_data",
-)  # fmt: skip
+INHERITED = ("conditional", "network", "parametrization", "sigma_min", "sigma_max", "sigma_data")
 FIRST_DIVISOR = 2.0  # divisor at the start of training
 GROWTH = 0.8  # fraction of the run in which the divisor grows
 SMALL = 1e-6  # replaces a noise level of 0, whose logarithm is infinite
@@ -48,8 +45,8 @@ class ConsistencyModel(DenoisingModule):
             (pseudo-Huber).
         noise_mean: mean of ln(sigma) in training.
         noise_std: standard deviation of ln(sigma) in training.
-        **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`; those of the network and the noise levels
-            are the teacher's, if there is one.
+        **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`; the network, the parametrization and the
+            noise levels are the teacher's, if there is one. A teacher with a network of your own needs `network`.
 
     Raises:
         UserError: the teacher is not a diffusion model, or was trained on data of another shape.
@@ -68,9 +65,10 @@ class ConsistencyModel(DenoisingModule):
         noise_std: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        source = _load_teacher(teacher, input_shape, num_classes) if teacher else None
+        handed = {"network": kwargs["network"]} if kwargs.get("network", "auto") != "auto" else {}
+        source = _load_teacher(teacher, input_shape, num_classes, handed) if teacher else None
         if source is not None:
-            kwargs.update({name: source.hparams[name] for name in INHERITED if name in source.hparams})
+            kwargs.update({name: source.hparams[name] for name in INHERITED if name in source.hparams} | handed)
         super().__init__(input_shape, num_classes, steps=steps, noise_mean=noise_mean, noise_std=noise_std, **kwargs)
         check_at_least(FIRST_DIVISOR, divisor=divisor)
         if not smooth > 0:
@@ -79,28 +77,14 @@ class ConsistencyModel(DenoisingModule):
             raise UserError(f"sigma_middle is {sigma_middle}; it must be between {self.sigma_min} and {self.sigma_max}")
         self.sigma_middle, self.divisor, self.smooth = sigma_middle, divisor, smooth
         if source is not None:
-            weights = (source.ema.network if source.ema is not None else source.network).state_dict()
-            for network in [self.network, *([self.ema.network] if self.ema is not None else [])]:
-                network.load_state_dict(weights)
-            self.mean.copy_(source.mean)
-            self.sigma_data.copy_(source.sigma_data)
+            weights = source.averaged.state_dict()
+            for denoiser in self._denoisers():
+                denoiser.load_state_dict(weights)
             self.calibrated.copy_(source.calibrated)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"]["teacher"] = None  # the checkpoint holds its own weights
-
-    def consistency_fn(self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """End of the probability flow through noisy samples (Song et al. 2023, eq. 5); the identity at sigma = 0.
-
-        Args:
-            network: network, or its moving average.
-            x: noisy samples, (N, *input_shape).
-            sigma: noise levels, (N,).
-            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class.
-        """
-        outputs, c_skip, c_out = self._precondition(network, x, sigma, labels)
-        return self.mean + c_skip * (x - self.mean) + c_out * outputs
 
     # Sampling
 
@@ -129,10 +113,10 @@ class ConsistencyModel(DenoisingModule):
         with eval_mode(self):
             noise, labels = self._first_noise(n, labels, generator, seeds)
             sigmas = self.sampling_sigmas(self.steps if steps is None else steps)
-            x = self.mean + sigmas[0] * noise()
+            x = self.denoiser.mean + sigmas[0] * noise()
             for sigma, after in pairwise(sigmas):
                 level = torch.full((n,), sigma, device=self.device)
-                x = self.consistency_fn(self.ema or self.network, x.float(), level, labels)
+                x = self.averaged(x, level, labels)
                 if after > 0:
                     x = x + after * noise()
             return self._finish(x)
@@ -164,25 +148,27 @@ class ConsistencyModel(DenoisingModule):
         return (sigma * (1 - (1 + 8 * torch.sigmoid(-sigma)) / divisor)).clamp_min(0)
 
     def consistency_loss(
-        self, network: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None, divisor: float
+        self, denoiser: nn.Module, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None, divisor: float
     ) -> Tensor:
         """Distance of the outputs at two noise levels of one trajectory, (N,), as a pseudo-Huber loss.
 
+        The denoiser is the consistency function, which maps a noisy sample to the end of the probability flow through
+        it: its preconditioning makes it the identity at sigma = 0 (Song et al. 2023, eq. 5).
+
         Args:
-            network: network; its output at the lower noise level has no gradient.
+            denoiser: denoiser, or its moving average; its output at the lower noise level has no gradient.
             x: samples, (N, *input_shape).
             noise: standard normal noise, the same at both levels, (N, *input_shape).
             sigma: higher noise level, (N,).
-            labels: classes, int64 (N,), or None.
+            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class; or None.
             divisor: see `next_sigma`.
         """
         lower = self.next_sigma(sigma, divisor)
         with torch.no_grad():
-            target = self.consistency_fn(network, x + append_dims(lower, x) * noise, lower.clamp_min(SMALL), labels)
+            target = denoiser(x + append_dims(lower, x) * noise, lower.clamp_min(SMALL), labels)
             target = torch.where(append_dims(lower, x) > 0, target, x)
-        error = self.consistency_fn(network, x + append_dims(sigma, x) * noise, sigma, labels) - target
-        c_out = sigma * self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()
-        mean_square = (error / append_dims(c_out, x)).square().flatten(1).mean(1)
+        error = denoiser(x + append_dims(sigma, x) * noise, sigma, labels) - target
+        mean_square = self.denoiser.weight(sigma) * error.square().flatten(1).mean(1)
         return (mean_square + self.smooth**2).sqrt() - self.smooth
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -190,7 +176,7 @@ class ConsistencyModel(DenoisingModule):
         sigma = self.stratified_sigmas(len(x)).clamp(self.sigma_min, self.sigma_max)
         progress = self.trainer.global_step / (GROWTH * self.trainer.estimated_stepping_batches)
         divisor = FIRST_DIVISOR * (self.divisor / FIRST_DIVISOR) ** min(1.0, progress)
-        loss = self.consistency_loss(self.network, x, torch.randn_like(x), sigma, labels, divisor)
+        loss = self.consistency_loss(self.denoiser, x, torch.randn_like(x), sigma, labels, divisor)
         return self.end_batch(loss.mean(), len(x))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -198,14 +184,14 @@ class ConsistencyModel(DenoisingModule):
         noise, sigma = self.fixed_noise(x)
         labels = y if self.conditional else None
         sigma = sigma.clamp(self.sigma_min, self.sigma_max)
-        loss = self.consistency_loss(self.ema or self.network, x, noise, sigma, labels, self.divisor)
+        loss = self.consistency_loss(self.averaged, x, noise, sigma, labels, self.divisor)
         self._log_mean("loss", loss)
         super().validation_step(batch, batch_idx)
 
 
-def _load_teacher(path: str, input_shape: Sequence[int], num_classes: int) -> Diffusion:
+def _load_teacher(path: str, input_shape: Sequence[int], num_classes: int, handed: Mapping[str, Any]) -> Diffusion:
     try:
-        teacher = load_model(path)
+        teacher = load_model(path, **handed)
     except UserError as error:
         raise UserError(str(error).replace("--ckpt_path", "teacher")) from error
     if not isinstance(teacher, Diffusion):

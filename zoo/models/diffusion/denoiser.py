@@ -1,20 +1,24 @@
-"""Interface of denoisers, and the ideal denoiser in closed form.
+"""Denoisers: a network with preconditioning, and the ideal denoiser in closed form, in one interface.
 
 The lecture starts from p_0, a sum of delta functions at the training samples x_n. Diffusion turns it into a mixture of
 Gaussians of standard deviation sigma with the score grad ln p = (E[x_0 | x] - x) / sigma^2, where E[x_0 | x] is the
 mean of the x_n with weights softmax(-|x - x_n|^2 / 2 sigma^2). A network approximates this denoiser, and must not match
 it: the ideal denoiser leads every particle back to a training sample.
+
+A network does not learn E[x_0 | x] itself, but a target from which it follows: a parametrization says which.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 
 CHUNK = 2**24  # distances in memory at a time
 
@@ -27,7 +31,8 @@ def append_dims(sigma: Tensor | float, x: Tensor) -> Tensor:
 class ScoreModel(ABC):
     """A denoiser, its score, and the force that drives the reverse diffusion.
 
-    The forward process is x = x_0 + sigma N(0, 1); `zoo.models.diffusion.process.Process` converts to others.
+    The forward process is x = x_0 + sigma N(0, 1); `zoo.models.diffusion.process.Process` converts to others. To call
+    a denoiser is the same as `denoise`: a solver takes it as it is.
 
     Attributes:
         temperature: thermal energy k_B T, the unit of the force.
@@ -46,6 +51,137 @@ class ScoreModel(ABC):
     def force(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """The lecture's f' = 2 k_B T grad ln p_sigma(x), (N, ...), in units of energy / length."""
         return 2 * self.temperature * self.score(x, sigma, labels)
+
+
+class Scalings(NamedTuple):
+    """Factors between a network and a denoiser, each (N,), for the noise levels sigma.
+
+    The denoiser is mean + c_skip (x - mean) + c_out network(c_in (x - mean), c_noise).
+    """
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def edm(sigma: Tensor, sigma_data: Tensor) -> Scalings:
+    """EDM: input, output and target of the network have unit variance at every noise level.
+
+    Karras et al. 2022 (arXiv 2206.00364), table 1.
+    """
+    total = (sigma.square() + sigma_data.square()).sqrt()
+    return Scalings((sigma_data / total).square(), sigma * sigma_data / total, 1 / total, sigma.log() / 4)
+
+
+def flow(sigma: Tensor, sigma_data: Tensor) -> Scalings:
+    """Flow matching along straight lines: the network predicts the velocity from data to noise.
+
+    On the line x_t = (1 - t) x_0 + t z between a sample of unit variance and noise z, the target is dx_t / dt = z - x_0
+    (rectified flow: Liu et al. 2023, arXiv 2209.03003, eq. 1). At the time t the noise level is sigma = t / (1 - t),
+    and x = x_t / (1 - t): only the coordinates differ from those of diffusion, and all solvers apply. A log-normal
+    sigma is the logit-normal t of Esser et al. 2024 (arXiv 2403.03206, section 3.1).
+    """
+    total = sigma + sigma_data
+    # (sigma / sigma_data).log() is the logit of t; divided by 4 it is the range in which networks expect it.
+    return Scalings(sigma_data / total, -sigma * sigma_data / total, 1 / total, (sigma / sigma_data).log() / 4)
+
+
+PARAMETRIZATIONS: dict[str, Callable[[Tensor, Tensor], Scalings]] = {"edm": edm, "flow": flow}
+
+
+class Denoiser(ScoreModel, nn.Module):
+    """A network and its preconditioning: E[x_0 | x] as a function of noisy samples and their noise level.
+
+    Args:
+        network: network with `forward(x, c_noise, labels)`, from inputs (N, *input_shape), c_noise (N,) and labels,
+            int64 (N,) or None, to (N, *input_shape).
+        input_shape: shape of a sample, (C, H, W) or (D,).
+        sigma_data: standard deviation of the data about its mean.
+        parametrization: "edm" or "flow".
+        channels_last: hand images to the network in the channels-last memory format.
+
+    Attributes:
+        mean: mean of the data, (*input_shape).
+        sigma_data: standard deviation of the data about its mean, a scalar.
+    """
+
+    mean: Tensor
+    sigma_data: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        sigma_data: float = 0.5,
+        parametrization: str = "edm",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("parametrization", parametrization, PARAMETRIZATIONS)
+        self.network = network
+        self.scalings = PARAMETRIZATIONS[parametrization]
+        self.channels_last = channels_last
+        self.register_buffer("mean", torch.zeros(tuple(input_shape)))
+        self.register_buffer("sigma_data", torch.tensor(sigma_data))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the network; see `torch.nn.Module.compile`."""
+        self.network.compile(*args, **kwargs)
+
+    def outputs(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's output, float32 (N, ...), for samples `x` (N, ...) of noise levels `sigma` (N,)."""
+        scalings = self.scalings(sigma, self.sigma_data)
+        inputs = (x - self.mean) * append_dims(scalings.c_in, x)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.network(inputs, scalings.c_noise, labels).float()
+
+    def combine(self, outputs: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x], (N, ...), from the network's output for `x`."""
+        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        return self.mean + c_skip * (x - self.mean) + c_out * outputs
+
+    def target(self, x_0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Output (N, ...) for which `combine` returns the clean samples `x_0`."""
+        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        return (x_0 - self.mean - c_skip * (x - self.mean)) / c_out
+
+    def forward(
+        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, guidance_scale: float = 0.0
+    ) -> Tensor:
+        """E[x_0 | x], float32 (N, ...).
+
+        Args:
+            x: noisy samples, (N, ...).
+            sigma: noise level, above 0; one number or (N,).
+            labels: classes of a conditional network, int64 (N,); None for the unconditional denoiser.
+            guidance_scale: weight w of classifier-free guidance, E_class + w (E_class - E_none).
+        """
+        x = x.float()
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        outputs = self.outputs(x, sigma, labels)
+        if guidance_scale:
+            outputs = outputs + guidance_scale * (outputs - self.outputs(x, sigma, None))
+        return self.combine(outputs, x, sigma)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        return self(x, sigma, labels)
+
+    def loss(self, x_0: Tensor, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean squared error of the network's output per sample, (N,).
+
+        Args:
+            x_0: clean samples, (N, ...).
+            x: noisy samples, (N, ...).
+            sigma: noise levels, (N,).
+            labels: classes, int64 (N,), or None.
+        """
+        return (self.outputs(x, sigma, labels) - self.target(x_0, x, sigma)).square().flatten(1).mean(1)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Weight (N,) of the denoiser's squared error in the loss: 1 / c_out^2."""
+        return self.scalings(sigma, self.sigma_data).c_out.pow(-2)
 
 
 class IdealDenoiser(ScoreModel):
@@ -103,6 +239,8 @@ class IdealDenoiser(ScoreModel):
             weight = self.std**2 / (self.std**2 + s.square())
             parts.append((mean + weight * (piece.flatten(1) - mean)).view_as(piece))
         return torch.cat(parts) if parts else x.clone()
+
+    __call__ = denoise
 
     def log_prob(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """ln p_sigma(x), (N,), for `x` (N, ...); with labels, ln of the joint density."""

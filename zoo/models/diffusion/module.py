@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -52,7 +52,7 @@ class MedianRatio(Metric):
 
 
 class Diffusion(DenoisingModule, ScoreModel):
-    """Diffusion model with EDM's preconditioning and training.
+    """Diffusion model with EDM's training.
 
     Like `IdealDenoiser` it is a `ScoreModel`: `denoise`, `score` and `force` are functions of noisy samples and their
     noise level. They use the moving average of the weights if there is one.
@@ -127,14 +127,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         Returns:
             (N, *input_shape), float32.
         """
-        x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        network = self.ema or self.network
-        outputs, c_skip, c_out = self._precondition(network, x, sigma, labels if self.conditional else None)
-        if guidance_scale:
-            free, _, _ = self._precondition(network, x, sigma, None)
-            outputs = outputs + guidance_scale * (outputs - free)
-        return self.mean + c_skip * (x - self.mean) + c_out * outputs
+        return self.averaged(x, sigma, labels if self.conditional else None, guidance_scale)
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Same as `denoise`."""
@@ -142,8 +135,8 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     # Sampling
 
-    def denoiser(self, labels: Tensor | None = None, guidance_scale: float = 0.0) -> Denoise:
-        """E[x_0 | x] as a function of x and sigma, as solvers need it."""
+    def guided(self, labels: Tensor | None = None, guidance_scale: float = 0.0) -> Denoise:
+        """E[x_0 | x] as a function of x and sigma, as solvers need it, for these labels."""
         return lambda x, sigma: self.denoise(x, sigma, labels, guidance_scale)
 
     def sample(
@@ -202,9 +195,10 @@ class Diffusion(DenoisingModule, ScoreModel):
         """
         solution = self._draw(n, labels, generator, seeds, frames - 1, solver, guidance_scale, trajectory=True)
         sigmas = torch.tensor(karras_sigmas(frames - 1, self.sigma_min, self.sigma_max), device=self.device)
-        shrink = self.sigma_data / (sigmas.square() + self.sigma_data.square()).sqrt()
+        mean, sigma_data = self.denoiser.mean, self.denoiser.sigma_data
+        shrink = sigma_data / (sigmas.square() + sigma_data.square()).sqrt()
         states = cast(Tensor, solution.states)
-        return self._finish(self.mean + shrink.view(-1, 1, *[1] * len(self.input_shape)) * (states - self.mean))
+        return self._finish(mean + shrink.view(-1, 1, *[1] * len(self.input_shape)) * (states - mean))
 
     def interpolate(
         self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -226,8 +220,8 @@ class Diffusion(DenoisingModule, ScoreModel):
             starts = [slerp(start, end, weight).view(-1, *self.input_shape) for weight in torch.linspace(0, 1, steps)]
             solver = self.solver if self.solver in DETERMINISTIC else "deis"
             sigmas = karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
-            denoise = self.denoiser(labels, self.guidance_scale)
-            ends = [solve(denoise, self.mean + self.sigma_max * x, sigmas, solver).x for x in starts]
+            denoise = self.guided(labels, self.guidance_scale)
+            ends = [solve(denoise, self.denoiser.mean + self.sigma_max * x, sigmas, solver).x for x in starts]
             return self._finish(torch.stack(ends, dim=1))
 
     def _draw(
@@ -246,8 +240,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         with eval_mode(self):
             noise, labels = self._first_noise(n, labels, generator, seeds)
             sigmas = karras_sigmas(self.steps if steps is None else steps, self.sigma_min, self.sigma_max)
-            x = self.mean + sigmas[0] * noise()
-            return solve(self.denoiser(labels, guidance_scale), x, sigmas, solver or self.solver, noise, trajectory)
+            x = self.denoiser.mean + sigmas[0] * noise()
+            return solve(self.guided(labels, guidance_scale), x, sigmas, solver or self.solver, noise, trajectory)
 
     # Training
 
@@ -258,27 +252,11 @@ class Diffusion(DenoisingModule, ScoreModel):
             x, y = data.split("train")
             self._ideal = IdealDenoiser(x, y if self.conditional else None, temperature=self.temperature)
 
-    def weighted_loss(
-        self, network: nn.Module, x: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        """EDM's loss per sample, (N,): the squared error of the network's output, whose target has unit variance.
-
-        Args:
-            network: network, or its moving average.
-            x: samples, (N, *input_shape).
-            noisy: samples with noise, (N, *input_shape).
-            sigma: noise levels, (N,).
-            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class.
-        """
-        outputs, c_skip, c_out = self._precondition(network, noisy, sigma, labels)
-        target = (x - self.mean - c_skip * (noisy - self.mean)) / c_out
-        return (outputs - target).square().flatten(1).mean(1)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)
         sigma = self.stratified_sigmas(len(x))
         noisy = x + append_dims(sigma, x) * torch.randn_like(x)
-        return self.end_batch(self.weighted_loss(self.network, x, noisy, sigma, labels).mean(), len(x))
+        return self.end_batch(self.denoiser.loss(x, noisy, sigma, labels).mean(), len(x))
 
     # Validation
 
@@ -292,9 +270,9 @@ class Diffusion(DenoisingModule, ScoreModel):
         self, x: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Likelihood:
         """ln p of samples (N, *input_shape), with labels (N,) if given; see `zoo.models.diffusion.likelihood`."""
-        sigmas, moments = (self.sigma_min, self.sigma_max), (self.mean, self.sigma_data.item())
+        sigmas, moments = (self.sigma_min, self.sigma_max), (self.denoiser.mean, self.denoiser.sigma_data.item())
         with torch.inference_mode(False):  # Lightning validates in inference mode, which has no derivatives
-            denoise = self.denoiser(None if labels is None else labels.clone())
+            denoise = self.guided(None if labels is None else labels.clone())
             return log_likelihood(denoise, x.clone(), *sigmas, *moments, self.likelihood_probes, generator)
 
     def _measure_likelihood(self, x: Tensor, y: Tensor) -> None:
@@ -317,7 +295,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         noise, sigma = self.fixed_noise(x)
         noisy = x + append_dims(sigma, x) * noise
         error = (self.denoise(noisy, sigma, labels) - x).square().flatten(1).mean(1)
-        loss = self._weight(sigma) * error
+        loss = self.denoiser.weight(sigma) * error
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
         if self._ideal is not None:
@@ -339,7 +317,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         """
         ideal = cast(IdealDenoiser, self._ideal)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
-        excess = loss - self._weight(sigma) * (best - x).square().flatten(1).mean(1)
+        excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
         cast(MeanMetric, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
         train = ideal.data[indices].to(x)
@@ -347,12 +325,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         noise, sigma = noise[: len(train)], sigma[: len(train)]
         noisy = train + append_dims(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
-        mean_square = self._weight(sigma) * distance.square().flatten(1).mean(1)
+        mean_square = self.denoiser.weight(sigma) * distance.square().flatten(1).mean(1)
         cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
-
-    def _weight(self, sigma: Tensor) -> Tensor:
-        """EDM's weight of the denoiser's squared error, (N,)."""
-        return 1 / sigma.square() + 1 / self.sigma_data.square()
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """Detects memorization: distance of samples to the nearest training sample, over that of held-out data."""

@@ -1,8 +1,10 @@
 """Networks conditioned on the noise level: a U-Net for images, a residual MLP for points.
 
-Plain torch. `forward(x, c_noise, labels)` maps inputs of unit variance to outputs of unit variance; the preconditioning
-in `zoo.models.diffusion.base` turns it into a denoiser. Each block is the lecture's y = F(x, w) + x, is initialized to
-the identity, and receives noise level and class as a scale and a shift of its channels.
+Plain torch. A network is built from `(input_shape, num_classes)`, with 0 classes for an unconditional one. Its
+`forward(x, c_noise, labels)` maps inputs of unit variance to outputs of unit variance;
+`zoo.models.diffusion.denoiser.Denoiser` turns it into a denoiser. Each block is the lecture's y = F(x, w) + x, is
+initialized to the identity, and receives noise level and class as a scale and a shift of its channels. A third network
+is in `zoo.models.diffusion.dit`.
 """
 
 from __future__ import annotations
@@ -107,25 +109,31 @@ class UNet(nn.Module):
     With one width it is a residual convolutional network at a single resolution, enough for 8x8 pixels.
 
     Args:
-        in_channels: channels of the images.
-        widths: channels of each level; the resolution is halved from one to the next.
-        blocks: blocks per level, on the way down and up.
+        input_shape: shape of an image, (C, H, W).
+        num_classes: number of classes, 0 for an unconditional network.
+        widths: channels of each level, finest first; each further level halves the resolution. Multiples of 16, or less
+            than 16.
+        blocks: residual blocks per level, on the way down and up.
         patch_size: side of the squares of pixels that become channels (pixel-unshuffle), which reduces the cost by its
             square.
         attention: add self-attention at the coarsest level.
-        num_classes: number of classes, 0 for an unconditional network.
+
+    Raises:
+        ValueError: the shape is not that of an image that can be divided this way, or the widths cannot be normalized.
     """
 
     def __init__(
         self,
-        in_channels: int,
-        widths: Sequence[int] = (64, 128),
-        blocks: int = 2,
+        input_shape: Sequence[int],
+        num_classes: int = 0,
+        widths: Sequence[int] = (64,),
+        blocks: int = 3,
         patch_size: int = 1,
         attention: bool = False,
-        num_classes: int = 0,
     ) -> None:
         super().__init__()
+        _check_unet(input_shape, widths, blocks, patch_size)
+        in_channels = input_shape[0]
         condition = 2 * widths[0]
         self.condition = ConditionEmbedding(condition, num_classes)
         self.patch_size = patch_size
@@ -150,7 +158,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (N, in_channels, H, W), c_noise (N,), labels (N,) or None to (N, in_channels, H, W)."""
+        """x (N, C, H, W), c_noise (N,), labels (N,) or None to (N, C, H, W)."""
         condition = self.condition(c_noise, labels)
         h = self.stem(F.pixel_unshuffle(x, self.patch_size))
         levels = []
@@ -163,6 +171,22 @@ class UNet(nn.Module):
         for grow, level in zip(self.grow, self.up, strict=True):
             h = level(torch.cat([grow(h), levels.pop()], dim=1), condition)
         return F.pixel_shuffle(self.head(h), self.patch_size)
+
+
+def _check_unet(input_shape: Sequence[int], widths: Sequence[int], blocks: int, patch_size: int) -> None:
+    """Raises a ValueError for options of a U-Net that its images do not allow."""
+    if len(input_shape) != 3:
+        raise ValueError(f"a U-Net needs images, not the shape {tuple(input_shape)}; use mlp")
+    if blocks < 1 or patch_size < 1:
+        raise ValueError(f"blocks is {blocks} and patch_size {patch_size}; both must be at least 1")
+    if not widths or min(widths) < 1 or any(width > 16 and width % 16 for width in widths):
+        raise ValueError(f"widths are {list(widths)}; use multiples of 16, or less than 16")
+    scale = patch_size * 2 ** (len(widths) - 1)
+    if any(side % scale for side in input_shape[1:]):
+        raise ValueError(
+            f"patch_size {patch_size} and {len(widths)} widths divide the sides by {scale}, which images of "
+            f"{input_shape[1]}x{input_shape[2]} pixels do not allow; use another patch_size, or fewer widths"
+        )
 
 
 class LinearBlock(nn.Module):
@@ -187,13 +211,18 @@ class ResidualMLP(nn.Module):
 
     Args:
         input_shape: shape of a sample.
+        num_classes: number of classes, 0 for an unconditional network.
         width: units of every layer.
         blocks: number of residual blocks.
-        num_classes: number of classes, 0 for an unconditional network.
+
+    Raises:
+        ValueError: width or blocks is below 1.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 128, blocks: int = 3, num_classes: int = 0) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int = 0, width: int = 128, blocks: int = 3) -> None:
         super().__init__()
+        if width < 1 or blocks < 1:
+            raise ValueError(f"width is {width} and blocks {blocks}; both must be at least 1")
         features = math.prod(input_shape)
         self.condition = ConditionEmbedding(width, num_classes)
         self.stem = nn.Sequential(nn.Flatten(), nn.Linear(features, width))

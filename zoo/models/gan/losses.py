@@ -7,7 +7,7 @@ log D = -softplus(-logit) and log(1 - D) = -softplus(logit), which never overflo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +16,54 @@ from torch.nn.functional import relu, softplus
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-class AdversarialLoss(NamedTuple):
-    """Losses of discriminator and generator, each a function of (real_logits, fake_logits), both (N,), to a scalar."""
+LogOdds = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """A game between discriminator and generator, and what its logits mean.
+
+    Attributes:
+        discriminator: loss of the discriminator, a function of (real_logits, fake_logits), both (N,), to a scalar.
+        generator: loss of the generator, a function of the same logits.
+        log_odds: function of the same logits to the log-odds (N,) with which the discriminator takes data, and samples,
+            for data; None if its output is a score without this meaning.
+        needs_real: the generator's loss depends on the logits of data.
+    """
 
     discriminator: LossFunction
     generator: LossFunction
+    log_odds: LogOdds | None = None
+    needs_real: bool = False
+
+    def probability(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Probabilities (N,) with which the discriminator takes data, and samples, for data; None for scores."""
+        if self.log_odds is None:
+            return None
+        real, fake = self.log_odds(real_logits, fake_logits)
+        return real.sigmoid(), fake.sigmoid()
+
+    def value(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor | None:
+        """V(D, G) of the minimax game, a scalar, with D = `probability`; None for scores."""
+        return None if self.log_odds is None else value(*self.log_odds(real_logits, fake_logits))
+
+    def offset(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Arbitrary offset that the logits share, a scalar: their mean if only differences matter, else 0."""
+        free = self.log_odds is paired
+        return torch.cat([real_logits, fake_logits]).mean() if free else real_logits.new_zeros(())
+
+
+def absolute(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds of a discriminator that judges each sample on its own: its logits."""
+    return real_logits, fake_logits
+
+
+def paired(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds that of a pair the real sample, or the generated one, is the real one.
+
+    The logits share an arbitrary offset, which cancels in their difference.
+    """
+    return real_logits - fake_logits, fake_logits - real_logits
 
 
 def value(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -80,11 +123,11 @@ def relativistic_generator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
-    "minimax": AdversarialLoss(cross_entropy_discriminator, minimax_generator),
-    "non_saturating": AdversarialLoss(cross_entropy_discriminator, non_saturating_generator),
+    "minimax": AdversarialLoss(cross_entropy_discriminator, minimax_generator, absolute),
+    "non_saturating": AdversarialLoss(cross_entropy_discriminator, non_saturating_generator, absolute),
     "hinge": AdversarialLoss(hinge_discriminator, critic_generator),
     "wasserstein": AdversarialLoss(wasserstein_discriminator, critic_generator),
-    "relativistic": AdversarialLoss(relativistic_discriminator, relativistic_generator),
+    "relativistic": AdversarialLoss(relativistic_discriminator, relativistic_generator, paired, needs_real=True),
 }
 
 

@@ -8,7 +8,7 @@ and V = -log 4. The default is the relativistic loss with R1 and R2 penalties (R
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
@@ -24,14 +24,21 @@ from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
 from zoo.models.ema import EMA
-from zoo.models.gan.losses import ADVERSARIAL_LOSSES, gradient_penalty, value, zero_centered_gradient_penalty
-from zoo.models.gan.network import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator, halvings
+from zoo.models.gan.losses import (
+    ADVERSARIAL_LOSSES,
+    AdversarialLoss,
+    gradient_penalty,
+    zero_centered_gradient_penalty,
+)
+from zoo.models.gan.network import DISCRIMINATORS, GENERATORS
 from zoo.models.generative import GenerativeModule, slerp
+from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, gan_optimizer
 from zoo.seeding import SampleNoise
 
-#: Losses under which sigmoid(logit) is the probability that a sample is real.
-PROBABILISTIC = ("minimax", "non_saturating")
+OWN_LOSS = "own"  # name in checkpoints of a loss that is not in `ADVERSARIAL_LOSSES`
+GeneratorFactory = Callable[[Sequence[int], int, int], nn.Module]
+DiscriminatorFactory = Callable[[Sequence[int], int], nn.Module]
 
 
 class GAN(GenerativeModule):
@@ -48,12 +55,12 @@ class GAN(GenerativeModule):
         num_classes: number of classes in the data.
         conditional: condition generator and discriminator on the class.
         latent_dim: length of the latent vector z ~ N(0, 1).
-        architecture: "mlp" for points and tiny images, "conv" for images whose sides can be halved to 4 to 8 pixels,
-            "auto" to choose by the shape.
-        width: hidden units of the MLPs (default: 256), or channels of the convolutions at half the full resolution
-            (default: 32).
-        depth: hidden layers of the MLPs (default: 2), or number of times that the convolutions halve the image.
-        loss: adversarial loss; see `zoo.models.gan.losses`.
+        generator: "mlp" for points and tiny images, "conv" for images whose sides can be halved to 4 to 8 pixels,
+            "auto" to choose by the shape; or a factory that is handed `(input_shape, latent_dim, num_classes)`, or a
+            module. It maps z (N, latent_dim) and labels, int64 (N,) or None, to samples (N, *input_shape).
+        discriminator: likewise, with a factory that is handed `(input_shape, num_classes)`. It maps samples and labels
+            to logits (N,). An unconditional GAN hands over 0 classes.
+        loss: adversarial loss by its name, or an `AdversarialLoss`; see `zoo.models.gan.losses`.
         penalty: gradient penalty on the discriminator: R1 on data, R2 on generated samples, both, or the Wasserstein
             gradient penalty between them.
         penalty_weight: weight of the penalty: gamma of R1 and R2, applied as gamma / 2, or lambda of the Wasserstein
@@ -78,10 +85,10 @@ class GAN(GenerativeModule):
         num_classes: int = 0,
         conditional: bool = False,
         latent_dim: int = 64,
-        architecture: Literal["auto", "mlp", "conv"] = "auto",
-        width: int | None = None,
-        depth: int | None = None,
-        loss: Literal["minimax", "non_saturating", "hinge", "wasserstein", "relativistic"] = "relativistic",
+        generator: Literal["auto", "mlp", "conv"] | GeneratorFactory = "auto",
+        discriminator: Literal["auto", "mlp", "conv"] | DiscriminatorFactory = "auto",
+        loss: Literal["minimax", "non_saturating", "hinge", "wasserstein", "relativistic"]
+        | AdversarialLoss = "relativistic",
         penalty: Literal["none", "r1", "r2", "r1_r2", "gradient_penalty"] = "r1_r2",
         penalty_weight: float = 1.0,
         penalty_interval: int = 4,
@@ -96,10 +103,9 @@ class GAN(GenerativeModule):
         lr_scheduler_d: LRSchedulerCallable | None = WarmupDecay,
     ) -> None:
         super().__init__(input_shape, num_classes, conditional, extractor)
-        self.save_hyperparameters(ignore=["optimizer_g", "optimizer_d", "lr_scheduler_g", "lr_scheduler_d"])
-        check_choice("loss", loss, ADVERSARIAL_LOSSES)
+        factories = ["optimizer_g", "optimizer_d", "lr_scheduler_g", "lr_scheduler_d"]
+        self.save_hyperparameters(ignore=["generator", "discriminator", "loss", *factories])
         check_choice("penalty", penalty, ("none", "r1", "r2", "r1_r2", "gradient_penalty"))
-        check_choice("architecture", architecture, ("auto", "mlp", "conv"))
         check_at_least(
             1,
             latent_dim=latent_dim,
@@ -107,14 +113,12 @@ class GAN(GenerativeModule):
             n_critic=n_critic,
             accumulate_grad_batches=accumulate_grad_batches,
         )
-        check_at_least(1, width=width, depth=depth)
         check_at_least(
             0, penalty_weight=penalty_weight, gradient_clip_val=gradient_clip_val, ema_half_life=ema_half_life
         )
         self.automatic_optimization = False
         self.latent_dim = latent_dim
-        self.loss_name = loss
-        self.adversarial_loss = ADVERSARIAL_LOSSES[loss]
+        self.adversarial_loss = self._find_loss(loss)
         self.penalty = penalty
         self.penalty_weight = penalty_weight
         self.penalty_interval = penalty_interval
@@ -125,7 +129,7 @@ class GAN(GenerativeModule):
         self.optimizer_d = optimizer_d
         self.lr_scheduler_g = lr_scheduler_g
         self.lr_scheduler_d = lr_scheduler_d
-        self.generator, self.discriminator = self._build_networks(architecture, width, depth)
+        self._build_networks(generator, discriminator)
         self.ema = EMA(self.generator, ema_half_life) if ema_half_life > 0 else None
         self._batches: list[tuple[Tensor, Tensor | None]] = []
         self._throughput = Throughput()
@@ -133,30 +137,32 @@ class GAN(GenerativeModule):
         self._stepping: list[nn.Parameter] = []  # parameters whose gradient is measured or clipped in the current step
         self._grad_norm = torch.tensor(0.0)
 
-    def _build_networks(self, architecture: str, width: int | None, depth: int | None) -> tuple[nn.Module, nn.Module]:
-        image = len(self.input_shape) == 3
-        levels = halvings(self.input_shape) if image else 0
-        if architecture == "auto":
-            architecture = "conv" if levels else "mlp"
-        if architecture == "conv" and not levels:
-            raise UserError(
-                f"architecture conv needs images with even sides above 8 pixels, not the shape "
-                f"{self.input_shape}; use architecture mlp"
-            )
+    def _find_loss(self, loss: Any) -> AdversarialLoss:
+        """Loss by its name, or one of the user's own, which a checkpoint names but does not hold."""
+        if isinstance(loss, AdversarialLoss):
+            self.hparams["loss"] = OWN_LOSS
+            return loss
+        if loss == OWN_LOSS:
+            raise UserError("the checkpoint was trained with a loss of your own: hand it in again, loss=...")
+        check_choice("loss", loss, ADVERSARIAL_LOSSES)
+        self.hparams["loss"] = loss
+        return ADVERSARIAL_LOSSES[loss]
+
+    def _build_networks(self, generator: Any, discriminator: Any) -> None:
         classes = self.num_classes if self.conditional else 0
-        if architecture == "mlp":
-            size = {"width": width or 256, "depth": depth or 2}
-            return (
-                MLPGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
-                MLPDiscriminator(self.input_shape, **size, num_classes=classes),
-            )
-        if depth and depth > levels:
-            raise UserError(f"depth {depth} halves {self.input_shape} too often; at most {levels} times")
-        size = {"width": width or 32, "depth": depth or levels}
-        return (
-            ConvGenerator(self.input_shape, self.latent_dim, **size, num_classes=classes),
-            ConvDiscriminator(self.input_shape, **size, num_classes=classes),
+        self.generator, self.hparams["generator"] = build_network(
+            "generator", generator, (self.input_shape, self.latent_dim, classes), GENERATORS
         )
+        self.discriminator, self.hparams["discriminator"] = build_network(
+            "discriminator", discriminator, (self.input_shape, classes), DISCRIMINATORS
+        )
+        labels = torch.zeros(2, dtype=torch.int64) if classes else None
+        samples = torch.zeros(2, *self.input_shape)
+        check_output("generator", self.generator, (torch.zeros(2, self.latent_dim), labels), samples.shape)
+        check_output("discriminator", self.discriminator, (samples, labels), (2,))
+
+    def sharded_networks(self) -> list[nn.Module]:
+        return [self.generator, self.discriminator, *([] if self.ema is None else [self.ema.network])]
 
     # Sampling
 
@@ -350,9 +356,12 @@ class GAN(GenerativeModule):
         for index, (x, labels) in enumerate(self._batches):
             with self._training_only(optimizer, sync=index == len(self._batches) - 1):
                 fake = self.generator(self.latents(len(x)), labels)
-                with torch.no_grad():
-                    real_logits = self.discriminator(x, labels).float()
-                loss = self.adversarial_loss.generator(real_logits, self.discriminator(fake, labels).float())
+                fake_logits = self.discriminator(fake, labels).float()
+                real_logits = torch.zeros_like(fake_logits)
+                if self.adversarial_loss.needs_real:
+                    with torch.no_grad():
+                        real_logits = self.discriminator(x, labels).float()
+                loss = self.adversarial_loss.generator(real_logits, fake_logits)
                 self.manual_backward(loss / self.accumulate_grad_batches)
                 losses.append(loss.detach())
         return {"loss_g": torch.stack(losses).mean()}
@@ -395,16 +404,12 @@ class GAN(GenerativeModule):
         """Logs the metrics of one step."""
         real_logits, fake_logits = metrics.pop("real_logits").detach(), metrics.pop("fake_logits").detach()
         values: dict[str, Any] = {name: tensor.detach() for name, tensor in metrics.items()}
-        if self.loss_name in PROBABILISTIC:
-            values |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-            values |= {"value": value(real_logits, fake_logits), "value_optimum": -math.log(4)}
-        elif self.loss_name == "relativistic":
-            # The logits share an arbitrary offset, so D is the probability that the first of a pair is the real one.
-            margin = real_logits - fake_logits
-            values |= {"d_real": margin.sigmoid().mean(), "d_fake": (-margin).sigmoid().mean()}
-            values |= {"value": value(margin, -margin), "value_optimum": -math.log(4)}
-        else:
+        probability = self.adversarial_loss.probability(real_logits, fake_logits)
+        if probability is None:
             values |= {"logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
+        else:
+            values |= {"d_real": probability[0].mean(), "d_fake": probability[1].mean()}
+            values |= {"value": self.adversarial_loss.value(real_logits, fake_logits), "value_optimum": -math.log(4)}
         values["images_per_second"] = self._throughput.per_second(self.trainer.world_size)
         shown = [name for name in ("d_real", "d_fake", "logit_real", "logit_fake") if name in values]
         self.log_dict({f"train/{name}": values.pop(name) for name in shown}, prog_bar=True)

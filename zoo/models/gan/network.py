@@ -1,5 +1,8 @@
 """Generators and discriminators: fully connected ones for points and tiny images, convolutional ones for the rest.
 
+A generator is built from `(output_shape, latent_dim, num_classes)` and called with `(z, labels)`; a discriminator from
+`(input_shape, num_classes)`, and called with `(x, labels)`. Without classes, `num_classes` is 0 and `labels` None.
+
 Plain torch, without normalization layers: the gradient penalties make them unnecessary, samples stay independent of
 their batch, and there are no statistics to synchronize between ranks.
 """
@@ -65,15 +68,19 @@ class MLPGenerator(nn.Module):
     Args:
         output_shape: shape of a sample; images (C, H, W) are bounded by tanh, points (D,) are not.
         latent_dim: length of the latent vector z.
+        num_classes: number of classes, 0 for an unconditional network.
         width: units per hidden layer.
         depth: number of hidden layers.
-        num_classes: number of classes, 0 for an unconditional network.
+
+    Raises:
+        ValueError: width or depth is below 1.
     """
 
     def __init__(
-        self, output_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2, num_classes: int = 0
+        self, output_shape: Sequence[int], latent_dim: int, num_classes: int = 0, width: int = 256, depth: int = 2
     ) -> None:
         super().__init__()
+        _check_positive(width=width, depth=depth)
         self.latent = LabeledLatent(latent_dim, num_classes)
         # ReLU, as in DCGAN's generator (Radford et al. 2016, arXiv 1511.06434): the output is flat where units are off,
         # so that few samples fall between narrow modes.
@@ -92,13 +99,17 @@ class MLPDiscriminator(nn.Module):
 
     Args:
         input_shape: shape of a sample.
+        num_classes: number of classes, 0 for an unconditional network.
         width: units per hidden layer.
         depth: number of hidden layers.
-        num_classes: number of classes, 0 for an unconditional network.
+
+    Raises:
+        ValueError: width or depth is below 1.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 256, depth: int = 2, num_classes: int = 0) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int = 0, width: int = 256, depth: int = 2) -> None:
         super().__init__()
+        _check_positive(width=width, depth=depth)
         self.hidden = mlp(math.prod(input_shape), width, depth, slope=0.2)
         self.head = ProjectionHead(width, num_classes)
 
@@ -116,21 +127,49 @@ def halvings(input_shape: Sequence[int]) -> int:
     return count
 
 
+def _halvings(input_shape: Sequence[int], width: int, depth: int | None) -> int:
+    """Number of strided convolutions of a network for images: `depth`, or as many as the image allows."""
+    _check_positive(width=width, depth=depth)
+    most = halvings(input_shape) if len(input_shape) == 3 else 0
+    if not most:
+        raise ValueError(
+            f"convolutions need images with even sides above 8 pixels, not the shape {tuple(input_shape)}; use mlp"
+        )
+    if depth is not None and depth > most:
+        raise ValueError(f"depth {depth} halves {tuple(input_shape)} too often; at most {most} times")
+    return depth or most
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
 class ConvGenerator(nn.Module):
     """Convolutional generator: a linear map to the coarsest grid, then transposed convolutions that double it.
 
     Args:
         output_shape: shape (C, H, W) of an image; both sides are divisible by 2^depth.
         latent_dim: length of the latent vector z.
-        width: channels at half the full resolution, doubled at each coarser one.
-        depth: number of transposed convolutions.
         num_classes: number of classes, 0 for an unconditional network.
+        width: channels at half the full resolution, doubled at each coarser one.
+        depth: number of transposed convolutions (default: as many as lead to 4 to 8 pixels).
+
+    Raises:
+        ValueError: the shape is not that of an image that can be halved, or not as often.
     """
 
     def __init__(
-        self, output_shape: Sequence[int], latent_dim: int, width: int = 32, depth: int = 2, num_classes: int = 0
+        self,
+        output_shape: Sequence[int],
+        latent_dim: int,
+        num_classes: int = 0,
+        width: int = 32,
+        depth: int | None = None,
     ) -> None:
         super().__init__()
+        depth = _halvings(output_shape, width, depth)
         channels, height, columns = output_shape
         scale = 2**depth
         self.latent = LabeledLatent(latent_dim, num_classes)
@@ -153,13 +192,19 @@ class ConvDiscriminator(nn.Module):
 
     Args:
         input_shape: shape (C, H, W) of an image.
-        width: channels after the first convolution.
-        depth: number of convolutions.
         num_classes: number of classes, 0 for an unconditional network.
+        width: channels after the first convolution.
+        depth: number of convolutions (default: as many as lead to 4 to 8 pixels).
+
+    Raises:
+        ValueError: the shape is not that of an image that can be halved, or not as often.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 32, depth: int = 2, num_classes: int = 0) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int = 0, width: int = 32, depth: int | None = None
+    ) -> None:
         super().__init__()
+        depth = _halvings(input_shape, width, depth)
         channels, height, columns = input_shape
         layers: list[nn.Module] = []
         for level in range(depth):
@@ -171,3 +216,23 @@ class ConvDiscriminator(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), labels (N,) to logits (N,)."""
         return self.head(self.hidden(x), labels)
+
+
+def default_generator(
+    output_shape: Sequence[int], latent_dim: int, num_classes: int = 0
+) -> MLPGenerator | ConvGenerator:
+    """Convolutional generator for images that can be halved, else a fully connected one."""
+    return (ConvGenerator if _has_convolutions(output_shape) else MLPGenerator)(output_shape, latent_dim, num_classes)
+
+
+def default_discriminator(input_shape: Sequence[int], num_classes: int = 0) -> MLPDiscriminator | ConvDiscriminator:
+    """Convolutional discriminator for images that can be halved, else a fully connected one."""
+    return (ConvDiscriminator if _has_convolutions(input_shape) else MLPDiscriminator)(input_shape, num_classes)
+
+
+def _has_convolutions(input_shape: Sequence[int]) -> bool:
+    return len(input_shape) == 3 and halvings(input_shape) > 0
+
+
+GENERATORS = {"auto": default_generator, "mlp": MLPGenerator, "conv": ConvGenerator}
+DISCRIMINATORS = {"auto": default_discriminator, "mlp": MLPDiscriminator, "conv": ConvDiscriminator}

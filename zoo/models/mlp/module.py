@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
-from zoo.errors import check_at_least, check_fraction
+from zoo.errors import check_at_least
 from zoo.models.classifier import Classifier
-from zoo.models.mlp.network import MLP
+from zoo.models.mlp.network import DropoutMLP
 
 
 class MLPClassifier(Classifier):
@@ -38,14 +38,18 @@ class MLPClassifier(Classifier):
         max_norm: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        check_at_least(1, width=width, depth=depth)
-        check_fraction(input_dropout=input_dropout, hidden_dropout=hidden_dropout)
         check_at_least(0, max_norm=max_norm)
-        features, pixels = math.prod(input_shape), len(input_shape) == 3
-        network = MLP(features, num_classes, width, depth, input_dropout, hidden_dropout, batch_norm, pixels)
-        super().__init__(network, input_shape, num_classes, **kwargs)
+        network = partial(
+            DropoutMLP,
+            width=width,
+            depth=depth,
+            input_dropout=input_dropout,
+            hidden_dropout=hidden_dropout,
+            batch_norm=batch_norm,
+        )
+        super().__init__(input_shape, num_classes, network, **kwargs)
         self.max_norm = max_norm
 
     def after_optimizer_step(self) -> None:
         if self.max_norm:
-            cast(MLP, self.network).limit_norms(self.max_norm)
+            cast(DropoutMLP, self.network).limit_norms(self.max_norm)

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 
-class MLP(nn.Module):
+class DropoutMLP(nn.Module):
     """Hidden layers of ReLUs; dropout on the input and after each hidden layer's activation, never on the output.
 
     Args:
-        in_features: length of a flattened sample.
+        input_shape: shape of a sample; the pixels of images (C, H, W) are rescaled from [-1, 1] to [0, 1], so that a
+            dropped pixel is black.
         num_classes: number of logits.
         width: units of each hidden layer.
         depth: number of hidden layers.
         input_dropout: probability that an input is dropped in training.
         hidden_dropout: probability that a hidden unit is dropped in training.
         batch_norm: normalize each hidden layer over the batch, before its activation.
-        pixels: rescale inputs from [-1, 1] to [0, 1], so that a dropped pixel is black.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     def __init__(
         self,
-        in_features: int,
+        input_shape: Sequence[int],
         num_classes: int,
         width: int = 1024,
         depth: int = 3,
         input_dropout: float = 0.2,
         hidden_dropout: float = 0.5,
         batch_norm: bool = False,
-        pixels: bool = False,
     ) -> None:
         super().__init__()
-        self.pixels = pixels
+        for name, size in {"width": width, "depth": depth}.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        for name, probability in {"input_dropout": input_dropout, "hidden_dropout": hidden_dropout}.items():
+            if not 0 <= probability < 1:
+                raise ValueError(f"{name} is {probability}; it must be at least 0 and below 1")
+        self.pixels = len(input_shape) == 3
+        in_features = math.prod(input_shape)
         self.input_dropout = nn.Dropout(input_dropout)
         self.hidden = nn.Sequential()
         for _ in range(depth):

@@ -64,7 +64,7 @@ class Block(nn.Module):
         return self.relu2(y + self.shortcut(x) if self.residual else y)
 
 
-class ResNet(nn.Module):
+class CIFARResNet(nn.Module):
     """A residual network for small images; the default is the ResNet-20 of He et al. for CIFAR-10.
 
     All stages have the same number of blocks; each stage but the first halves the image and changes the width. With
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
     parameters (table 6).
 
     Args:
-        in_channels: channels of the images.
+        input_shape: shape of an image, (C, H, W).
         num_classes: number of logits.
         depth: number of layers with weights: the first convolution, two per block, and the linear layer; 6 n + 2 for
             three stages of n blocks.
@@ -86,12 +86,12 @@ class ResNet(nn.Module):
             (pixel-unshuffle), which reduces the cost by its square; 1 for none.
 
     Raises:
-        ValueError: the depth does not fit the number of stages, or a name is unknown.
+        ValueError: the depth does not fit the number of stages, a name is unknown, or the shape does not fit.
     """
 
     def __init__(
         self,
-        in_channels: int = 3,
+        input_shape: Sequence[int] = (3, 32, 32),
         num_classes: int = 10,
         depth: int = 20,
         widths: Sequence[int] = (16, 32, 64),
@@ -100,6 +100,7 @@ class ResNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        in_channels = _channels(input_shape, patch_size)
         blocks = _blocks_in_stage(depth, widths, head=2, block=2)
         norm, residual = _parts(block_type, init)
         self.stem = nn.Sequential(
@@ -171,22 +172,22 @@ class PooledResNet(nn.Module):
     as in Jordan 2024 (arXiv 2404.00498), both for CIFAR-10.
 
     Args:
-        in_channels: channels of the images, which must have at least 2x2 pixels after `patch_size`.
+        input_shape: shape of an image, (C, H, W), at least 2x2 pixels after `patch_size`.
         num_classes: number of logits.
         depth: number of layers with weights: the first convolution, one per stage, one per block, and the linear layer;
             3 n + 5 for three stages of n blocks.
         widths: channels of each stage; the first convolution has half the channels of the first stage.
-        block_type: see `ResNet`, as for the other arguments.
+        block_type: see `CIFARResNet`, as for the other arguments.
         init: initialization of the convolutions.
         patch_size: side of the squares of pixels that become channels.
 
     Raises:
-        ValueError: the depth does not fit the number of stages, or a name is unknown.
+        ValueError: the depth does not fit the number of stages, a name is unknown, or the shape does not fit.
     """
 
     def __init__(
         self,
-        in_channels: int = 3,
+        input_shape: Sequence[int] = (3, 32, 32),
         num_classes: int = 10,
         depth: int = 8,
         widths: Sequence[int] = (32, 64, 128),
@@ -195,6 +196,7 @@ class PooledResNet(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
+        in_channels = _channels(input_shape, patch_size, least=2)
         blocks = _blocks_in_stage(depth, widths, head=2 + len(widths), block=1)
         norm, residual = _parts(block_type, init)
         channels = max(1, widths[0] // 2)
@@ -216,6 +218,21 @@ class PooledResNet(nn.Module):
         return self.head(self.stages(self.stem(x)).amax((2, 3)))
 
 
+def _channels(input_shape: Sequence[int], patch_size: int, least: int = 1) -> int:
+    """Channels of an image whose sides are divisible into patches, at least `least` on each side."""
+    if len(input_shape) != 3:
+        raise ValueError(f"a ResNet takes images (C, H, W), not samples of the shape {tuple(input_shape)}")
+    channels, height, width = input_shape
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"patch_size {patch_size} does not divide images of {height}x{width} pixels")
+    if min(height, width) // patch_size < least:
+        raise ValueError(
+            f"images of {height}x{width} pixels are too small for a pooled ResNet with patch_size {patch_size}; it "
+            f"needs {least * patch_size}x{least * patch_size}"
+        )
+    return channels
+
+
 def _blocks_in_stage(depth: int, widths: Sequence[int], head: int, block: int) -> int:
     """Number of blocks per stage, for blocks of `block` layers and `head` layers outside of blocks."""
     if not widths or min(widths) < 1:
@@ -230,9 +247,9 @@ def _blocks_in_stage(depth: int, widths: Sequence[int], head: int, block: int) -
 def _parts(block_type: str, init: str) -> tuple[bool, bool]:
     """Whether the blocks have batch normalization, and whether they have shortcuts."""
     if block_type not in BLOCK_TYPES:
-        raise ValueError(f"block_type {block_type!r} must be one of {', '.join(BLOCK_TYPES)}")
+        raise ValueError(f"block_type is {block_type!r}; choose one of {', '.join(BLOCK_TYPES)}")
     if init not in INITS:
-        raise ValueError(f"init {init!r} must be one of {', '.join(INITS)}")
+        raise ValueError(f"init is {init!r}; choose one of {', '.join(INITS)}")
     return "batch_norm" in block_type, "residual" in block_type
 
 

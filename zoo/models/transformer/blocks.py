@@ -6,7 +6,8 @@ Plain torch. Shapes: N sequences of T positions, W channels, H heads; a memory h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -121,6 +122,8 @@ class TransformerStack(nn.Module):
         qk_norm: see `MultiHeadAttention`.
         activation_checkpointing: recompute the activations of blocks in the backward pass, which takes a third more
             time and a fraction of the memory.
+        block: factory of a block that is handed `(width, heads)`, instead of `Block` with the options above; its
+            forward takes the arguments of `Block.forward`.
     """
 
     def __init__(
@@ -135,13 +138,17 @@ class TransformerStack(nn.Module):
         bias: bool = False,
         qk_norm: bool = False,
         activation_checkpointing: bool = False,
+        block: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.width, self.pos_encoding, self.activation_checkpointing = width, pos_encoding, activation_checkpointing
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, norm, memory, bias, qk_norm) for _ in range(layers))
+        ours = partial(Block, dropout=dropout, norm=norm, memory=memory, bias=bias, qk_norm=qk_norm)
+        self.blocks = nn.ModuleList((block or ours)(width, heads) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width, bias=bias) if norm == "pre" else nn.Identity()
         self.head_width = width // heads
+        if block is not None:  # which has its own initialization
+            return
         self.apply(self._initialize)
         # So the sum of all branches has the same variance at every depth (Radford et al. 2019, section 2.3).
         for name, weight in self.named_parameters():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
-from zoo.models.transformer.blocks import NORMS, Block
+from zoo.models.networks import check_output, find_factory
+from zoo.models.transformer.blocks import NORMS
 from zoo.models.transformer.generate import check_sampling_options, generate
 from zoo.models.transformer.network import LanguageModel
 from zoo.models.transformer.positions import POS_ENCODINGS
@@ -43,6 +44,9 @@ class TransformerLM(ZooModule):
         norm: position of layer normalization, before each sub-layer ("pre") or after the sum ("post", as in the paper).
         pos_encoding: positional encoding: rotary embeddings, or the paper's sinusoids.
         qk_norm: normalize queries and keys to unit mean square, which stabilizes large learning rates.
+        block: factory of a block that is handed `(width, heads)`, in place of the zoo's own, to which `dropout`, `norm`
+            and `qk_norm` apply; see `zoo.models.transformer.blocks.Block.forward` for the arguments that it is called
+            with. None for the zoo's own.
         activation_checkpointing: recompute activations in the backward pass, which saves memory and takes more time.
         compile: compile the network with torch.compile; the first steps take minutes.
         optimizer: factory of the optimizer; weight decay is applied to matrices only.
@@ -54,7 +58,6 @@ class TransformerLM(ZooModule):
     network: LanguageModel
     token_bytes: Tensor
     window: WindowedMetrics
-    sharded = (Block,)
 
     def __init__(
         self,
@@ -68,13 +71,14 @@ class TransformerLM(ZooModule):
         norm: Literal["pre", "post"] = "pre",
         pos_encoding: Literal["rotary", "sinusoidal"] = "rotary",
         qk_norm: bool = True,
+        block: Callable[[int, int], nn.Module] | None = None,
         activation_checkpointing: bool = False,
         compile: bool = False,
         optimizer: OptimizerCallable = language_model_optimizer,
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["block", "optimizer", "lr_scheduler"])
         if len(input_shape) != 1:
             raise UserError(
                 f"TransformerLM reads tokens, not samples of the shape {tuple(input_shape)}; use --data Text"
@@ -97,9 +101,13 @@ class TransformerLM(ZooModule):
         self.compile_network = compile
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        build, self.hparams["block"] = (None, None) if block is None else find_factory("block", block)
         self.network = LanguageModel(
-            num_classes, layers, width, heads, dropout, norm, pos_encoding, qk_norm, activation_checkpointing
+            num_classes, layers, width, heads, dropout, norm, pos_encoding, qk_norm, activation_checkpointing, build
         )
+        if build is not None:
+            tokens = torch.zeros(2, 3, dtype=torch.int64)
+            check_output("block", self.network, (tokens,), (2, 3, num_classes))
         self.register_buffer("token_bytes", self.tokenizer.byte_counts(), persistent=False)
         # Not torchmetrics' Perplexity, which needs the logits of all tokens.
         self.losses = torch.nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})

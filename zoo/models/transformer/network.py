@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from zoo.models.transformer.attention import KVCache
-from zoo.models.transformer.blocks import Norm, TokenEmbedding, TransformerStack
+from zoo.models.transformer.blocks import Block, Norm, TokenEmbedding, TransformerStack
 from zoo.models.transformer.positions import PosEncoding
 
 
@@ -24,7 +24,11 @@ class LanguageModel(nn.Module):
         pos_encoding: positional encoding.
         qk_norm: normalize queries and keys.
         activation_checkpointing: recompute activations in the backward pass.
+        block: factory of a block, instead of ours.
     """
+
+    #: Submodules that FSDP shards one by one.
+    sharded = (Block,)
 
     def __init__(
         self,
@@ -37,10 +41,11 @@ class LanguageModel(nn.Module):
         pos_encoding: PosEncoding = "rotary",
         qk_norm: bool = False,
         activation_checkpointing: bool = False,
+        block: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.stack = TransformerStack(
-            layers, width, heads, dropout, norm, False, pos_encoding, False, qk_norm, activation_checkpointing
+            layers, width, heads, dropout, norm, False, pos_encoding, False, qk_norm, activation_checkpointing, block
         )
         self.embedding = TokenEmbedding(vocab_size, width)
 

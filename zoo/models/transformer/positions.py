@@ -25,6 +25,18 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def grid_sinusoids(rows: int, columns: int, width: int) -> Tensor:
+    """Sinusoidal encoding of the positions in a grid, (rows * columns, width): half of the channels for each axis.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        width: number of channels, a multiple of 4.
+    """
+    of_rows, of_columns = sinusoids(rows, width // 2), sinusoids(columns, width // 2)
+    return torch.cat([of_rows.repeat_interleave(columns, dim=0), of_columns.repeat(rows, 1)], dim=1)
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotary embedding (Su et al. 2021, arXiv 2104.09864, eq. 34): rotates each pair of channels by its angle.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
-from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.models.classifier import Classifier
-from zoo.models.transformer.blocks import NORMS, Block
-from zoo.models.vit.network import VisionTransformer
+from zoo.models.vit.network import SimpleViT
 
 
 class ViTClassifier(Classifier):
@@ -29,8 +28,6 @@ class ViTClassifier(Classifier):
         **kwargs: arguments of `zoo.models.classifier.Classifier`.
     """
 
-    sharded = (Block,)
-
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -44,18 +41,14 @@ class ViTClassifier(Classifier):
         activation_checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
-        if len(input_shape) != 3:
-            raise UserError(f"ViTClassifier takes images (C, H, W), not samples of the shape {tuple(input_shape)}")
-        check_at_least(1, patch_size=patch_size, layers=layers, heads=heads)
-        check_choice("norm", norm, NORMS)
-        if width < 1 or width % 4 or width % heads:
-            raise UserError(f"width is {width}; it must be a multiple of 4 and of the {heads} heads")
-        if input_shape[1] % patch_size or input_shape[2] % patch_size:
-            raise UserError(
-                f"patch_size {patch_size} does not divide images of {input_shape[1]}x{input_shape[2]} pixels"
-            )
-        check_fraction(dropout=dropout)
-        network = VisionTransformer(
-            input_shape, num_classes, patch_size, layers, width, heads, dropout, norm, activation_checkpointing
+        network = partial(
+            SimpleViT,
+            patch_size=patch_size,
+            layers=layers,
+            width=width,
+            heads=heads,
+            dropout=dropout,
+            norm=norm,
+            activation_checkpointing=activation_checkpointing,
         )
-        super().__init__(network, input_shape, num_classes, **kwargs)
+        super().__init__(input_shape, num_classes, network, **kwargs)

@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
+from tests.helpers.networks import unet
 from tests.unit.training import quiet_trainer
 from zoo import Diffusion
 from zoo.datamodules import Digits
 
-SMALL: dict[str, Any] = {"input_shape": (1, 8, 8), "num_classes": 10, "widths": (16,), "blocks": 1}
+SMALL: dict[str, Any] = {"input_shape": (1, 8, 8), "num_classes": 10, "network": unet(16)}
 
 
 def fit(model: Any, steps: int = 4, data: LightningDataModule | None = None, **options: Any) -> Trainer:

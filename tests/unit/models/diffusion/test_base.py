@@ -1,4 +1,4 @@
-"""Preconditioning, calibration, noise levels and labels in training."""
+"""Calibration, noise levels and labels in training."""
 
 from types import SimpleNamespace
 
@@ -7,34 +7,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from tests.helpers.networks import residual_mlp
 from tests.unit.models.diffusion.small import SMALL, fit, untrained
 from zoo import Diffusion
 from zoo.checkpoints.reading import load_model
 from zoo.datamodules import Digits
-
-
-def test_an_untrained_model_is_the_exact_denoiser_of_a_gaussian():
-    model = untrained()
-    model.mean.fill_(0.3)
-    x = torch.randn(5, 1, 8, 8)
-    for sigma in (0.01, 0.5, 20.0):
-        share = 0.25 / (0.25 + sigma**2)
-        torch.testing.assert_close(model.denoise(x, sigma), 0.3 + share * (x - 0.3))
-
-
-def test_inputs_and_targets_of_the_network_have_unit_variance_at_every_noise_level():
-    model, seen = untrained(sigma_data=0.7), []
-    x = 0.7 * torch.randn(4000, 1, 8, 8)
-
-    def network(inputs, c_noise, labels):
-        seen.append(inputs)
-        return torch.zeros_like(inputs)
-
-    for sigma in (0.02, 0.7, 30.0):
-        sigmas = torch.full((len(x),), sigma)
-        loss = model.weighted_loss(network, x, x + sigma * torch.randn_like(x), sigmas, None)
-        assert seen[-1].std().item() == pytest.approx(1, abs=0.01)
-        assert loss.mean().item() == pytest.approx(1, abs=0.01), "the loss of a network whose output is zero"
 
 
 def test_mean_and_deviation_of_the_data_are_measured_once_and_kept_in_the_checkpoint(tmp_path):
@@ -42,15 +19,17 @@ def test_mean_and_deviation_of_the_data_are_measured_once_and_kept_in_the_checkp
     assert not model.calibrated
     trainer = fit(model, 1)
     x, _ = trainer.datamodule.split("train")
-    torch.testing.assert_close(model.mean, x.mean(0))
-    torch.testing.assert_close(model.sigma_data, (x - x.mean(0)).square().mean().sqrt())
+    torch.testing.assert_close(model.denoiser.mean, x.mean(0))
+    torch.testing.assert_close(model.denoiser.sigma_data, (x - x.mean(0)).square().mean().sqrt())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = load_model(str(tmp_path / "a.ckpt"))
-    assert torch.equal(loaded.mean, model.mean)
-    assert torch.equal(loaded.sigma_data, model.sigma_data)
+    assert torch.equal(loaded.denoiser.mean, model.denoiser.mean)
+    assert torch.equal(loaded.denoiser.sigma_data, model.denoiser.sigma_data)
     assert loaded.calibrated
     fit(loaded, 1, Digits(seed=1))
-    assert torch.equal(loaded.mean, model.mean), "not measured again, since the weights depend on them"
+    assert torch.equal(loaded.denoiser.mean, model.denoiser.mean), (
+        "not measured again, since the weights depend on them"
+    )
     loaded = load_model(str(tmp_path / "a.ckpt"))
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded.denoise(x, 0.7), model.eval().denoise(x, 0.7))
@@ -63,10 +42,10 @@ def test_without_reference_data_mean_and_deviation_are_measured_on_the_first_bat
             data = [(3 + 2 * torch.randn(2, generator=generator), torch.tensor(0)) for _ in range(640)]
             return DataLoader(data, batch_size=320)
 
-    model = Diffusion(input_shape=(2,), widths=(16,), blocks=1)
+    model = Diffusion(input_shape=(2,), network=residual_mlp(16))
     fit(model, 2, Foreign())
-    assert model.mean.tolist() == pytest.approx([3, 3], abs=0.4)
-    assert model.sigma_data.item() == pytest.approx(2, abs=0.2)
+    assert model.denoiser.mean.tolist() == pytest.approx([3, 3], abs=0.4)
+    assert model.denoiser.sigma_data.item() == pytest.approx(2, abs=0.2)
 
 
 def test_noise_levels_of_a_batch_are_stratified():
@@ -90,8 +69,7 @@ def test_ranks_draw_noise_levels_from_different_strata():
 def test_labels_are_dropped_with_the_given_probability():
     seen = []
     model = Diffusion(**SMALL, conditional=True, class_dropout=0.25)
-    inner = model.network.forward
-    model.network.forward = lambda x, c, labels: seen.append(labels) or inner(x, c, labels)
+    model.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
     fit(model, 40)
     dropped = (torch.cat(seen) == 10).float().mean().item()
     assert dropped == pytest.approx(0.25, abs=0.05)

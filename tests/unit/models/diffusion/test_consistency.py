@@ -36,15 +36,16 @@ def test_it_starts_as_its_teacher_and_inherits_its_options(teacher):
     assert student.conditional
     assert student.calibrated
     x, sigma, labels = torch.randn(5, 1, 8, 8), torch.tensor([0.01, 0.1, 1.0, 10.0, 80.0]), torch.arange(5)
-    for network in (student.network, student.ema):
-        assert torch.equal(student.consistency_fn(network, x, sigma, labels), model.denoise(x, sigma, labels))
+    for denoiser in (student.denoiser, student.ema):
+        assert torch.equal(denoiser(x, sigma, labels), model.denoise(x, sigma, labels))
 
 
 def test_it_is_the_identity_without_noise(teacher):
     student = student_of(teacher[0])
-    torch.nn.init.normal_(next(iter(student.network.head[-1].parameters())))  # the network's output does not matter
+    network = student.denoiser.network
+    torch.nn.init.normal_(next(iter(network.head[-1].parameters())))  # the network's output does not matter
     x = torch.randn(4, 1, 8, 8)
-    outputs = student.consistency_fn(student.network, x, torch.full((4,), 1e-6), torch.zeros(4, dtype=torch.int64))
+    outputs = student.denoiser(x, torch.full((4,), 1e-6), torch.zeros(4, dtype=torch.int64))
     torch.testing.assert_close(outputs, x, atol=1e-4, rtol=0)
 
 
@@ -61,17 +62,15 @@ def test_the_loss_is_its_formula_and_only_the_noisier_output_has_a_gradient(teac
     student = student_of(teacher[0], smooth=0.1)
     x, noise, labels = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.arange(3)
     sigma = torch.tensor([0.5, 2.0, 40.0])
-    loss = student.consistency_loss(student.network, x, noise, sigma, labels, 16.0)
+    loss = student.consistency_loss(student.denoiser, x, noise, sigma, labels, 16.0)
     with torch.no_grad():
         less = student.next_sigma(sigma, 16.0)
-        near, far = (
-            student.consistency_fn(student.network, x + s.view(-1, 1, 1, 1) * noise, s, labels) for s in (less, sigma)
-        )
-        sd = student.sigma_data
+        near, far = (student.denoiser(x + s.view(-1, 1, 1, 1) * noise, s, labels) for s in (less, sigma))
+        sd = student.denoiser.sigma_data
         error = (far - near) * ((sigma**2 + sd**2).sqrt() / (sigma * sd)).view(-1, 1, 1, 1)
         expected = (error.square().mean((1, 2, 3)) + 0.01).sqrt() - 0.1
     torch.testing.assert_close(loss.detach(), expected)
-    weight = student.network.head[-1].bias
+    weight = student.denoiser.network.head[-1].bias
     (gradient,) = torch.autograd.grad(loss.sum(), weight)
     with torch.no_grad():  # a shift of the noisier output by h changes the error by h
         up, down = ((error + h).square().mean((1, 2, 3)).add(0.01).sqrt() for h in (0.01, -0.01))
@@ -99,7 +98,7 @@ def test_one_step_samples_the_distribution_where_one_step_of_the_teacher_samples
 def test_a_step_is_one_evaluation_and_a_sample_depends_on_its_own_seed_only(teacher):
     student = student_of(teacher[0]).eval()
     calls = []
-    student.ema.register_forward_hook(lambda *_: calls.append(1))
+    student.averaged.register_forward_hook(lambda *_: calls.append(1))
     seeds, labels = torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3])
     together = student.sample(3, seeds=seeds, labels=labels)
     assert len(calls) == 2

@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from tests.helpers.networks import residual_mlp
 from tests.unit.models.diffusion.conftest import TEMPERATURE
 from tests.unit.models.diffusion.small import SMALL, fit, trained
 from tests.unit.training import quiet_trainer
@@ -17,6 +19,7 @@ from zoo.datamodules.base import TensorBatches, identity_collate
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.points import MIXTURES
 from zoo.errors import UserError
+from zoo.models import ResidualMLP, UNet
 from zoo.models.diffusion.denoiser import IdealDenoiser
 
 # Loss and force
@@ -28,10 +31,10 @@ def test_the_loss_is_the_squared_error_of_the_force_with_edms_weight():
     x, labels, sigma = torch.randn(6, 1, 8, 8), torch.arange(6), torch.linspace(0.1, 5, 6)
     noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn_like(x)
     with torch.no_grad():
-        loss = model.weighted_loss(model.network, x, noisy, sigma, labels)
+        loss = model.denoiser.loss(x, noisy, sigma, labels)
         target = IdealDenoiser(x, torch.arange(6), temperature=1.8).force(noisy, sigma, labels)
         error = (model.force(noisy, sigma, labels) - target).square().flatten(1).mean(1)
-    variance = model.sigma_data**2
+    variance = model.denoiser.sigma_data**2
     weight = (sigma**2 + variance) * sigma**2 / (4 * 1.8**2 * variance)
     torch.testing.assert_close(loss, weight * error, rtol=1e-3, atol=1e-5)
 
@@ -115,14 +118,13 @@ def test_samples_have_the_shape_dtype_and_range_of_the_contract():
     assert samples.shape == (7, 1, 8, 8)
     assert samples.dtype == torch.float32
     assert samples.abs().max().item() <= 1
-    assert Diffusion(input_shape=(3,), widths=(8,), sigma_data=1.0).sample(2).shape == (2, 3)
+    assert Diffusion(input_shape=(3,), network=residual_mlp(8), sigma_data=1.0).sample(2).shape == (2, 3)
 
 
 def test_steps_are_evaluations_of_the_network_and_guidance_doubles_them():
     model = trained(conditional=True)
     batch_sizes = []
-    inner = model.network.forward
-    model.network.forward = lambda *args: batch_sizes.append(len(args[0])) or inner(*args)
+    model.denoiser.network.register_forward_hook(lambda _, args, __: batch_sizes.append(len(args[0])))
     model.sample(3, steps=7)
     assert batch_sizes == [3] * 7
     batch_sizes.clear()
@@ -137,7 +139,9 @@ def test_a_trajectory_starts_with_noise_scaled_to_the_data_and_ends_with_the_sam
     assert states.shape == (13, 4, 1, 8, 8)
     torch.testing.assert_close(states[-1], model.sample(4, seeds=seeds, steps=12))
     wide = model.trajectory(500, frames=3, seeds=torch.arange(500))[0]
-    assert (wide - wide.mean(0)).std().item() == pytest.approx(model.sigma_data.item(), rel=0.3), "up to clamping"
+    assert (wide - wide.mean(0)).std().item() == pytest.approx(model.denoiser.sigma_data.item(), rel=0.3), (
+        "up to clamping"
+    )
 
 
 def test_neighbours_in_an_interpolation_are_closer_than_its_ends():
@@ -205,11 +209,17 @@ def test_validation_does_not_change_training():
     [
         ({"solver": "rk4"}, "solver is 'rk4'; choose one of euler"),
         ({"steps": 0}, "steps is 0"),
-        ({"patch_size": 3}, "patch_size 3 and 1 widths divide the sides by 3, which images of 8x8 pixels do not allow"),
-        ({"widths": (16, 16, 16, 16, 16)}, "divide the sides by 16"),
-        ({"widths": (40,)}, "use multiples of 16"),
-        ({"architecture": "mlp", "widths": (16, 32)}, "the MLP has one width"),
-        ({"architecture": "unet", "input_shape": (2,)}, "architecture unet needs images"),
+        (
+            {"network": partial(UNet, patch_size=3)},
+            r"patch_size 3 and 1 widths divide .* by 3, which images of 8x8",
+        ),
+        ({"network": partial(UNet, widths=(16, 16, 16, 16, 16))}, "divide the sides by 16"),
+        ({"network": partial(UNet, widths=(40,))}, "use multiples of 16"),
+        ({"network": partial(ResidualMLP, width=0)}, "width is 0 and blocks 3; both must be at least 1"),
+        ({"network": "unet", "input_shape": (2,)}, r"a U-Net needs images, not the shape \(2,\); use mlp"),
+        ({"network": "dit", "input_shape": (2,)}, r"a DiT needs images, not the shape \(2,\); use mlp"),
+        ({"network": "unit"}, "network unit is not a network of the zoo; did you mean unet"),
+        ({"parametrization": "vp"}, "parametrization is 'vp'; choose one of edm, flow"),
         ({"sigma_min": 5.0, "sigma_max": 1.0}, "sigma_min 5.0 and sigma_max 1.0"),
         ({"guidance_scale": 1.0}, "trained with conditional true"),
         ({"guidance_scale": 1.0, "conditional": True, "class_dropout": 0.0}, "trained with class_dropout above 0"),

@@ -15,7 +15,7 @@ from zoo.models.diffusion.network import ResidualMLP, UNet
     ],
 )
 def test_the_unet_keeps_the_shape_and_outputs_zero_at_initialization(shape, options):
-    network = UNet(shape[0], **options)
+    network = UNet(shape, **options)
     x, labels = torch.randn(2, *shape), torch.zeros(2, dtype=torch.long) if "num_classes" in options else None
     out = network(x, torch.zeros(2), labels)
     assert out.shape == x.shape
@@ -35,12 +35,12 @@ def test_the_number_of_parameters_of_the_unet_is_the_sum_over_its_layers():
     expected = conv(32, condition, 1) + conv(condition, condition, 1) + (classes + 1) * condition
     expected += conv(4, w, 3) + 2 * block(w, w) + conv(w, wider, 2) + 2 * block(wider, wider)
     expected += conv(wider, w, 2) + block(2 * w, w) + block(w, w) + 2 * w + conv(w, 4, 3)
-    network = UNet(1, (w, wider), blocks=2, patch_size=2, num_classes=classes)
+    network = UNet((1, 8, 8), classes, (w, wider), blocks=2, patch_size=2)
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
 def test_the_receptive_field_of_three_levels_reaches_the_border():
-    network = UNet(1, (16, 16, 16), blocks=1)
+    network = UNet((1, 8, 8), widths=(16, 16, 16), blocks=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(1, 1, 32, 32, requires_grad=True)
@@ -49,7 +49,7 @@ def test_the_receptive_field_of_three_levels_reaches_the_border():
 
 
 def test_the_mlp_depends_on_noise_level_and_label():
-    network = ResidualMLP((2,), 16, 2, num_classes=3)
+    network = ResidualMLP((2,), 3, width=16, blocks=2)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x, c, y = torch.randn(4, 2), torch.zeros(4), torch.zeros(4, dtype=torch.long)

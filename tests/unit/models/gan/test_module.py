@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,15 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
+from tests.helpers.networks import mlps
 from tests.unit.training import LossRecorder, MemoryLogger, quiet_trainer
 from zoo import GAN
 from zoo.callbacks import SampleLogger
 from zoo.datamodules import Digits
 from zoo.errors import UserError
+from zoo.models import ConvDiscriminator, MLPGenerator
 
-SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "width": 16, "latent_dim": 4}
+SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
 
 
 def sgd(parameters, lr=0.1):
@@ -140,7 +144,7 @@ def test_a_lazy_penalty_has_the_mean_weight_of_one_at_every_step():
         model = plain(
             penalty="r1", penalty_weight=10.0, penalty_interval=every, optimizer_g=zero_lr, optimizer_d=zero_lr
         )
-        model.adversarial_loss = model.adversarial_loss._replace(discriminator=lambda real, fake: real.sum() * 0)
+        model.adversarial_loss = replace(model.adversarial_loss, discriminator=lambda real, fake: real.sum() * 0)
         # One batch is the whole training set, so that the penalty is the same number in every epoch.
         trainer = quiet(max_epochs=8, callbacks=[Recorder()])
         trainer.fit(model, datamodule=Digits(batch_size=1200))
@@ -169,7 +173,7 @@ def test_the_penalty_is_in_the_loss_with_its_factor(penalty):
     losses = []
     model.manual_backward = lambda loss: losses.append(loss.item())
     trainer = quiet(max_epochs=1, limit_train_batches=1)
-    model.adversarial_loss = model.adversarial_loss._replace(discriminator=lambda r, f: r.sum() * 0)
+    model.adversarial_loss = replace(model.adversarial_loss, discriminator=lambda r, f: r.sum() * 0)
     seen = []
     original = model._penalized_logits
     model._penalized_logits = lambda *a: seen.append(original(*a)) or seen[-1]
@@ -330,12 +334,14 @@ def test_a_conditional_model_needs_classes():
 def test_invalid_options_are_named():
     with pytest.raises(UserError, match="loss is 'ns'; choose one of minimax"):
         GAN(input_shape=(2,), loss="ns")
-    with pytest.raises(UserError, match="architecture mlp"):
-        GAN(input_shape=(1, 8, 8), architecture="conv")
+    with pytest.raises(UserError, match=r"generator: convolutions need images .* \(1, 8, 8\); use mlp"):
+        GAN(input_shape=(1, 8, 8), generator="conv")
+    with pytest.raises(UserError, match=r"discriminator: depth 5 halves .* at most 2 times"):
+        GAN(input_shape=(1, 28, 28), discriminator=partial(ConvDiscriminator, depth=5))
     with pytest.raises(UserError, match="n_critic is 0"):
         GAN(input_shape=(2,), n_critic=0)
-    with pytest.raises(UserError, match="width is -3"):
-        GAN(input_shape=(2,), width=-3)
+    with pytest.raises(UserError, match="generator: width is -3"):
+        GAN(input_shape=(2,), generator=partial(MLPGenerator, width=-3))
     with pytest.raises(UserError, match="penalty_weight is -1"):
         GAN(input_shape=(2,), penalty_weight=-1)
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from zoo import MLPClassifier
-from zoo.models.mlp.network import MLP
+from zoo.models.mlp.network import DropoutMLP
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_dropout_is_on_the_input_and_after_each_activation_and_not_on_the_output(batch_norm):
-    network = MLP(12, 5, width=7, depth=3, input_dropout=0.1, hidden_dropout=0.4, batch_norm=batch_norm)
+    network = DropoutMLP((12,), 5, width=7, depth=3, input_dropout=0.1, hidden_dropout=0.4, batch_norm=batch_norm)
     calls: list[nn.Module] = []
     leaves = [module for module in network.modules() if not list(module.children())]
     for module in leaves:
@@ -26,7 +26,7 @@ def test_dropout_is_on_the_input_and_after_each_activation_and_not_on_the_output
 
 def test_units_are_dropped_at_their_rates_and_the_others_scaled_up():
     torch.manual_seed(0)
-    network = MLP(2000, 3, width=3000, depth=1, input_dropout=0.2, hidden_dropout=0.5)
+    network = DropoutMLP((2000,), 3, width=3000, depth=1, input_dropout=0.2, hidden_dropout=0.5)
     seen = {}
     network.hidden[0].register_forward_pre_hook(lambda module, args: seen.update(inputs=args[0]))
     network.output.register_forward_pre_hook(lambda module, args: seen.update(hidden=args[0]))
@@ -84,7 +84,7 @@ def test_in_eval_mode_the_network_equals_its_formula(batch_norm):
 
 
 def test_limit_norms_rescales_vectors_above_the_limit_and_no_others():
-    network = MLP(3, 2, width=2, depth=1)
+    network = DropoutMLP((3,), 2, width=2, depth=1)
     with torch.no_grad():
         network.hidden[0].weight.copy_(torch.tensor([[3.0, 0.0, 4.0], [0.3, 0.4, 0.0]]))
         network.output.weight.fill_(9.0)

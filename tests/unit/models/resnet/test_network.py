@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.models.resnet.network import BLOCK_TYPES, Block, PooledResNet, PooledStage, ResNet, Shortcut
+from zoo.models.resnet.network import BLOCK_TYPES, Block, CIFARResNet, PooledResNet, PooledStage, Shortcut
 
 # The networks of He et al.
 
@@ -16,13 +16,13 @@ from zoo.models.resnet.network import BLOCK_TYPES, Block, PooledResNet, PooledSt
 def test_it_has_the_number_of_parameters_of_the_paper(depth, parameters):
     """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million."""
     with torch.device("meta"):
-        assert sum(p.numel() for p in ResNet(3, 10, depth).parameters()) == parameters
+        assert sum(p.numel() for p in CIFARResNet((3, 32, 32), 10, depth).parameters()) == parameters
 
 
 @pytest.mark.parametrize("block_type", BLOCK_TYPES)
 @pytest.mark.parametrize("depth", [8, 20])
 def test_depth_counts_layers_with_weights_and_the_block_type_sets_norms_and_shortcuts(block_type, depth):
-    network = ResNet(depth=depth, block_type=block_type, widths=(2, 3, 4))
+    network = CIFARResNet(depth=depth, block_type=block_type, widths=(2, 3, 4))
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == depth
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -93,7 +93,7 @@ def test_the_gradient_through_the_shortcut_is_one():
 
 def test_the_network_is_stem_blocks_mean_and_linear_layer():
     torch.manual_seed(0)
-    network = ResNet(3, 7, depth=14, widths=(4, 6), block_type="residual").eval()
+    network = CIFARResNet((3, 32, 32), 7, depth=14, widths=(4, 6), block_type="residual").eval()
     x = torch.randn(2, 3, 9, 9)
     y = network.stem[1](x).clamp_min(0)
     sizes = []
@@ -119,12 +119,12 @@ def test_he_initialization_keeps_the_variance_of_gradients():
 
 
 def kernels_of(init):
-    network = ResNet(3, 10, depth=8, widths=(32, 48, 64), init=init)
+    network = CIFARResNet((3, 32, 32), 10, depth=8, widths=(32, 48, 64), init=init)
     return [m.weight.detach() for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
 def test_patch_size_folds_squares_of_pixels_into_channels():
-    network = ResNet(1, 10, depth=8, widths=(4, 6, 8), patch_size=2)
+    network = CIFARResNet((1, 8, 8), 10, depth=8, widths=(4, 6, 8), patch_size=2)
     x = torch.arange(16.0).view(1, 1, 4, 4)
     folded = network.stem[0](x)
     assert folded.shape == (1, 4, 2, 2)
@@ -173,7 +173,7 @@ def test_a_pooled_stage_equals_its_formula(block_type):
 
 def test_a_pooled_network_is_stem_stages_maximum_and_linear_layer():
     torch.manual_seed(0)
-    network = PooledResNet(3, 7, depth=6, widths=(4, 6), block_type="residual").eval()
+    network = PooledResNet((3, 32, 32), 7, depth=6, widths=(4, 6), block_type="residual").eval()
     x = torch.randn(2, 3, 9, 9)
     y = network.stem[1](x).clamp_min(0)
     sizes = [tuple(y.shape[1:])]

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from zoo.models.vit.network import VisionTransformer
+from zoo.models.vit.network import SimpleViT
 
 
 def test_logits_depend_on_the_positions_of_patches_through_their_encoding_only():
-    network = VisionTransformer((3, 8, 12), 5, patch_size=4, layers=2, width=32, heads=4).eval()
+    network = SimpleViT((3, 8, 12), 5, patch_size=4, layers=2, width=32, heads=4).eval()
     nn.init.normal_(network.head.weight)
     x = torch.randn(2, 3, 8, 12)
     assert network(x).shape == (2, 5)

@@ -1,0 +1,12 @@
+from .diffusion.dit import DiT as DiT
+from .diffusion.network import ResidualMLP as ResidualMLP
+from .diffusion.network import UNet as UNet
+from .gan.network import ConvDiscriminator as ConvDiscriminator
+from .gan.network import ConvGenerator as ConvGenerator
+from .gan.network import MLPDiscriminator as MLPDiscriminator
+from .gan.network import MLPGenerator as MLPGenerator
+from .mlp.network import DropoutMLP as DropoutMLP
+from .resnet.network import CIFARResNet as CIFARResNet
+from .resnet.network import PooledResNet as PooledResNet
+from .resnet.torchvision import TorchvisionResNet as TorchvisionResNet
+from .vit.network import SimpleViT as SimpleViT

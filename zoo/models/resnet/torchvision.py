@@ -1,0 +1,65 @@
+"""torchvision's ResNets, pretrained or not, as networks of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import did_you_mean
+
+# Statistics of ImageNet, on which torchvision's pretrained networks were trained.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TorchvisionResNet(nn.Module):
+    """A ResNet, ResNeXt or Wide ResNet of torchvision for images in [-1, 1], grey or color.
+
+    The last layer is replaced by one for the given classes. Grey images are repeated over three channels.
+
+    Args:
+        input_shape: shape of an image, (1 or 3, H, W).
+        num_classes: number of logits.
+        name: name of the network in torchvision.models.
+        weights: pretrained weights, such as "DEFAULT", which are downloaded on first use; None for random weights. A
+            checkpoint holds its own.
+
+    Raises:
+        ValueError: there is no such network, or its weights are not available.
+    """
+
+    #: Options that a checkpoint stores with another value.
+    stored: ClassVar[dict[str, Any]] = {"weights": None}
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, name: str = "resnet18", weights: str | None = None
+    ) -> None:
+        super().__init__()
+        from torchvision.models import get_model, list_models
+
+        known = [model for model in list_models() if model.startswith(("resnet", "resnext", "wide_resnet"))]
+        if name not in known:
+            raise ValueError(f"torchvision has no {name}{did_you_mean(name, known)}")
+        if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+            raise ValueError(f"{name} takes grey or color images (C, H, W), not the shape {tuple(input_shape)}")
+        try:
+            self.backbone = get_model(name, weights=weights)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"the weights {weights} of {name} are not available ({reason}); use DEFAULT where there is a network, "
+                "or null for random weights"
+            ) from error
+        self.head = nn.Linear(self.backbone.fc.in_features, num_classes)
+        self.backbone.fc = nn.Identity()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, 1 or 3, H, W) to logits (N, num_classes)."""
+        x = (x + 1) / 2
+        return self.head(self.backbone((x.expand(-1, 3, -1, -1) - self.mean) / self.std))
