@@ -85,7 +85,9 @@ def path_of(checkpoint, tmp_path_factory) -> Callable[[str], str]:
     def path_of(name: str) -> str:
         if name == "ConsistencyModel":
             folder = tmp_path_factory.mktemp("consistency")
-            save_untrained(ConsistencyModel((1, 8, 8), 10, teacher_checkpoint(folder)), folder / "consistency.ckpt")
+            save_untrained(
+                ConsistencyModel((1, 8, 8), 10, teacher=teacher_checkpoint(folder)), folder / "consistency.ckpt"
+            )
             return str(folder / "consistency.ckpt")
         if name not in CHECKPOINTS:
             pytest.fail(f"{name} has a method sample: name a checkpoint of it in CHECKPOINTS")
