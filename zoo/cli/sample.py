@@ -1,8 +1,11 @@
-"""The command `sample`: draws from the checkpoint of any generative model."""
+"""The command `sample`: draws from the checkpoint of any generative model.
+
+The checkpoint is read first. The options are then those of every model, and the keyword arguments of the model's own
+`sample`, `trajectory` and `interpolate`, or of its `stream` if it generates text.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,127 +13,231 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.reading import load_model
-from zoo.cli.text import generate_texts
-from zoo.errors import UserError
-from zoo.files import refuse_existing, save_texts
+from zoo._lightning import option_names
+from zoo.checkpoints.reading import load_model, read_checkpoint
+from zoo.cli.options import Option, accepts, add_options, own_options, select_options, typed_options
+from zoo.cli.parser import OneLineParser
+from zoo.cli.text import sample_text
+from zoo.errors import UserError, nearest
+from zoo.files import refuse_existing
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
 from zoo.seeding import sample_seeds
 
 CHUNK = 1000  # samples drawn at a time, to bound the memory
-ENDINGS = (".png", ".npz", ".gif", ".txt")
-DEFAULT_N = 64  # images
+ENDINGS = (".png", ".npz", ".gif")
+#: Arguments of a model's methods that the command fills in; their others are options.
+CONTRACT = {
+    "sample": ("n", "labels", "generator", "seeds"),
+    "trajectory": ("n", "labels", "generator", "seeds"),
+    "interpolate": ("rows", "steps", "labels", "generator", "seeds"),
+    "stream": ("n", "labels", "generator", "seeds"),
+}
+#: Headings of a model's options in --help.
+TITLES = {
+    "sample": "Options of",
+    "trajectory": "Options of an animation by",
+    "interpolate": "Options of an interpolation by",
+    "stream": "Options of",
+}
+#: Options of the command itself; a model's arguments of these names keep their defaults.
+RESERVED = {"ckpt_path", "model", "help", "n", "seed", "out", "labels", "per_class", "interpolate", "trajectory"}
+DESCRIPTION = "Draws samples from the checkpoint of a generative model."
+MODEL_DECIDES = (
+    f"{DESCRIPTION} These are the options for images; a model may have further ones, and a text model has others: "
+    "--ckpt_path FILE --help lists the options of the model in a checkpoint."
+)
+
+
+# Parsing
 
 
 def run_sample(args: Sequence[str]) -> None:
-    """Parses the command line and prints what was written."""
-    from zoo.cli.parser import OneLineParser
+    """Parses the command line, in two stages since the model decides on the options, and prints what was written."""
+    words = list(args[1:])
+    typed = typed_options(words)
+    if not typed.get("ckpt_path"):
+        _parse_without_checkpoint(words, typed)
+        return
+    network = _load_generative(str(typed["ckpt_path"]), typed.get("model"))
+    own = _options_by_method(network)
+    parser = _build_parser(network, own)
+    _check_names(network, own, parser, typed)
+    given = parser.parse_args(words).as_dict()
+    del given["ckpt_path"], given["model"]
+    _check_numbers(given["n"], given["seed"])
+    values = {option.name: given.pop(option.name) for option in _typeable(own)}
+    options = {name: value for name, value in values.items() if name in typed}  # the model knows its defaults
+    if _generates_text(network):
+        print(sample_text(network, select_options(network, "stream", own["stream"], options), **given))
+    else:
+        print(sample_images(network, options, **given))
 
-    parser = OneLineParser(prog="zoo sample", description="Draws samples from the checkpoint of a generative model.")
-    parser.add_function_arguments(sample)
-    print(sample(**parser.parse_args(list(args[1:])).as_dict()))
+
+def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) -> None:
+    """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise."""
+    parser = _start_parser(MODEL_DECIDES)
+    parser.add_function_arguments(sample_images, skip={"network", "options"})
+    known = option_names(parser)
+    for name in typed:
+        if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
+            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
+    parser.parse_args(words)
+    raise UserError("--ckpt_path must be given")
 
 
-def sample(
-    ckpt_path: str,
-    out: str | None = None,
-    n: int | None = None,
+def _load_generative(ckpt_path: str, model: str | None) -> Any:
+    read_checkpoint(ckpt_path)  # also where --model names the class, so that a bad file gets its one line
+    network = load_model(ckpt_path, model)
+    if not any(callable(getattr(network, method, None)) for method in ("sample", "stream")):
+        raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model")
+    return network
+
+
+def _generates_text(network: Any) -> bool:
+    return callable(getattr(network, "stream", None))
+
+
+def _count_classes(network: Any) -> int:
+    """Number of classes that can be drawn from, 0 for an unconditional model."""
+    return getattr(network, "num_classes", 0) if getattr(network, "conditional", False) else 0
+
+
+def _options_by_method(network: Any) -> dict[str, dict[str, Option]]:
+    """The model's own options, by the method that takes them."""
+    methods = ("stream",) if _generates_text(network) else ("sample", "trajectory", "interpolate")
+    return {
+        method: {
+            name: option._replace(type=None) if name in RESERVED else option
+            for name, option in own_options(type(network), method, CONTRACT[method]).items()
+        }
+        for method in methods
+        if callable(getattr(network, method, None))
+    }
+
+
+def _typeable(own: dict[str, dict[str, Option]], *methods: str) -> list[Option]:
+    """Options of all methods, or of some, that the parser has, each name once."""
+    found: dict[str, Option] = {}
+    for method in methods or own:
+        for option in own[method].values():
+            if option.type is not None:
+                found.setdefault(option.name, option)
+    return list(found.values())
+
+
+def _start_parser(description: str) -> OneLineParser:
+    parser = OneLineParser(prog="zoo sample", description=description)
+    parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
+    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    return parser
+
+
+def _build_parser(network: Any, own: dict[str, dict[str, Option]]) -> OneLineParser:
+    """Parser of the options that a model has."""
+    name = type(network).__name__
+    parser = _start_parser(DESCRIPTION)
+    if _generates_text(network):
+        parser.add_function_arguments(sample_text, skip={"network", "options"})
+    else:
+        absent = {method for method in ("interpolate", "trajectory") if method not in own}
+        labels = set() if _count_classes(network) else {"labels", "per_class"}
+        parser.add_function_arguments(sample_images, skip={"network", "options", *absent, *labels})
+    added: set[str] = set()
+    for method in own:
+        new = [option for option in _typeable(own, method) if option.name not in added]
+        added |= {option.name for option in new}
+        if new:
+            add_options(parser.add_argument_group(f"{TITLES[method]} {name}"), new)
+    return parser
+
+
+def _check_names(
+    network: Any, own: dict[str, dict[str, Option]], parser: OneLineParser, typed: dict[str, str | None]
+) -> None:
+    """Raises a `UserError` for the first option that the model does not have."""
+    model, known = type(network).__name__, option_names(parser)
+    absent = {} if _generates_text(network) else {
+        **dict.fromkeys(("labels", "per_class"), "the model was trained without labels, so it cannot draw by class"),
+        "interpolate": f"{model} has no latent vectors to interpolate between",
+        "trajectory": f"{model} has no trajectory to animate",
+    }  # fmt: skip
+    for name in typed:
+        if f"--{name}" in known:
+            continue
+        if name in absent:
+            raise UserError(f"{absent[name]}: leave out --{name}")
+        if method := next((method for method, options in own.items() if name in options), None):
+            raise UserError(f"--{name} cannot be given on the command line: leave it out, or call {model}.{method}")
+        hint = nearest(f"--{name}", known, 0.75) or f": leave it out{_listed('; its own options are', _typeable(own))}"
+        raise UserError(f"--{name} has no effect on a {model}{hint}")
+
+
+def _listed(words: str, options: list[Option]) -> str:
+    """Words and the names of the options, or an empty string if there are none."""
+    return f"{words} {', '.join(f'--{option.name}' for option in options)}" if options else ""
+
+
+def _check_numbers(n: int, seed: int) -> None:
+    if n < 1:
+        raise UserError(f"--n is {n}; it must be at least 1")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed is {seed}; it must be at least 0 and below 2**64")
+
+
+# Sampling
+
+
+def sample_images(
+    network: Any,
+    options: dict[str, Any],
+    n: int = 64,
     seed: int = 0,
+    out: str = "samples.png",
     labels: list[int] | None = None,
     per_class: bool = False,
     interpolate: int = 0,
     trajectory: str | None = None,
-    frames: int = 60,
-    steps: int | None = None,
-    solver: str | None = None,
-    guidance_scale: float | None = None,
-    prompt: str | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    model: str | None = None,
 ) -> str:
-    """Draws samples from a generative model and writes them to a file.
+    """Draws images or points and writes them to a file.
 
     Args:
-        ckpt_path: path to the checkpoint.
-        out: file to write (default: samples.png). The ending chooses the format: .png for a grid, .npz for raw samples
-            (`arr_0`, uint8 (N, H, W, C); labels as `arr_1`), .gif for an animation of the model's trajectory. Text is
-            shown while it is generated, and written only to a .txt file given here.
-        n: number of samples (default: 64 images, 1 text); rows per class with `per_class`, pairs with `interpolate`.
+        network: generative model.
+        options: keyword arguments of its methods, as far as they are given.
+        n: number of samples; rows per class with `per_class`, pairs with `interpolate`.
         seed: random seed of the noise.
+        out: file to write. The ending chooses the format: .png for a grid, .npz for raw samples (`arr_0`, uint8
+            (N, H, W, C); labels as `arr_1`), .gif for an animation of the model's trajectory.
         labels: classes to draw from a conditional model, cycled through.
-        per_class: draw `n` samples of each class, one class per row.
+        per_class: draw `n` samples of each class of a conditional model, one class per row.
         interpolate: number of samples on the path between two latent vectors, one pair per row; 0 for none.
         trajectory: .gif file for an animation of the same samples along the model's trajectory.
-        frames: number of frames of an animation.
-        steps: number of solver steps of a diffusion model (default: the model's own).
-        solver: solver of a diffusion model: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector
-            (default: the model's own).
-        guidance_scale: weight w of classifier-free guidance for a conditional diffusion model, 0 for none (default:
-            the model's own).
-        prompt: beginning of the text of a language model.
-        max_new_tokens: number of tokens to generate (default: 500).
-        temperature: softmax temperature of a language model; 0 for greedy decoding.
-        top_k: number of most probable tokens to sample from.
-        top_p: cumulative probability of the most probable tokens to sample from (nucleus sampling).
-        model: class of the model (default: the class that the checkpoint names).
 
     Returns:
         A sentence that says what was written.
     """
-    path = Path(out or "samples.png")
-    if path.suffix not in ENDINGS:
-        raise UserError(f"--out {out} must end in one of {', '.join(ENDINGS)}")
-    if n is not None and n < 1:
-        raise UserError(f"--n is {n}; it must be at least 1")
-    animation = Path(trajectory) if trajectory else None
-    if animation is not None and animation.suffix != ".gif":
-        raise UserError(f"--trajectory {trajectory} must end in .gif")
-    if animation is not None and path.suffix == ".gif":
-        raise UserError(
-            f"--out {out} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
-        )
-    for file in filter(None, (path if out else None, animation)):
-        refuse_existing(file)
-    network = load_model(ckpt_path, model)
-    if not callable(getattr(network, "sample", None)):
-        raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model")
-    image_options = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
-    text_options = {
-        "prompt": prompt,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
-    options = _supported(network, image_options | text_options)
-    if callable(getattr(network, "stream", None)):
-        foreign = {"labels": labels, "per_class": per_class, "interpolate": interpolate, "trajectory": trajectory}
-        return _sample_text(network, out, n or 1, seed, options, [name for name, given in foreign.items() if given])
-    if path.suffix == ".txt":
-        raise UserError(f"--out {out} is for text; let it end in .png, .npz or .gif")
-    refuse_existing(path)
-    n = n or DEFAULT_N
+    path, animation = Path(out), Path(trajectory) if trajectory else None
+    _check_files(path, animation)
+    if interpolate and animation is not None:
+        raise UserError("--trajectory cannot be combined with --interpolate: leave one out")
+    if interpolate:
+        selected = _select_by_method(network, ["interpolate"], options)
+    elif path.suffix == ".gif":
+        selected = _select_by_method(network, ["trajectory"], options)
+    else:
+        selected = _select_by_method(network, ["sample", *(["trajectory"] if animation else [])], options)
     classes, columns = _choose_labels(network, n, labels, per_class)
     count = n if classes is None else len(classes)
-    generator = torch.Generator().manual_seed(seed)
-    if classes is None and getattr(network, "conditional", False):
+    if classes is None and _count_classes(network) and hasattr(network, "draw_labels"):
         classes = network.draw_labels(count, torch.Generator().manual_seed(seed))
     if interpolate:
-        for name in [*options, *(["trajectory"] if animation else [])]:
-            raise UserError(f"--{name} cannot be combined with --interpolate: leave one out")
-        return _sample_interpolation(network, path, n, interpolate, classes, generator)
+        return _sample_interpolation(network, path, n, interpolate, classes, seed, selected["interpolate"])
     if path.suffix == ".gif":
-        if "steps" in options:
-            raise UserError("--steps has no effect on an animation, which has --frames: leave it out")
-        _animate(network, path, count, frames, classes, columns, seed, options)
+        _animate(network, path, count, classes, columns, seed, selected["trajectory"])
         return f"an animation of {count} samples of {type(network).__name__} in {path}"
-    samples = _draw_samples(network, count, classes, seed, options)
+    samples = _draw_samples(network, count, classes, seed, selected["sample"])
     if animation is not None:
-        _animate(network, animation, count, frames, classes, columns, seed, options)
+        _animate(network, animation, count, classes, columns, seed, selected["trajectory"])
     if path.suffix == ".npz":
         save_npz(path, samples, classes)
     else:
@@ -139,36 +246,49 @@ def sample(
     return f"{count} samples of {type(network).__name__} in {path}{also}"
 
 
-def _sample_text(network: Any, out: str | None, n: int, seed: int, options: dict[str, Any], foreign: list[str]) -> str:
-    """Generates text and prints it token by token; `foreign` names given options that have no meaning for text."""
-    for name in foreign:
-        raise UserError(f"--{name} has no effect on a {type(network).__name__}: leave it out")
-    if out is not None and Path(out).suffix != ".txt":
-        raise UserError(f"--out {out} is not a file for text; let it end in .txt, or leave it out")
-    generator = torch.Generator().manual_seed(seed)
-    text = generate_texts(network, n, generator, lambda piece: print(piece, end="", flush=True), options)
-    print()
-    written = f"{n} text{'s' if n > 1 else ''} of {type(network).__name__}"
-    if out is None:
-        return written
-    save_texts(Path(out), [text])
-    return f"{written} in {out}"
+def _check_files(path: Path, animation: Path | None) -> None:
+    """Raises a `UserError` if a file has another ending, or exists."""
+    if path.suffix == ".txt":
+        raise UserError(f"--out {path} is for text; let it end in .png, .npz or .gif")
+    if path.suffix not in ENDINGS:
+        raise UserError(f"--out {path} must end in one of {', '.join(ENDINGS)}")
+    if animation is not None and animation.suffix != ".gif":
+        raise UserError(f"--trajectory {animation} must end in .gif")
+    if animation is not None and path.suffix == ".gif":
+        raise UserError(
+            f"--out {path} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
+        )
+    for file in filter(None, (path, animation)):
+        refuse_existing(file)
 
 
-def _supported(network: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Options that were given; raises a `UserError` for one that the model's `sample` does not take."""
-    given = {name: value for name, value in given.items() if value is not None}
-    known = inspect.signature(network.sample).parameters
-    for name in given:
-        if name not in known:
-            raise UserError(f"--{name} has no effect on a {type(network).__name__}: leave it out")
-    return given
+def _select_by_method(network: Any, methods: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each method that is called; raises a `UserError` for one that none of them takes."""
+    own = _options_by_method(network)
+    if "trajectory" in methods and "trajectory" not in own:
+        raise UserError(f"{type(network).__name__} has no trajectory to animate; let --out end in .png or .npz")
+    frames = options.get("frames")
+    if "trajectory" in methods and isinstance(frames, int) and frames < 2:
+        raise UserError(f"--frames is {frames}; it must be at least 2")
+    selected = {method: select_options(network, method, own[method], options) for method in methods}
+    for name in options:
+        if any(name in taken for taken in selected.values()):
+            continue
+        if methods == ["interpolate"]:
+            raise UserError(f"--{name} cannot be combined with --interpolate: leave one out")
+        if methods == ["trajectory"]:
+            which = _listed(", which has", _typeable(own, "trajectory"))
+            raise UserError(f"--{name} has no effect on an animation{which}: leave it out")
+        if name in own.get("trajectory", {}):
+            raise UserError(f"--{name} has no effect without an animation: give --trajectory, or let --out end in .gif")
+        raise UserError(f"--{name} has no effect without --interpolate: leave it out")
+    return selected
 
 
 def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, options: dict[str, Any]) -> Tensor:
     """Samples (n, ...), drawn in chunks; with a seed per sample if the model supports it."""
     generator = torch.Generator().manual_seed(seed)
-    seeds = sample_seeds(n, generator) if "seeds" in inspect.signature(network.sample).parameters else None
+    seeds = sample_seeds(n, generator) if accepts(type(network), "sample", "seeds") else None
     parts = []
     for start in range(0, n, CHUNK):
         piece = slice(start, min(n, start + CHUNK))
@@ -180,16 +300,13 @@ def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, option
 
 def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bool) -> tuple[Tensor | None, int | None]:
     """Labels to draw, None for the model's own choice, and the number of columns of the grid."""
-    if (labels is not None or per_class) and not getattr(network, "conditional", False):
-        raise UserError(
-            "the model was trained without labels, so it cannot draw by class: leave out --labels and --per_class"
-        )
+    num_classes = _count_classes(network)
     if labels is not None:
-        unknown = [label for label in labels if not 0 <= label < network.num_classes]
+        unknown = [label for label in labels if not 0 <= label < num_classes]
         if unknown or not labels:
-            raise UserError(f"--labels {unknown} are not among the classes 0 to {network.num_classes - 1}")
+            raise UserError(f"--labels {unknown} are not among the classes 0 to {num_classes - 1}")
     if per_class:
-        chosen = torch.tensor(labels if labels is not None else list(range(network.num_classes)))
+        chosen = torch.tensor(labels if labels is not None else list(range(num_classes)))
         return chosen.repeat_interleave(n), n
     if labels is None:
         return None, None
@@ -197,15 +314,14 @@ def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bo
 
 
 def _sample_interpolation(
-    network: Any, path: Path, rows: int, steps: int, labels: Tensor | None, generator: torch.Generator
+    network: Any, path: Path, rows: int, steps: int, labels: Tensor | None, seed: int, options: dict[str, Any]
 ) -> str:
-    if not hasattr(network, "interpolate"):
-        raise UserError(f"{type(network).__name__} has no latent vectors to interpolate between")
     if steps < 2:
         raise UserError(f"--interpolate is {steps}; it must be at least 2")
     if labels is not None and len(labels) != rows:
         raise UserError("--per_class cannot be combined with --interpolate: every row is one pair already")
-    paths = network.interpolate(rows, steps, labels=labels, generator=generator)
+    source = _random_source(network, "interpolate", rows, seed)
+    paths = network.interpolate(rows, steps, labels=labels, **source, **options)
     if path.suffix == ".gif":
         save_gif(path, render_frames(paths.transpose(0, 1)))
     elif path.suffix == ".npz":
@@ -216,22 +332,15 @@ def _sample_interpolation(
 
 
 def _animate(
-    network: Any,
-    path: Path,
-    n: int,
-    frames: int,
-    labels: Tensor | None,
-    columns: int | None,
-    seed: int,
-    options: dict[str, Any],
+    network: Any, path: Path, n: int, labels: Tensor | None, columns: int | None, seed: int, options: dict[str, Any]
 ) -> None:
-    if not hasattr(network, "trajectory"):
-        raise UserError(f"{type(network).__name__} has no trajectory to animate; let --out end in .png or .npz")
-    if frames < 2:
-        raise UserError(f"--frames is {frames}; it must be at least 2")
-    known = inspect.signature(network.trajectory).parameters
-    extra = {name: value for name, value in {**options, "frames": frames}.items() if name in known}
-    generator = torch.Generator().manual_seed(seed)
-    source = {"seeds": sample_seeds(n, generator)} if "seeds" in known else {"generator": generator}
-    states = network.trajectory(n, labels=labels, **source, **extra)
+    states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options)
     save_gif(path, render_frames(states, columns))
+
+
+def _random_source(network: Any, method: str, n: int, seed: int) -> dict[str, Any]:
+    """Argument for the random numbers of `n` samples: a seed for each if the method takes them, else a generator."""
+    generator = torch.Generator().manual_seed(seed)
+    if accepts(type(network), method, "seeds"):
+        return {"seeds": sample_seeds(n, generator)}
+    return {"generator": generator}

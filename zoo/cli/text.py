@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.files import TEXT_SEPARATOR
+from zoo.errors import UserError
+from zoo.files import TEXT_SEPARATOR, refuse_existing, save_texts
 
 MAX_TOKENS_PER_CHARACTER = 4  # bytes of a character in UTF-8
+
+
+def sample_text(network: Any, options: dict[str, Any], n: int = 1, seed: int = 0, out: str | None = None) -> str:
+    """Generates text and shows it while it is generated.
+
+    Args:
+        network: language model; see `generate_texts`.
+        options: keyword arguments of its `stream`.
+        n: number of texts.
+        seed: random seed.
+        out: .txt file to write as well (default: none).
+
+    Returns:
+        A sentence that says what was generated.
+    """
+    if out is not None:
+        if Path(out).suffix != ".txt":
+            raise UserError(f"--out {out} is not a file for text; let it end in .txt, or leave it out")
+        refuse_existing(Path(out))
+    generator = torch.Generator().manual_seed(seed)
+    text = generate_texts(network, n, generator, lambda piece: print(piece, end="", flush=True), options)
+    print()
+    written = f"{n} text{'s' if n > 1 else ''} of {type(network).__name__}"
+    if out is None:
+        return written
+    save_texts(Path(out), [text])
+    return f"{written} in {out}"
 
 
 def decode_stream(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
@@ -56,7 +85,7 @@ def generate_texts(
         tokens: Iterator[Tensor] = model.stream(1, generator=generator, **options)
         if index:
             put(TEXT_SEPARATOR)
-        put(options.get("prompt", "").lstrip("\n"))
+        put((options.get("prompt") or "").lstrip("\n"))
         for piece in decode_stream((int(token) for token in tokens), model.tokenizer.decode):
             put(piece)
     return "".join(shown)

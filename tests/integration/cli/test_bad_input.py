@@ -330,8 +330,16 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
         "letters.ckpt was trained on text of other characters",
     ),
     "sampling without a checkpoint": (["sample"], "--ckpt_path must be given"),
-    "an ending that says nothing": (["sample", "--ckpt_path", "x", "--out", "x.jpeg"], r"must end in one of \.png, \.npz, \.gif"),
-    "a number of samples that is none": (["sample", "--ckpt_path", "x", "--n", "a"], "--n a .* must be of type int"),
+    "a checkpoint that is not there, with other mistakes": (["sample", "--steps", "a", "--n=0", "--ckpt_path=no.ckpt", "--help"], "no.ckpt is not a file"),
+    "a checkpoint that is not there, of a class that is given": (["sample", "--model=GAN", "--ckpt_path=no.ckpt"], "no.ckpt is not a file"),
+    "a class that the checkpoint does not hold": (with_checkpoint("gan", "sample", "--model=Difusion"), r"Difusion is not in the zoo; did you mean Diffusion\?"),
+    "an option of a model without a checkpoint": (["sample", "--guidance_scale", "1"], "--ckpt_path must be given: the model in the checkpoint decides whether it has --guidance_scale"),
+    "an option of another generative model": (with_checkpoint("gan", "sample", "--guidance_scale=1"), "--guidance_scale has no effect on a GAN: leave it out; its own options are --frames"),
+    "an option of a model, misspelt": (with_checkpoint("letters", "sample", "--temprature=1"), r"--temprature has no effect on a TransformerLM; did you mean --temperature\?"),
+    "a word for a number of a model": (with_checkpoint("letters", "sample", "--top_k=many"), "--top_k many is not possible; it must be of type int"),
+    "a seed that is too large": (with_checkpoint("gan", "sample", f"--seed={2**64}"), "--seed is 18446744073709551616; it must be"),
+    "an ending that says nothing": (with_checkpoint("gan", "sample", "--out", "x.jpeg"), r"must end in one of \.png, \.npz, \.gif"),
+    "a number of samples that is none": (with_checkpoint("gan", "sample", "--n", "a"), "--n a .* must be of type int"),
     "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN makes no predictions; .* command sample"),
 }  # fmt: skip
 

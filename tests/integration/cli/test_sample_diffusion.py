@@ -73,6 +73,13 @@ def test_a_single_sample_has_no_border_so_that_it_can_be_edited(checkpoint):
         ("diffusion", ["--trajectory=film.gif", "--steps=0"], "steps is 0"),
         ("diffusion", ["--trajectory=film.gif", "--out=other.gif"], "--out other.gif is an animation already"),
         ("diffusion", ["--out=film.gif", "--steps=5"], "--steps has no effect on an animation"),
+        ("diffusion", ["--frames=5"], "--frames has no effect without an animation: give --trajectory"),
+        (
+            "diffusion",
+            ["--trajectory=film.gif", "--interpolate=5"],
+            "--trajectory cannot be combined with --interpolate",
+        ),
+        ("diffusion", ["--stepz=5"], "--stepz has no effect on a Diffusion; did you mean --steps?"),
         ("diffusion", ["--interpolate=5", "--steps=4"], "--steps cannot be combined with --interpolate"),
         ("gan", ["--solver=euler"], "--solver has no effect on a GAN"),
         ("gan", ["--guidance_scale=1"], "--guidance_scale has no effect on a GAN"),
