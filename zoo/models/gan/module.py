@@ -380,11 +380,13 @@ class GAN(GenerativeModule):
         self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
     ) -> dict[str, Tensor]:
         """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
-        self._stepping = list(network.parameters()) if self.gradient_clip_val or log else []
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        self._stepping = own if self.gradient_clip_val or log else []
         if not counted:
             skip_step_count(optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        network.zero_grad()  # also what the optimizer does not train, such as the biases beside Muon
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
