@@ -142,7 +142,10 @@ def test_a_model_without_probabilities_is_refused(tmp_path):
         def predict_step(self, batch, batch_idx):
             return batch[0]
 
-    with pytest.raises(UserError, match="PredictionWriter needs a classifier; Other is not one"):
+    with pytest.raises(
+        UserError,
+        match="predict_step of Other returns no probabilities, entropy, mutual_information",
+    ):
         predict(PredictionWriter(str(tmp_path / "table.csv")), model=Other())
     assert not list(tmp_path.iterdir())
 

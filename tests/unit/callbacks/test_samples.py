@@ -84,5 +84,5 @@ def test_a_model_without_sample_is_refused(tmp_path):
     class WithoutSample(BrightnessModel):
         sample = None
 
-    with pytest.raises(UserError, match="WithoutSample has none"):
+    with pytest.raises(UserError, match=r"SampleLogger needs sample\(\), which WithoutSample does not have"):
         fit(WithoutSample(), SampleLogger(), tmp_path)
