@@ -82,6 +82,7 @@ class EquilibriumReport(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)  # not every logger has made it
             (self._folder / "equilibrium.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             if tuple(data.input_shape) == (1,) and offers(data, KnownDensity):
                 self._plot(self._folder / "equilibrium.png", pl_module, data)
@@ -134,7 +135,8 @@ def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> float:
-    metric = SlicedWasserstein(x.shape[1])
+    # On rank 0 alone, which would wait for the others for ever.
+    metric = SlicedWasserstein(x.shape[1], sync_on_compute=False)
     metric.update(x, real=True)
     metric.update(y, real=False)
     return metric.compute().item()
