@@ -72,7 +72,7 @@ class Preprocessing(Protocol):
     Without it, a checkpoint does not say how to prepare a picture, and the caller does it.
 
     Attributes:
-        preprocessing: plain values: size, channels, fit, background.
+        preprocessing: plain values: `size`, `channels`, `fit`, `background`, `range`; see `zoo.datamodules`.
     """
 
     preprocessing: Mapping[str, Any]

@@ -26,7 +26,6 @@ from zoo.contracts import (
     MirrorSymmetry,
     ReferenceSamples,
     SequencePairs,
-    TokenData,
     Tokens,
     WholeSplits,
     accepts,
@@ -41,10 +40,8 @@ from zoo.contracts import (
 from zoo.datamodules import Digits, Points, Sequences
 from zoo.errors import UserError
 
-CONTRACTS = [
-    value for value in vars(contracts).values() if inspect.isclass(value) and getattr(value, "_is_protocol", 0)
-]
-CONTRACTS.remove(Protocol)
+CLASSES = [value for value in vars(contracts).values() if inspect.isclass(value)]
+CONTRACTS = [value for value in CLASSES if value.__module__ == contracts.__name__]
 
 
 class Bare(LightningDataModule):
@@ -79,12 +76,7 @@ def test_every_contract_has_members_and_is_lacked_by_an_object_without_them(cont
 def test_every_optional_contract_says_what_happens_without_it(contract):
     text = inspect.getdoc(contract)
     required = contract is Data or contract.__name__.endswith(("Network", "Factory", "Prediction"))
-    by_option = contract in (
-        TokenData,
-        SequencePairs,
-        contracts.PredictiveClassifier,
-    )  # a model is refused or not built
-    assert required or by_option or "ithout" in text
+    assert required or "Without" in text
 
 
 def test_data_modules_offer_what_they_have():
