@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.testing.answers import difference, explained, holds, in_words
 from zoo.testing.ranks import on_ranks, rank_options
 from zoo.testing.runs import (
     BATCHES,
@@ -27,10 +28,6 @@ from zoo.testing.runs import (
     Run,
     SaveAfter,
     build,
-    difference,
-    explained,
-    holds,
-    in_words,
     quiet,
     run_checks,
     seeded,

@@ -27,8 +27,9 @@ from zoo.contracts import (
     offers,
 )
 from zoo.errors import UserError
+from zoo.testing.answers import explained, holds, plain, same
 from zoo.testing.ranks import on_ranks, rank_options
-from zoo.testing.runs import build, explained, holds, plain, quiet, run_checks, same, seeded, trainer_for
+from zoo.testing.runs import build, quiet, run_checks, seeded, trainer_for
 
 SPLITS = ("train", "val", "test")
 #: Fraction of a split whose samples may also be in the training split: real data has some duplicates.

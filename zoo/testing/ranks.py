@@ -43,7 +43,7 @@ def on_ranks(task: Callable[[], Any], processes: int) -> list[Any]:
     method = "fork" if sys.platform == "linux" and not torch.accelerator.is_available() else "spawn"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            start_processes(_run_rank, (task, processes, _free_port(), folder), nprocs=processes, start_method=method)
+            start_processes(_run_rank, (task, processes, free_port(), folder), nprocs=processes, start_method=method)
         except ProcessException as error:
             raise RankError(_cause(Path(folder)) or str(error)) from error
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
@@ -56,10 +56,7 @@ def rank_options(processes: int) -> dict[str, Any]:
 
 
 def _run_rank(rank: int, task: Callable[[], Any], processes: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "zoo.testing",
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-    }  # fmt: skip
+    os.environ |= torchrun_variables(rank, processes, port)
     rank_zero_only.rank = rank  # type: ignore[attr-defined] # Lightning set it when it was imported
     torch.set_num_threads(1)  # after a fork, several threads of OpenMP would wait for ever
     try:
@@ -77,7 +74,17 @@ def _cause(folder: Path) -> str:
     return min(errors, key=lambda error: "gloo/transport" in error, default="")
 
 
-def _free_port() -> int:
+def torchrun_variables(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Environment variables of a rank on one machine, as torchrun sets them."""
+    size = str(processes)
+    return {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "zoo.testing",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    """A port of this machine that is not in use."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Short runs that print nothing, and what checks compare: the parts that all checks share.
+"""Short runs that print nothing, which all checks share.
 
 A run has two epochs of four batches. A checkpoint is written after the third, in the middle of an epoch, so that a
 resumed run has to restore the position in the data, the random states and the next epoch's order.
@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from zoo._lightning import after_each_batch
 from zoo.contracts import accepts
 from zoo.errors import check_choice
 from zoo.seeding import capture_random_state, restore_random_state
+from zoo.testing.answers import flat
 
 EPOCHS, BATCHES = 2, 4
 SAVED_AFTER = 3  # batches
@@ -39,31 +39,6 @@ LINKS = {
     "tokenizer_description": "tokenizer",
     "output_length": "output_length",
 }
-
-# Answers
-
-
-def holds(condition: object, sentence: str) -> None:
-    """Raises an AssertionError with this sentence unless the condition is true."""
-    if not condition:
-        raise AssertionError(sentence)
-
-
-@contextmanager
-def explained(sentence: str, remedy: str) -> Iterator[None]:
-    """Turns any error inside the context into an AssertionError of one sentence: what fails, why, and the remedy."""
-    try:
-        yield
-    except AssertionError:
-        raise
-    except Exception as error:
-        raise AssertionError(f"{sentence} ({in_words(error)}); {remedy}") from error
-
-
-def in_words(error: Exception) -> str:
-    """Type and message of an error in one line."""
-    return shorten(f"{type(error).__name__}: {error}", 300)
-
 
 # Parts of a run, built anew for each
 
@@ -347,45 +322,3 @@ class MemoryLogger(Logger):
         """What was logged at this step or later, but for speeds: step, name and value, sorted."""
         rows = [(at, name, value) for at, metrics in self.rows_logged for name, value in metrics.items() if at >= step]
         return sorted(row for row in rows if "per_second" not in row[1])
-
-
-# Comparing
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries and lists, with their paths."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from flat(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for index, part in enumerate(value):
-            yield from flat(part, f"{name}.{index}")
-    else:
-        yield name, value
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two leaves are equal, tensors bit for bit, NaN equal to NaN."""
-    if isinstance(first, Tensor) or isinstance(second, Tensor):
-        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
-            return False
-        nan = first.is_floating_point() or first.is_complex()
-        equal = first.shape == second.shape and first.dtype == second.dtype
-        return equal and torch.allclose(first, second, rtol=0, atol=0, equal_nan=nan)
-    return bool(first == second) or (first != first and second != second)
-
-
-def difference(first: Any, second: Any) -> str | None:
-    """Path of the first leaf in which two nested values differ; None if they are equal."""
-    one, two = dict(flat(first)), dict(flat(second))
-    names = [*one, *(name for name in two if name not in one)]
-    return next((n for n in names if n not in one or n not in two or not same(one[n], two[n])), None)
-
-
-def plain(value: Any) -> bool:
-    """Whether a value consists of numbers, strings, None, lists and dictionaries."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str | int) and plain(part) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(plain, value))
-    return value is None or type(value) in (bool, int, float, str)
