@@ -7,14 +7,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
+from torch import Tensor
 
-from zoo.datamodules import Augment, Digits, FashionMNIST, ImageFolder, Points, Sequences, Text
+from zoo.datamodules import Augment, Digits, FashionMNIST, ImageFolder, InMemoryDataModule, Points, Sequences, Text
 from zoo.testing import check_datamodule
 
 MODULES = ("digits", "augmented", "gaussians", "ring", "grid", "moons", "sequences", "text", "image_folder")
 #: Of these, not those of 70,000 images, every one of which is read several times.
 CHECKS_OF_LARGE_DATA = ("attributes", "batches", "splits", "held_out_test", "prediction")
+
+
+class Linear(LightningModule):
+    """A linear model that keeps its batches, for the tests of single data modules."""
+
+    def __init__(self, data: InMemoryDataModule) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(torch.Size(data.input_shape).numel(), data.num_classes)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch)
+        return torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append(batch)
+
+    test_step = predict_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
 
 
 @pytest.fixture(scope="module")
