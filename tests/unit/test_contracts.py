@@ -9,6 +9,7 @@ from typing import Protocol
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
@@ -161,6 +162,23 @@ def test_a_function_accepts_its_own_arguments_only():
 
     assert accepts(sample, "seeds") and accepts(sample, "n")
     assert not accepts(sample, "steps") and not accepts(sample, "options")
+
+
+def test_factories_of_networks_are_types_that_the_command_line_understands():
+    parser = ArgumentParser()
+    parser.add_argument("--network", type=contracts.ClassifierNetworkFactory)
+    options = [f"--network={__name__}.WideNetwork", "--network.width=7"]
+    factory = parser.instantiate(parser.parse_args(options)).network
+    network = factory((4,), 2)
+    assert isinstance(network, WideNetwork)
+    assert network(torch.zeros(3, 4)).shape == (3, 2)
+    assert network.width == 7
+
+
+class WideNetwork(nn.Linear):
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 3) -> None:
+        super().__init__(*input_shape, num_classes)
+        self.width = width
 
 
 def test_a_model_is_conditional_if_it_says_so():

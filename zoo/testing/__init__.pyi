@@ -1,3 +1,4 @@
+from .answers import ContractError as ContractError
 from .callbacks import CALLBACK_CHECKS as CALLBACK_CHECKS
 from .callbacks import check_callback as check_callback
 from .datamodules import DATAMODULE_CHECKS as DATAMODULE_CHECKS

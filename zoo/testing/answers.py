@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 
 
+class ContractError(AssertionError):
+    """A contract does not hold. The message is one sentence: what does not hold, and how to mend it."""
+
+
 def holds(condition: object, sentence: str) -> None:
-    """Raises an AssertionError with this sentence unless the condition is true."""
+    """Raises a `ContractError` with this sentence unless the condition is true."""
     if not condition:
-        raise AssertionError(sentence)
+        raise ContractError(sentence)
 
 
 @contextmanager
 def explained(sentence: str, remedy: str) -> Iterator[None]:
-    """Turns any error inside the context into an AssertionError of one sentence: what fails, why, and the remedy."""
+    """Turns any error inside the context into a `ContractError` of one sentence: what fails, why, and the remedy."""
     try:
         yield
-    except AssertionError:
+    except ContractError:
         raise
     except Exception as error:
-        raise AssertionError(f"{sentence} ({in_words(error)}); {remedy}") from error
+        raise ContractError(f"{sentence} ({in_words(error)}); {remedy}") from error
 
 
 def in_words(error: Exception) -> str:

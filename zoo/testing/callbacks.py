@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.testing.answers import difference, explained, holds, in_words
+from zoo.testing.answers import ContractError, difference, explained, holds, in_words
 from zoo.testing.ranks import on_ranks, rank_options
 from zoo.testing.runs import (
     BATCHES,
@@ -72,7 +72,7 @@ def check_callback(
         **arguments: arguments of the callback. A run has eight batches, so let it act every one or two steps.
 
     Raises:
-        AssertionError: a check fails; one sentence says what does not hold and how to mend it.
+        ContractError: a check fails, an AssertionError; one sentence says what does not hold and how to mend it.
         UserError: there is no check of a name.
     """
     name = getattr(cls, "__name__", type(cls).__name__)
@@ -259,7 +259,7 @@ def check_other_models(subject: Subject) -> None:
                 f"{subject.name} refuses a model after {trainer.global_step} steps ({error}); check it in setup",
             )
         except Exception as error:
-            raise AssertionError(
+            raise ContractError(
                 f"{subject.name} fails on a LightningModule without the methods it uses ({in_words(error)}); check "
                 "them in setup by zoo.contracts.require"
             ) from error

@@ -72,7 +72,7 @@ def check_datamodule(
         **arguments: arguments of the data module; make it small.
 
     Raises:
-        AssertionError: a check fails; one sentence says what does not hold and how to mend it.
+        ContractError: a check fails, an AssertionError; one sentence says what does not hold and how to mend it.
         UserError: there is no check of a name.
     """
     name = getattr(cls, "__name__", type(cls).__name__)

@@ -56,7 +56,7 @@ def check_model(
             data, as on the command line.
 
     Raises:
-        AssertionError: a check fails; one sentence says what does not hold and how to mend it.
+        ContractError: a check fails, an AssertionError; one sentence says what does not hold and how to mend it.
         UserError: there is no check of a name.
     """
     if data is None:

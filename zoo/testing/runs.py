@@ -7,6 +7,7 @@ resumed run has to restore the position in the data, the random states and the n
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import warnings
@@ -57,9 +58,18 @@ def linked(part: Any, data: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     links = {
         argument: getattr(data, name)
         for name, argument in LINKS.items()
-        if getattr(data, name, None) is not None and accepts(part, argument)
+        if getattr(data, name, None) is not None and _takes(part, argument)
     }
     return links | dict(given)
+
+
+def _takes(part: Any, argument: str) -> bool:
+    """Whether a class or function has an argument, or passes it on as `**kwargs` to the constructor of a base class."""
+    if accepts(part, argument):
+        return True
+    passes_on = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(part).parameters.values())
+    bases = part.__mro__[1:] if passes_on and inspect.isclass(part) else ()
+    return any(accepts(base, argument) for base in bases if "__init__" in vars(base) and base is not object)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from zoo.errors import UserError
 from zoo.models.base import ZooModule, eval_mode
 from zoo.models.classifier import Predictive
 from zoo.seeding import SampleNoise
-from zoo.testing import MODEL_CHECKS, check_model
+from zoo.testing import MODEL_CHECKS, ContractError, check_model
 
 small_digits = partial(Digits, batch_size=8, eval_batch_size=50)
 
@@ -78,6 +78,18 @@ def test_a_classifier_of_the_zoo_passes_on_the_default_data():
     check_model(MLPClassifier, checks=["training", "prediction"], width=8, depth=1)
 
 
+class PassesItsArgumentsOn(Good):
+    def __init__(self, *, width: int = 2, **kwargs) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "model", [PassesItsArgumentsOn, lambda num_classes, input_shape: Good(input_shape, num_classes)]
+)
+def test_shape_and_classes_of_the_data_reach_constructors_and_functions(model):
+    check_model(model, data=small_digits, checks=["training", "checkpoint"])
+
+
 # Breaks. The name of each class says what it does wrong.
 
 
@@ -118,6 +130,11 @@ class LogsNaN(Good):
 class Fails(Good):
     def training_step(self, batch, batch_idx):
         raise KeyError("no such thing")
+
+
+class AssertsSomething(Good):
+    def training_step(self, batch, batch_idx):
+        assert len(batch) == 3
 
 
 class FreezesItself(Good):
@@ -317,6 +334,7 @@ BREAKS = [
     ("training", LogsNothing, "logs no train/loss; log it in training_step"),
     ("training", LogsNaN, "logs val/loss as NaN or Inf"),
     ("training", Fails, "does not train (KeyError: 'no such thing'); run Trainer.fit with it by itself"),
+    ("training", AssertsSomething, "does not train (AssertionError: "),
     ("training", FreezesItself, "leaves network.1.bias with another requires_grad"),
     ("bare_data", NeedsClassNames, "does not train on a data module that has only batches (AttributeError: 'BareData'"),
     ("mixed_precision", RefusesAutocast, "does not train in bf16-mixed (RuntimeError: not implemented for bfloat16)"),
@@ -354,7 +372,7 @@ BREAKS = [
 
 @pytest.mark.parametrize(("check", "model", "sentence"), BREAKS, ids=[f"{c}-{m.__name__}" for c, m, _ in BREAKS])
 def test_a_break_is_found_by_its_check(check, model, sentence):
-    with pytest.raises(AssertionError, match=re.escape(sentence)) as error:
+    with pytest.raises(ContractError, match=re.escape(sentence)) as error:
         check_model(model, data=small_digits, checks=[check])
     message = str(error.value)
     assert model.__name__ in message
