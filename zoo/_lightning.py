@@ -29,6 +29,7 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.strategies.ModelParallelStrategy", "_data_parallel_size", "set_data_parallel_size"),
     ("lightning.pytorch.core.mixins.HyperparametersMixin", "_log_hyperparams", "keep_hparams_out_of_loggers"),
     ("lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop", "on_advance_end", "after_each_batch"),
+    ("lightning.pytorch.loops.fit_loop._FitLoop", "_combined_loader", "estimated_steps"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
     ("lightning.pytorch.cli.LightningCLI", "_parse_ckpt_path", "CommandLineHooks"),
@@ -104,6 +105,19 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
 
 
 # Loops and processes
+
+
+def estimated_steps(trainer: Trainer) -> int | float:
+    """Length of a run in optimizer steps, for `configure_optimizers`.
+
+    To find it, Lightning sets up the training data, and does not do so again when the loop starts: a resumed run would
+    not load the state of its data loader, and train on other batches (Lightning's issue 20550). So the data is set up
+    again, as there is no public way to load that state.
+    """
+    steps = trainer.estimated_stepping_batches
+    if trainer.ckpt_path:
+        trainer.fit_loop._combined_loader = None
+    return steps
 
 
 def after_each_batch(trainer: Trainer, call: Callable[[], None]) -> Callable[[], None]:

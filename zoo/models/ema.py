@@ -58,8 +58,11 @@ class EMA(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.network(*args, **kwargs)
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"images": self.images}
+    # The number of images is a tensor only in the state dict, which then holds nothing but tensors: to read it from the
+    # device at every update would wait for the device.
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.images = state["images"]
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.images)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.images = int(state)

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.contracts import ReferenceSamples, data_of, left_out, offers
 from zoo.errors import UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
@@ -98,6 +99,15 @@ class GenerativeModule(ZooModule):
 
     # Validation and test
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        left_out(self, data_of(self.trainer), self.uses_of_data(stage))
+
+    def uses_of_data(self, stage: str) -> dict[type, str]:
+        """What is left out on data that lacks a contract of `zoo.contracts`, for one line at the start of a run."""
+        measured = self.distance is not None and stage in ("fit", "validate", "test")
+        return {ReferenceSamples: f"the floor of val/{self.distance_name}"} if measured else {}
+
     def on_validation_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._find_indices(len(batch[0]), batch_idx)
 
@@ -142,15 +152,15 @@ class GenerativeModule(ZooModule):
 
     def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
         """Adds a batch and as many training samples to the floor, which is measured once."""
-        reference = getattr(getattr(self.trainer, "datamodule", None), "reference", None)
-        if reference is None or name in self._floors or self.trainer.sanity_checking:
+        data = data_of(self.trainer)
+        if name in self._floors or self.trainer.sanity_checking or not offers(data, ReferenceSamples):
             return
         floor = cast(Metric, self.floor)
         if batch_idx == 0:
             floor.reset()
             loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
             n = len(cast(Any, loaders).dataset)
-            samples = reference(n)
+            samples = data.reference(n)
             # The distance depends on the number of samples, so the floor needs as many.
             self._reference = samples[self.global_rank :: self.trainer.world_size] if len(samples) == n else None
         remaining = self._reference

@@ -1,4 +1,4 @@
-"""What holds for every model of the registry: on one, two and three ranks, sharded, and in mixed precision."""
+"""What holds for every model of the registry: on one, two and three ranks, sharded, and on GPUs."""
 
 from __future__ import annotations
 
@@ -182,21 +182,6 @@ def test_a_model_without_parts_to_shard_is_refused():
     model = GAN((1, 8, 8))
     with pytest.raises(UserError, match=r"GAN with a MLPGenerator does not support FSDP.* --config ddp.yaml"):
         shard(model, model.sharded_networks())
-
-
-# Mixed precision
-
-
-QUICK = ("GAN", "MLPClassifier")  # manual and automatic optimization
-
-
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
-def test_mixed_precision_trains_with_a_finite_loss_and_float32_parameters(name, tiny):
-    cli = run_trainer(["fit", *tiny[name], *on(1), "--trainer.precision=bf16-mixed"])
-    logged = {metric: value.item() for metric, value in cli.trainer.callback_metrics.items()}
-    assert any("train/loss" in metric for metric in logged)
-    assert all(torch.tensor(value).isfinite() for value in logged.values()), logged
-    assert {p.dtype for p in cli.model.parameters()} == {torch.float32}
 
 
 # On GPUs

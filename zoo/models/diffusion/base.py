@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from zoo.contracts import ReferenceSamples, data_of, offers
 from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import attached_trainer
@@ -175,8 +176,8 @@ class DenoisingModule(GenerativeModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and not self.calibrated and hasattr(data, "reference"):
+        data = data_of(self.trainer)
+        if stage == "fit" and not self.calibrated and offers(data, ReferenceSamples):
             self.calibrate(data.reference(CALIBRATION))
         super().setup(stage)
 

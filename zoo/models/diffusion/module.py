@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
@@ -247,10 +248,17 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.excess_samples and stage in ("fit", "validate") and hasattr(data, "split"):
+        data = data_of(self.trainer)
+        if self._compares_with_ideal(stage) and offers(data, WholeSplits):
             x, y = data.split("train")
             self._ideal = IdealDenoiser(x, y if self.conditional else None, temperature=self.temperature)
+
+    def _compares_with_ideal(self, stage: str) -> bool:
+        return self.excess_samples > 0 and stage in ("fit", "validate")
+
+    def uses_of_data(self, stage: str) -> dict[type, str]:
+        ideal = {WholeSplits: "the comparison with the ideal denoiser and the search for copies of training data"}
+        return super().uses_of_data(stage) | (ideal if self._compares_with_ideal(stage) else {})
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from zoo._lightning import find_unused_parameters, skip_step_count
+from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
@@ -257,7 +257,7 @@ class GAN(GenerativeModule):
 
     def _total_steps(self) -> int | float:
         """Length of the run in discriminator steps."""
-        batches = self.trainer.estimated_stepping_batches
+        batches = estimated_steps(self.trainer)
         if batches == self.trainer.max_steps:
             return batches
         steps = batches / self.accumulate_grad_batches
