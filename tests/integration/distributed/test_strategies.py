@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 #: 101 samples in batches of 25: no number of ranks divides them, and the last batch is smaller than the others.
 UNEVEN = ["--data.eval_batch_size=25"]
-SHARDED = ["TransformerLM", "ViTClassifier"]
+SHARDED = ["Diffusion", "TransformerLM", "ViTClassifier"]
 
 
 def on(processes: int) -> list[str]:
@@ -151,6 +151,9 @@ def sharded_runs(tiny: dict[str, list[str]], folder: Path) -> dict[str, list[str
         args = [*tiny[name], *on(2), "--trainer.gradient_clip_val=0.5"]
         if name == "TransformerLM":  # samples are drawn during training, to which all ranks must contribute
             args += ["--data.tokenizer=bytes", "--trainer.callbacks=SampleLogger", "--trainer.callbacks.n=2"]
+        elif name == "Diffusion":
+            args = [word for word in args if not word.startswith("--model.network")]
+            args += ["--model.network=DiT", *(f"--model.network.{o}" for o in ("layers=1", "width=16", "heads=2"))]
         else:
             args += ["--model.ema_half_life=1000"]
         runs[f"ddp {name}"] = [*args, f"--run.name=ddp_{name}"]
