@@ -134,7 +134,7 @@ CLASSIFIER = ["fit", "--model", "Classifier", "--data", "Digits", *TINY, *QUIET]
         ([*NETWORK, "--model.generator", "own_nets.Makr"],
          "--model.generator own_nets.Makr cannot be imported (module 'own_nets' has no attribute 'Makr')"),
         ([*NETWORK, "--model.generator", "my_nets.Maker"], "--model.generator my_nets.Maker cannot be imported (No module "
-         "named 'my_nets'); if my_nets.py is in this folder, set PYTHONPATH=."),
+         "named 'my_nets')"),
         ([*NETWORK, "--model.generator", "torch.optim.Adam"],
          "--model.generator torch.optim.Adam is not a network: it must be a class derived from torch.nn.Module, or return "
          "one"),
@@ -153,3 +153,10 @@ CLASSIFIER = ["fit", "--model", "Classifier", "--data", "Digits", *TINY, *QUIET]
 )  # fmt: skip
 def test_a_mistake_in_a_network_is_answered_in_one_line(arguments, expected, capsys):
     assert fails(capsys, *arguments).startswith(expected)
+
+
+def test_a_module_in_the_working_folder_is_named_as_the_cause(capsys):
+    Path("here.py").write_text("raise SystemExit('not imported')", encoding="utf-8")
+    hint = "; here is in this folder: set PYTHONPATH=. so that it is found"
+    assert fails(capsys, *NETWORK, "--model.generator", "here.Maker").endswith(hint)
+    assert fails(capsys, "fit", "--config", "gan.yaml", "--data", "here.Data").endswith(hint)

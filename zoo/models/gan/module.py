@@ -282,9 +282,8 @@ class GAN(GenerativeModule):
         super().on_load_checkpoint(checkpoint)
         self._penalty = checkpoint.get("penalty")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
-        labels = y if self.conditional else None
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, labels = self.unpack(batch)
         optimizer_g, optimizer_d = cast(list[LightningOptimizer], self.optimizers())
         log = log_is_due(self)
         self._throughput.update(len(x))
