@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import NoReturn
 
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo._lightning import option_names
 from zoo.cli.messages import explain
 from zoo.errors import UserError
+
+
+def _parse_number(value: str | float) -> float:
+    return value if isinstance(value, (int, float)) else float(value)
+
+
+# Transforms of torchvision declare arguments as Number; the parser knows neither how to read nor how to write one.
+register_type(Number, lambda number: number, _parse_number)
 
 
 class OneLineParser(LightningArgumentParser):
