@@ -267,7 +267,7 @@ class _ExplainingWriter(CacheWriter):
 
 def _publish(partial: Path, path: Path) -> None:
     """Renames a complete folder; what was there is replaced if it is damaged, and kept if it is whole."""
-    partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are private; caches can be shared
+    partial.chmod(0o755)  # mkdtemp's folders are private; a cache can be shared
     try:
         partial.rename(path)
     except OSError:
@@ -281,12 +281,6 @@ def _publish(partial: Path, path: Path) -> None:
         path.rename(aside)  # processes that have mapped it keep their maps
         partial.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _remove_partial(key: CacheKey) -> None:
