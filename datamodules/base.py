@@ -25,7 +25,7 @@ from zoo.datamodules.augment import Augment, BatchTransform, apply
 from zoo.datamodules.disk_cache import default_folder
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
-from zoo.datamodules.memory import available_memory, exceeds_memory, in_words
+from zoo.datamodules.memory import check_fits, exceeds_memory
 from zoo.datamodules.pictures import Fit, parse_color
 from zoo.datamodules.sources import SplitSource
 from zoo.errors import UserError, check_at_least, check_choice
@@ -293,13 +293,12 @@ class InMemoryDataModule(LightningDataModule):
         dataset = self._splits[name]
         values = dataset.samples * torch.Size(self.input_shape).numel()
         size = values * (4 if dataset.x.dtype == torch.uint8 else dataset.x.element_size())
-        available = available_memory()
-        if available is not None and size > available:
-            raise UserError(
-                f"the {name} split of {type(self).__name__} takes {in_words(size)} as floats, but only "
-                f"{in_words(available)} of memory are available; leave out what needs all samples at once (the ideal "
-                "denoiser of a diffusion model by excess_samples 0), or read reference(n)"
-            )
+        check_fits(
+            size,
+            f"the {name} split of {type(self).__name__} as floats",
+            "read reference(n), or leave out what needs all samples at once (the ideal denoiser of a diffusion model: "
+            "excess_samples 0)",
+        )
         x, y = dataset.first(dataset.samples)
         return to_unit_range(x), y
 

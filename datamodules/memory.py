@@ -7,6 +7,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from zoo.errors import UserError
+
 #: "auto" puts data on disk that would take more than this share of the available memory.
 MEMORY_SHARE = 0.5
 
@@ -52,6 +54,21 @@ def exceeds_memory(size: int) -> bool:
     """Whether `size` bytes are more than `MEMORY_SHARE` of the available memory; False if that is not known."""
     available = available_memory()
     return available is not None and size > MEMORY_SHARE * available
+
+
+def check_fits(size: int, what: str, instead: str) -> None:
+    """Raises a `UserError` if `size` bytes are more than the available memory.
+
+    Args:
+        size: number of bytes.
+        what: what takes them, in words.
+        instead: way out.
+    """
+    available = available_memory()
+    if available is not None and size > available:
+        raise UserError(
+            f"{what} takes {in_words(size)}, but only {in_words(available)} of memory are available; {instead}"
+        )
 
 
 def in_words(size: float) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.unit.datamodules.test_contract import Linear
 from tests.unit.training import quiet_trainer
-from zoo.datamodules import Augment, Digits, ImageFolder, InMemoryDataModule, base, memory
+from zoo.datamodules import Augment, Digits, ImageFolder, InMemoryDataModule, memory
 from zoo.errors import UserError
 
 
@@ -126,9 +126,9 @@ def test_a_split_that_does_not_fit_into_memory_as_floats_is_refused(make, monkey
     expected.setup()
     for name in ("train", "val", "test"):
         assert all(map(torch.equal, data.split(name), expected.split(name)))
-    monkeypatch.setattr(base, "available_memory", lambda: 40_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 40_000)
     assert len(data.split("val")[0]) == 7  # 5 kB
-    with pytest.raises(UserError, match=r"train split of ImageFolder takes 49\.2 kB as floats, but only 40\.0 kB") as e:
+    with pytest.raises(UserError, match=r"train split of ImageFolder as floats takes 49\.2 kB, but only 40\.0 kB") as e:
         data.split("train")
     assert "\n" not in str(e.value)
     assert len(data.reference(10)) == 10
