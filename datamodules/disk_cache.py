@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from zoo.datamodules.memory import in_words
+from zoo.datamodules.memory import available_memory, in_words
 from zoo.errors import UserError
 
 #: Version of the files' layout; a cache of another one is built anew.
@@ -88,10 +88,12 @@ class CacheWriter:
 
     Args:
         folder: folder of the files.
-        meta: plain values that are stored in the header.
+        about: plain values that say in the header what the cache was built from, for people.
+        meta: plain values that are stored in the header, for programs.
     """
 
     folder: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     _files: dict[str, IO[bytes]] = field(default_factory=dict)
     _arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class CacheWriter:
             file.close()
             self._arrays[name]["crc32"] = _checksum(self.folder / f"{name}.bin")
         with (self.folder / HEADER).open("w", encoding="utf-8") as header:
-            json.dump({"format": FORMAT, "arrays": self._arrays, "meta": self.meta}, header, indent=1)
+            json.dump({"format": FORMAT, "about": self.about, "arrays": self._arrays, "meta": self.meta}, header)
             _flush(header)
 
     def close(self) -> None:
@@ -199,7 +201,10 @@ def _map(path: Path, entry: Mapping[str, Any]) -> Tensor:
     # Read-only: a private writable map counts against the memory that the system promises, and is refused if it is
     # larger than that.
     array = np.memmap(path, dtype, mode="r", shape=shape)
-    if hasattr(mmap, "MADV_RANDOM"):  # batches are random rows; reading ahead would multiply what is read from disk
+    # The system reads ahead, which fills its page cache ten times faster. What is larger than the memory does not stay
+    # there, and reading ahead would multiply what is read from disk for every batch of random rows.
+    available = available_memory()
+    if hasattr(mmap, "MADV_RANDOM") and available is not None and size > available:
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -235,7 +240,7 @@ def _build(key: CacheKey, build: Callable[[CacheWriter], None]) -> None:
         if key.size > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         partial = Path(tempfile.mkdtemp(prefix=f".{key.path.name}.", suffix=PARTIAL, dir=key.folder))
-    writer = _ExplainingWriter(partial, key=key)
+    writer = _ExplainingWriter(partial, {"name": key.name, **key.content}, key=key)
     try:
         build(writer)
         writer.finish()

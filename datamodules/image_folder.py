@@ -206,6 +206,7 @@ class ImageFolder(InMemoryDataModule):
             root = Path(self.root).expanduser()
             return {
                 "class": type(self).__name__,
+                "root": str(root.resolve()),
                 "files": files_digest([file.path for file in files], root),
                 "class_names": list(self.class_names),
                 "classes": self.classes,

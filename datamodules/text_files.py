@@ -154,7 +154,8 @@ def tokenize_on_disk(source: TextFiles, tokenizer: str, vocab_size: int, shares:
 
 def _content(source: TextFiles, tokenizer: str, vocab_size: int, shares: Shares) -> dict[str, Any]:
     """What the tokens depend on. Bytes and characters do not depend on what is held out."""
-    content = {"class": "Text", "files": files_digest(source.files, source.root), "tokenizer": tokenizer}
+    content: dict[str, Any] = {"class": "Text", "root": str(source.root.resolve()), "tokenizer": tokenizer}
+    content["files"] = files_digest(source.files, source.root)
     if tokenizer == "bpe":
         content |= {"vocab_size": vocab_size, "shares": list(shares), "tokenizers": _version("tokenizers")}
     return content

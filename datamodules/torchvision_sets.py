@@ -69,7 +69,8 @@ class TorchvisionDataModule(InMemoryDataModule):
         def content() -> dict[str, Any]:
             folder = Path(self.root) / self.files
             files = sorted(path for path in folder.glob("*") if path.is_file())
-            return {"class": type(self).__name__, "train": train, "files": files_digest(files, folder)}
+            root = str(folder.resolve())
+            return {"class": type(self).__name__, "root": root, "train": train, "files": files_digest(files, folder)}
 
         count = self.sizes[0 if train else 1]
         # One chunk: torchvision reads the whole split.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,15 @@ def test_options_and_files_that_change_the_pixels_have_caches_of_their_own(make,
     for options in ({"seed": 3}, {"val_size": 9}, {"batch_size": 3}, {"augment": Augment(flip=True)}):
         make("disk", **options).setup("fit")
     assert len(cached(tmp_path)) == 6, "neither the seed nor the batches change the file"
+
+
+def test_the_header_says_what_the_cache_was_built_from(make, pictures, tmp_path):
+    make("disk").setup("fit")
+    (name,) = cached(tmp_path)
+    about = json.loads((tmp_path / "caches" / name / "header.json").read_text())["about"]
+    assert about["root"] == str(pictures)
+    assert about["name"] == "training split of ImageFolder"
+    assert about["class_names"] == ["a", "b"]
 
 
 def test_a_data_module_without_a_source_has_no_cache(tmp_path):
