@@ -127,12 +127,14 @@ def _import(class_path: str) -> type:
 
 
 def _options(target: type | None) -> set[str]:
-    """Arguments of the constructors of a class and its bases."""
+    """Arguments of the constructors of a class, and of those of its bases to which it passes others on."""
     names: set[str] = set()
     for base in inspect.getmro(target) if target is not None else ():
         if "__init__" in vars(base) and base is not object:
             parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
             names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
     return names
 
 

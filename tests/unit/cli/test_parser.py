@@ -52,6 +52,17 @@ def test_a_transform_of_torchvision_is_an_augmentation(parser, args):
     assert list(transform.degrees) == [-10, 10]
 
 
+def test_a_recipe_is_changed_on_the_command_line(parser):
+    ours = "--data.augment={flip: true, crop: 2}"
+    assert augment_of(parser, [ours, "--data.augment.flip=false"]) == Augment(crop=2)
+    assert augment_of(parser, [ours, "--data.augment=null"]) is None
+    other = augment_of(parser, [ours, f"--data.augment={ROTATION}", "--data.augment.degrees=10"])
+    assert list(other.degrees) == [-10, 10]
+    assert augment_of(parser, [f"--data.augment={ROTATION}", "--data.augment=Augment", "--data.augment.crop=2"]) == (
+        Augment(crop=2)
+    )
+
+
 def test_transforms_are_composed_and_drawn_per_sample(parser):
     one = f"{{class_path: {ROTATION}, init_args: {{degrees: 7.5}}}}"
     transform = augment_of(
