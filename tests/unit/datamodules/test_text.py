@@ -120,6 +120,20 @@ def test_memory_and_disk_have_the_tokens_of_the_whole_text(library, tmp_path, mo
     assert len(list((tmp_path / "caches").glob("Text-*"))) == 1
 
 
+def test_no_character_is_cut_between_two_splits(tmp_path):
+    (tmp_path / "a.txt").write_text("甲" * 100, encoding="utf-8")
+    for share in (0.1, 0.105, 0.11, 0.115):
+        data = Text(str(tmp_path / "a.txt"), val_size=share, test_size=share)
+        lengths = [len(data.split(name)) for name in ("train", "val", "test")]
+        assert all(length % 3 == 0 for length in lengths)
+        assert sum(lengths) == 300
+
+
+def test_a_text_is_cut_for_byte_pairs_only_where_a_line_break_is_a_word():
+    pieces = text_files.safe_pieces("a\n\nb\nc \nd\n e\nf", 1)
+    assert list(pieces) == ["a\n\nb\n", "c \nd\n e\n", "f"]
+
+
 @pytest.mark.filterwarnings("ignore:.*not text")
 def test_an_existing_cache_is_used_until_the_text_changes(library, tmp_path, monkeypatch):
     def open_text(**options) -> Text:
