@@ -272,10 +272,15 @@ def test_a_spoiled_folder_is_read_or_a_user_error_says_why_not(classes, ending, 
     """The data module itself, without a command."""
     with in_a_new_folder():
         make_folder(classes, ending, where)
-        data = ImageFolder("pictures", image_size=4, batch_size=1)
-        if not user_error(lambda: data.setup("fit")):
-            x, y = data.split("train")
-            assert x.shape == (len(y), *data.input_shape)
+        built: list[ImageFolder] = []
+
+        def build() -> None:
+            built.append(ImageFolder("pictures", image_size=4, batch_size=1))
+            built[0].setup("fit")
+
+        if not user_error(build):
+            x, y = built[0].split("train")
+            assert x.shape == (len(y), *built[0].input_shape)
 
 
 @quick

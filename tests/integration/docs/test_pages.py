@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 
 from tests.helpers.command import CHECKOUT
 from tests.integration.docs.pages import OTHERS, PAGES, Page
-from zoo import Classifier
 from zoo.registry import entries, recipe_files
 from zoo.tracking.run_folders import RunOptions
 from zoo.tracking.wandb import WandbOptions
@@ -70,11 +69,17 @@ def test_recipes_that_are_named_exist(page):
 def options_by_section() -> dict[str, set[str]]:
     """Arguments that the sections of a configuration have, by section."""
     known = {
-        kind: {name for entry in entries(kind) for name in inspect.signature(entry.load()).parameters}
+        kind: {
+            name
+            for entry in entries(kind)
+            for base in inspect.getmro(entry.load())
+            if "__init__" in vars(base)
+            for name in inspect.signature(base.__init__).parameters
+        }
         for kind in ("models", "data")
     }
     return {
-        "model": known["models"] | set(inspect.signature(Classifier).parameters) | {"help"},
+        "model": known["models"] | {"help"},
         "data": known["data"],
         "trainer": set(inspect.signature(Trainer).parameters),
         "run": {field.name for field in dataclasses.fields(RunOptions)},
