@@ -166,6 +166,10 @@ class InMemoryDataModule(LightningDataModule):
         x, y = self._splits[name]
         return to_unit_range(x), y
 
+    def labels(self, name: str) -> Tensor:
+        """Labels of the split "train", "val" or "test", int64 (N,)."""
+        return self._splits[name][1]
+
     def reference(self, n: int) -> Tensor:
         """Random training samples, for calibration and for the floors of metrics; reproducible by `seed`.
 

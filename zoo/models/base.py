@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
+from zoo._lightning import restore_loader_states
 from zoo.checkpoints.format import describe_model
 from zoo.distributed.fsdp import shard
 from zoo.metrics import WindowedMetrics
@@ -34,6 +35,7 @@ class ZooModule(LightningModule):
         ema: moving average of its weights, or None.
         optimizer: factory of the optimizer.
         lr_scheduler: factory of the learning-rate schedule, or None.
+        layer_decay: ratio of the learning rates of neighboring layers.
         compile_network: compile the network with torch.compile before training.
         window: means that are logged every `log_every_n_steps` batches, or None.
     """
@@ -43,6 +45,7 @@ class ZooModule(LightningModule):
     network: nn.Module
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None = None
+    layer_decay: float = 1.0
     ema: EMA | None
     compile_network: bool = False
     window: WindowedMetrics | None = None
@@ -69,7 +72,7 @@ class ZooModule(LightningModule):
             self.network.compile()
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer)
+        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer, self.layer_decay)
 
     def configure_gradient_clipping(
         self,
@@ -97,6 +100,7 @@ class ZooModule(LightningModule):
         if self.window:
             self.window.start()
         if self._resumed is not None:
+            restore_loader_states(self.trainer)  # may draw random numbers, which are restored next
             self._resume(self._resumed)
             self._resumed = None
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from zoo.errors import UserError
-from zoo.optim.groups import parameter_groups
+from zoo.optim.groups import parameter_groups, scale_rates
 
 
 class WarmupDecay(LambdaLR):
@@ -93,6 +93,7 @@ def build_optimizer(
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
     network: nn.Module,
     trainer: Any,
+    layer_decay: float = 1.0,
 ) -> Any:
     """Builds what `configure_optimizers` returns for one optimizer of one network.
 
@@ -102,8 +103,10 @@ def build_optimizer(
             learning rate.
         network: network to train.
         trainer: Trainer, which knows the length of the run.
+        layer_decay: ratio of the learning rates of neighboring layers; see `parameter_groups`.
     """
-    built = optimizer(parameter_groups(network))
+    built = optimizer(parameter_groups(network, layer_decay))
+    scale_rates(built.param_groups)
     scheduler = build_scheduler(lr_scheduler, built, trainer.estimated_stepping_batches)
     if scheduler is None:
         return built
