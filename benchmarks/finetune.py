@@ -19,6 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,30 @@ from zoo.optim import WarmupDecay
 
 NEW_CLASSES = 3
 BATCH_SIZE = 30
-LAYER_DECAY = 0.75
-#: Options of the classifier by row, and the share of the run for which its backbone is frozen (2 for all of it).
-ROWS: dict[str, tuple[dict[str, Any], float]] = {
-    "from scratch": ({"init_from": None}, 0),
-    "head alone, frozen backbone": ({}, 2),
-    "all layers": ({}, 0),
-    "all layers, layer_decay 0.75": ({"layer_decay": LAYER_DECAY}, 0),
-    "head first, then all layers, layer_decay 0.75": ({"layer_decay": LAYER_DECAY}, 1 / 3),
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        lr: learning rate, chosen among 0.001, 0.003, 0.01 and 0.03 by `--choose` with seed 100.
+        options: options of the classifier.
+        frozen: share of the run for which the backbone is frozen.
+    """
+
+    lr: float
+    options: dict[str, Any] = field(default_factory=dict)
+    frozen: float = 0.0
+
+
+DECAY = {"layer_decay": 0.75}
+ROWS = {
+    "from scratch": Row(0.01, {"init_from": None}),
+    "head alone, frozen backbone": Row(0.01, frozen=2.0),
+    "all layers": Row(0.001),
+    "all layers, layer_decay 0.75": Row(0.003, DECAY),
+    "head first, then all layers, layer_decay 0.75": Row(0.003, DECAY, 1 / 3),
 }
 
 
@@ -139,7 +156,7 @@ def pretrain(
 
 def fine_tune(row: str, few: SomeClasses, path: str, widths: Sequence[int], steps: int, lr: float, seed: int) -> float:
     """Test accuracy of a row, after training on few images."""
-    options, frozen = ROWS[row]
+    options, frozen = ROWS[row].options, ROWS[row].frozen
     seed_everything(seed, verbose=False)
     model = Classifier(
         few.input_shape,
@@ -171,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs of pretraining")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128], help="channels of each stage")
     parser.add_argument("--steps", type=int, default=200, help="steps of fine-tuning")
-    parser.add_argument("--lr", type=float, nargs="+", default=[3e-3], help="learning rates of fine-tuning")
+    parser.add_argument("--lr", type=float, nargs="+", help="learning rates of every row, instead of its own")
     parser.add_argument("--choose", action="store_true", help="measure on training images that were not drawn")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -190,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
             for images in options.images:
                 few = few_images(data, new, images, seed, options.choose)
                 for row in options.rows:
-                    for lr in options.lr:
+                    for lr in options.lr or [ROWS[row].lr]:
                         start = time.process_time()
                         accuracy = fine_tune(row, few, path, options.widths, options.steps, lr, seed)
                         found.setdefault((row, lr, images), []).append(100 * accuracy)
@@ -203,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
             [
                 [row, f"{lr:g}", *(mean_std(found[row, lr, images], 1) for images in options.images)]
                 for row in options.rows
-                for lr in options.lr
+                for lr in options.lr or [ROWS[row].lr]
             ],
         )
     )

@@ -34,7 +34,7 @@ from zoo.datamodules import Digits, FashionMNIST, InMemoryDataModule, Points
 class TextbookGenerator(nn.Module):
     """z (N, latent_dim) to images, by layers of 128, 256, 512 and 1024 units with batch norm on all but the first."""
 
-    def __init__(self, output_shape: tuple[int, ...], latent_dim: int) -> None:
+    def __init__(self, output_shape: tuple[int, ...], latent_dim: int, num_classes: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(latent_dim, 128), nn.LeakyReLU(0.2)]
         for before, after in ((128, 256), (256, 512), (512, 1024)):
@@ -49,7 +49,7 @@ class TextbookGenerator(nn.Module):
 class TextbookDiscriminator(nn.Module):
     """Images to logits (N,), by layers of 512 and 256 units."""
 
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int = 0) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Flatten(),
@@ -67,24 +67,21 @@ def textbook_adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
 
 
-class TextbookGAN(GAN):
+def textbook_gan(input_shape: tuple[int, ...]) -> GAN:
     """Networks and settings of the baseline in the zoo's training loop."""
-
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
-        super().__init__(
-            input_shape,
-            latent_dim=100,
-            loss="non_saturating",
-            penalty="none",
-            ema_half_life=0,
-            optimizer_g=textbook_adam,
-            optimizer_d=textbook_adam,
-            lr_scheduler_g=None,
-            lr_scheduler_d=None,
-        )
-
-    def _build_networks(self, *_: Any) -> tuple[nn.Module, nn.Module]:
-        return TextbookGenerator(self.input_shape, self.latent_dim), TextbookDiscriminator(self.input_shape)
+    return GAN(
+        input_shape,
+        latent_dim=100,
+        generator=TextbookGenerator,
+        discriminator=TextbookDiscriminator,
+        loss="non_saturating",
+        penalty="none",
+        ema_half_life=0,
+        optimizer_g=textbook_adam,
+        optimizer_d=textbook_adam,
+        lr_scheduler_g=None,
+        lr_scheduler_d=None,
+    )
 
 
 def from_recipe(name: str, data: InMemoryDataModule) -> GAN:
@@ -116,7 +113,7 @@ def measure_images(data: InMemoryDataModule, seeds: int, models: Sequence[str], 
     for seed in range(seeds):
         for name in models:
             seed_everything(seed, verbose=False)
-            model = TextbookGAN(data.input_shape) if name == "textbook" else from_recipe("gan.yaml", data)
+            model = textbook_gan(data.input_shape) if name == "textbook" else from_recipe("gan.yaml", data)
             seconds[name].append(train(model, data, steps))
             (metrics,) = _trainer().test(model, datamodule=data, verbose=False)
             distances[name].append(metrics["test/fd"])

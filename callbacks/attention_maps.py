@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo.callbacks.run_folder import remove_after, run_folder
-from zoo.errors import UserError, check_at_least
+from zoo.contracts import ClassNames, CrossAttention, ImageLogger, data_of, left_out, offers, require
+from zoo.errors import check_at_least
 from zoo.files import unused_path
 from zoo.plotting.attention import plot_attention
 from zoo.plotting.images import save_png
@@ -18,9 +19,9 @@ from zoo.plotting.images import save_png
 class AttentionMaps(Callback):
     """Plots cross-attention weights: one panel for each head, one layer in each row.
 
-    For any LightningModule with `attention(source, target) -> {name: (N, H, T, S)}`; maps whose names end in
-    "cross_attention" are plotted, for the longest of the first 100 validation sources. Images are written to
-    `attention/` in the run's folder and to Weights & Biases.
+    For any LightningModule that offers `zoo.contracts.CrossAttention`; maps whose names end in "cross_attention" are
+    plotted, for the longest of the first 100 validation sources. Images are written to `attention/` in the run's folder
+    and to loggers that show images. Without `ClassNames` of the data, axes show the tokens' numbers.
 
     Args:
         every_n_steps: optimizer steps between images; the last one is always drawn after training.
@@ -33,8 +34,7 @@ class AttentionMaps(Callback):
         self._last_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not callable(getattr(pl_module, "attention", None)):
-            raise UserError(f"AttentionMaps needs a model with a method attention; {type(pl_module).__name__} has none")
+        require(self, pl_module, CrossAttention, remedy="use Seq2Seq")
         if stage != "fit":
             return
         folder = run_folder(trainer, missing="AttentionMaps draws nothing")
@@ -71,12 +71,14 @@ class AttentionMaps(Callback):
             if name.endswith("cross_attention")
         }
         # Row 0 is the first token of the target, which is predicted from the start token alone.
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        data = data_of(trainer)
+        left_out(self, data, {ClassNames: "names of tokens"})
+        names = data.class_names if offers(data, ClassNames) else None
         rows, columns = ([names[token] if names else str(token) for token in x[0].tolist()] for x in (target, source))
         image = plot_attention(maps, rows, columns)
         save_png(unused_path(self._folder / f"step_{step:07d}.png"), image)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
+            if offers(logger, ImageLogger):
                 logger.log_image("attention", [image], step=step)
 
     def _longest(self, trainer: Trainer, padding: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.callbacks.run_folder import run_folder
+from zoo.contracts import Adversarial, Generative, KnownDensity, KnownDistribution, OwnLoss, data_of, offers, require
 from zoo.errors import UserError
 from zoo.metrics import SlicedWasserstein
 from zoo.plotting.equilibrium import plot_equilibrium
@@ -49,9 +50,9 @@ def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
 class EquilibriumReport(Callback):
     """Compares a GAN on points with the theoretical equilibrium at the end of training.
 
-    Writes `equilibrium.json` and `equilibrium.png` into the run's folder, prints a table and logs `theory/...`. For any
-    LightningModule with `sample(n, generator=...)` and `discriminator(x) -> logits`, on a data module with
-    `sample_points(n, generator)`, as `Points` has.
+    Writes `equilibrium.json` into the run's folder, prints a table and logs `theory/...`. For any LightningModule that
+    offers `zoo.contracts.Generative` and `Adversarial`, on a data module that offers `KnownDistribution`, as `Points`
+    does. For points in one dimension with a `KnownDensity`, also `equilibrium.png`.
 
     Args:
         n: number of samples, and of data points, in each comparison.
@@ -66,24 +67,24 @@ class EquilibriumReport(Callback):
         self._folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not hasattr(getattr(trainer, "datamodule", None), "sample_points"):
-            raise UserError("EquilibriumReport needs data from a known distribution: use Points")
-        if not hasattr(pl_module, "discriminator"):
-            raise UserError(f"EquilibriumReport needs a model with a discriminator, not {type(pl_module).__name__}")
+        require(self, data_of(trainer), KnownDistribution, remedy="use Points, whose distribution is known")
+        require(self, pl_module, Generative, remedy="use GAN")
+        require(self, pl_module, Adversarial, remedy="use GAN")
         self._folder = run_folder(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         rows = self.measure(pl_module, data)
         rank_zero_info(_table(rows))
         values = {f"theory/{name}": row["measured"] for name, row in rows.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)  # not every logger has made it
             (self._folder / "equilibrium.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-            if len(data.input_shape) == 1 and data.input_shape[0] == 1:
+            if tuple(data.input_shape) == (1,) and offers(data, KnownDensity):
                 self._plot(self._folder / "equilibrium.png", pl_module, data)
 
     def measure(self, model: Any, data: Any) -> dict[str, dict[str, float]]:
@@ -129,12 +130,12 @@ def _logits(model: Any, points: Tensor) -> Tensor:
 
 def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Arbitrary offset of the logits if the model's `adversarial_loss` depends on their differences only; else 0."""
-    loss = getattr(model, "adversarial_loss", None)
-    return torch.zeros(()) if loss is None else loss.offset(real_logits, fake_logits)
+    return model.adversarial_loss.offset(real_logits, fake_logits) if offers(model, OwnLoss) else torch.zeros(())
 
 
 def _wasserstein(x: Tensor, y: Tensor) -> float:
-    metric = SlicedWasserstein(x.shape[1])
+    # On rank 0 alone, which would wait for the others for ever.
+    metric = SlicedWasserstein(x.shape[1], sync_on_compute=False)
     metric.update(x, real=True)
     metric.update(y, real=False)
     return metric.compute().item()

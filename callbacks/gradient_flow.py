@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from zoo._lightning import unscaled_by_step
 from zoo.callbacks.gradient_probe import EMPTY_ROW, BatchProbe, Measurement, Row
 from zoo.callbacks.run_folder import run_folder
+from zoo.contracts import ImageLogger, offers
 from zoo.errors import UserError
 from zoo.files import atomic_write, unused_path
 from zoo.gradients import Layer, Verdict, find_layers, group_networks, sort_by_execution
@@ -232,7 +233,7 @@ class GradientFlow(Callback):
                 self._report(measurement)
         if not self.measurements:
             rank_zero_warn("GradientFlow measured nothing: no optimizer stepped on a layer with a gradient")
-        image_loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        image_loggers = [logger for logger in trainer.loggers if offers(logger, ImageLogger)]
         if self._table or image_loggers:
             for network, image in self._save_plots().items():
                 for logger in image_loggers:

@@ -6,11 +6,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.contracts import RowCount, offers
+
 
 class LoggerState(Callback):
     """Stores in checkpoints how many rows each logger has received, after flushing them to disk.
 
-    For loggers that count their rows in the attribute `rows`.
+    For loggers that offer `zoo.contracts.RowCount`.
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -18,5 +20,5 @@ class LoggerState(Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        counts = {type(logger).__name__: getattr(logger, "rows", None) for logger in trainer.loggers}
-        checkpoint["logged"] = {name: rows for name, rows in counts.items() if rows is not None}
+        counting = [logger for logger in trainer.loggers if offers(logger, RowCount)]
+        checkpoint["logged"] = {type(logger).__name__: logger.rows for logger in counting}

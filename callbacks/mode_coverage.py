@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.contracts import Generative, KnownModes, data_of, require
+from zoo.errors import check_at_least
 
 
 def mode_coverage(points: Tensor, centers: Tensor, std: float, radius: float = 3.0) -> tuple[int, float]:
@@ -34,8 +33,8 @@ def mode_coverage(points: Tensor, centers: Tensor, std: float, radius: float = 3
 class ModeCoverage(Callback):
     """Logs `val/modes` and `val/high_quality` after each validation on a known mixture.
 
-    For any LightningModule with `sample(n, generator=...)`, on a data module with `centers` (K, D) and `std`, as
-    `Points` has.
+    For any LightningModule that offers `zoo.contracts.Generative`, on a data module that offers `KnownModes`, as
+    `Points` does with the distributions gaussians, ring and grid.
 
     Args:
         n: number of samples.
@@ -43,24 +42,19 @@ class ModeCoverage(Callback):
     """
 
     def __init__(self, n: int = 2500, seed: int = 0) -> None:
-        if n < 1:
-            raise UserError(f"ModeCoverage needs n of at least 1, not {n}")
+        check_at_least(1, n=n)
         self.n = n
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if getattr(data, "centers", None) is None:
-            raise UserError(
-                f"ModeCoverage needs data whose modes are known; {type(data).__name__} has no centers: "
-                "use Points with the distribution gaussians, ring or grid"
-            )
+        require(self, data_of(trainer), KnownModes, remedy="use Points with the distribution gaussians, ring or grid")
+        require(self, pl_module, Generative, remedy="use a generative model")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # On every rank with the same noise: all log the same values, and none waits for another.
-        data, model = trainer.datamodule, pl_module  # type: ignore[attr-defined]
+        data = data_of(trainer)
         generator = torch.Generator().manual_seed(self.seed)
-        points = model.sample(self.n, generator=generator)  # type: ignore[operator]
+        points = pl_module.sample(self.n, generator=generator)  # type: ignore[operator]
         modes, share = mode_coverage(points, data.centers, data.std)
         pl_module.log("val/modes", float(modes), prog_bar=True, sync_dist=True)
         pl_module.log("val/high_quality", share, sync_dist=True)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torchmetrics.classification import BinaryAUROC
 
+from zoo.contracts import Data, Ensemble, PredictiveClassifier, offers, require
 from zoo.errors import UserError
 
 
@@ -18,8 +19,7 @@ class OutOfDistribution(Callback):
     mutual information (`test/ood_auroc_mi`): 0.5 is chance, 1 is perfect separation. No method guarantees higher
     uncertainty far from the data; this measures it.
 
-    For the zoo's classifiers, or any LightningModule with `input_shape` and with `predictive(x, seed)`, whose result
-    `test_step` returns.
+    For any LightningModule that offers `zoo.contracts.PredictiveClassifier`, as the zoo's classifiers do.
 
     Args:
         data: out-of-distribution data of the same shape, whose test split is used.
@@ -32,8 +32,8 @@ class OutOfDistribution(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "test":
             return
-        if not callable(getattr(pl_module, "predictive", None)):
-            raise UserError(f"OutOfDistribution needs a classifier; {type(pl_module).__name__} is not one")
+        require(self, pl_module, PredictiveClassifier, remedy="use a classifier")
+        require(self, self.data, Data)
         own, foreign = tuple(pl_module.input_shape), tuple(self.data.input_shape)  # type: ignore[arg-type]
         if own != foreign:
             raise UserError(f"OutOfDistribution's data has the shape {foreign}, and the model takes {own}")
@@ -75,5 +75,6 @@ class OutOfDistribution(Callback):
             score.update(values / (1 + values), torch.full_like(values, int(foreign), dtype=torch.long))
 
 
-def _disagree(model: Any) -> bool:
-    return bool(getattr(model, "mc_samples", 0) or getattr(model, "ensemble", None))
+def _disagree(model: LightningModule) -> bool:
+    """Whether the model averages several members, which can disagree."""
+    return offers(model, Ensemble) and bool(model.mc_samples or model.ensemble)

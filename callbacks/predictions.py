@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.contracts import ClassNames, ClassPrediction, data_of, lacking, left_out, offers
 from zoo.errors import UserError
 
 
@@ -22,8 +23,8 @@ class PredictionWriter(BasePredictionWriter):
     probable class; `probability`, its mean over the ensemble; `entropy`, the predictive entropy in nats; and
     `mutual_information` of class and ensemble member, in nats.
 
-    For any LightningModule whose `predict_step` returns `probabilities` (N, C), `entropy` (N,) and
-    `mutual_information` (N,), as the zoo's classifiers do.
+    For any LightningModule whose `predict_step` returns a `zoo.contracts.ClassPrediction`, as the zoo's classifiers do.
+    Without `ClassNames` of the data, `class_name` is the class's number.
 
     Args:
         path: file to write, ending in .csv or .parquet (which needs pyarrow); an existing file is never overwritten.
@@ -60,10 +61,15 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if not hasattr(prediction, "mutual_information"):
-            raise UserError(f"PredictionWriter needs a classifier; {type(pl_module).__name__} is not one")
+        if missing := lacking(prediction, ClassPrediction):
+            raise UserError(
+                f"PredictionWriter needs a classifier; the predict_step of {type(pl_module).__name__} returns no "
+                f"{', '.join(missing)}"
+            )
         probability, chosen = prediction.probabilities.max(1)
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        data = data_of(trainer)
+        left_out(self, data, {ClassNames: "names of classes"})
+        names = data.class_names if offers(data, ClassNames) else None
         start = len(self._rows)
         columns = {
             "index": list(batch_indices) if batch_indices else list(range(start, start + len(chosen))),

@@ -13,7 +13,21 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.callbacks.run_folder import remove_after, run_folder
-from zoo.errors import UserError
+from zoo.contracts import (
+    Decoding,
+    Generative,
+    ImageLogger,
+    ReferenceSamples,
+    TextLogger,
+    Trajectories,
+    VideoLogger,
+    data_of,
+    is_conditional,
+    left_out,
+    offers,
+    require,
+)
+from zoo.errors import check_at_least
 from zoo.files import save_texts, unused_path
 from zoo.plotting.images import RGBImage, save_gif, save_png
 from zoo.plotting.samples import render_frames, render_samples
@@ -24,11 +38,11 @@ MAX_FRAMES = 100  # of the animation over training
 class SampleLogger(Callback):
     """Draws samples from the same noise at regular steps, to disk and to Weights & Biases.
 
-    For any LightningModule with `sample(n, *, labels, generator)` that returns images (n, C, H, W) in [-1, 1], points
-    (n, D), or tokens (n, T) for its method `decode(tokens) -> list[str]`. Images are written to `samples/` in the run's
-    folder, with an animation of all of them after training; for a model with `trajectory(n, *, labels, generator) ->
-    (frames, n, ...)` also an animation of its trajectory. Text is written to files, and to a table in Weights & Biases.
-    The callback draws its own random numbers, so training does not depend on it.
+    For any LightningModule that offers `zoo.contracts.Generative`: images (n, C, H, W) in [-1, 1], points (n, D), or,
+    with `Decoding`, tokens (n, T). Images are written to `samples/` in the run's folder, with an animation of all of
+    them after training; with `Trajectories` also an animation of these. Points are drawn over training points if the
+    data offers `ReferenceSamples`. Text is written to files, and to a table in Weights & Biases. The callback draws its
+    own random numbers, so training does not depend on it.
 
     Args:
         n: number of samples per image. A conditional model cycles through its classes, one per column.
@@ -38,8 +52,7 @@ class SampleLogger(Callback):
     """
 
     def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, animate: bool = True) -> None:
-        if n < 1 or every_n_steps < 1:
-            raise UserError(f"SampleLogger needs n and every_n_steps of at least 1, not {n} and {every_n_steps}")
+        check_at_least(1, n=n, every_n_steps=every_n_steps)
         self.n = n
         self.every_n_steps = every_n_steps
         self.seed = seed
@@ -50,8 +63,7 @@ class SampleLogger(Callback):
         self._resumed: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not callable(getattr(pl_module, "sample", None)):
-            raise UserError(f"SampleLogger needs a model with a method sample; {type(pl_module).__name__} has none")
+        require(self, pl_module, Generative, remedy="use a generative model")
         if stage != "fit":
             return
         folder = run_folder(trainer, missing="SampleLogger writes no images")
@@ -91,20 +103,20 @@ class SampleLogger(Callback):
             self._draw_trajectory(trainer, pl_module)
 
     def _draw_trajectory(self, trainer: Trainer, model: Any) -> None:
-        if self._folder is None or not callable(getattr(model, "trajectory", None)):
+        if self._folder is None or not offers(model, Trajectories):
             return
         labels = self._labels(model)
         states = model.trajectory(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
-        columns = None if labels is None else model.num_classes
+        columns = model.num_classes if is_conditional(model) else None
         path = unused_path(self._folder / "trajectory.gif")
         save_gif(path, render_frames(states, columns))
         for logger in trainer.loggers:
-            if hasattr(logger, "log_video"):
+            if offers(logger, VideoLogger):
                 logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])
 
     def _labels(self, model: Any) -> Tensor | None:
         """Classes to draw, cycled through; None for an unconditional model."""
-        return torch.arange(self.n) % model.num_classes if getattr(model, "conditional", False) else None
+        return torch.arange(self.n) % model.num_classes if is_conditional(model) else None
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -118,24 +130,28 @@ class SampleLogger(Callback):
         samples = model.sample(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
         if not trainer.is_global_zero:
             return
-        if callable(getattr(model, "decode", None)):
+        if offers(model, Decoding):
             self._write_texts(trainer, step, model.decode(samples))
             return
-        reference = getattr(getattr(trainer, "datamodule", None), "reference", None)
-        data = reference(2000) if reference and samples.ndim == 2 else None
-        image = render_samples(samples, columns=None if labels is None else model.num_classes, data=data)
+        reference = self._reference(data_of(trainer)) if samples.ndim == 2 else None
+        image = render_samples(samples, columns=None if labels is None else model.num_classes, data=reference)
         path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, image)
         self._images.append(path)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
+            if offers(logger, ImageLogger):
                 logger.log_image("samples", [image], step=step)
+
+    def _reference(self, data: Any) -> Tensor | None:
+        """Training points (n, D) to be drawn behind samples."""
+        left_out(self, data, {ReferenceSamples: "training points behind the samples"})
+        return data.reference(2000) if offers(data, ReferenceSamples) else None
 
     def _write_texts(self, trainer: Trainer, step: int, texts: list[str]) -> None:
         assert self._folder is not None
         save_texts(self._folder / f"step_{step:07d}.txt", texts)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_text"):
+            if offers(logger, TextLogger):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)
 
 

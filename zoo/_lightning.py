@@ -29,9 +29,7 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.strategies.ModelParallelStrategy", "_data_parallel_size", "set_data_parallel_size"),
     ("lightning.pytorch.core.mixins.HyperparametersMixin", "_log_hyperparams", "keep_hparams_out_of_loggers"),
     ("lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop", "on_advance_end", "after_each_batch"),
-    ("lightning.pytorch.loops.fit_loop._FitLoop", "_combined_loader_states_to_load", "restore_loader_states"),
-    ("lightning.pytorch.loops.fit_loop._FitLoop", "_load_combined_loader_states", "restore_loader_states"),
-    ("lightning.pytorch.loops.fit_loop._FitLoop", "_data_fetcher", "restore_loader_states"),
+    ("lightning.pytorch.loops.fit_loop._FitLoop", "_combined_loader", "estimated_steps"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
     ("lightning.pytorch.cli.LightningCLI", "_parse_ckpt_path", "CommandLineHooks"),
@@ -109,6 +107,19 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
 # Loops and processes
 
 
+def estimated_steps(trainer: Trainer) -> int | float:
+    """Length of a run in optimizer steps, for `configure_optimizers`.
+
+    To find it, Lightning sets up the training data, and does not do so again when the loop starts: a resumed run would
+    not load the state of its data loader, and train on other batches (Lightning's issue 20550). So the data is set up
+    again, as there is no public way to load that state.
+    """
+    steps = trainer.estimated_stepping_batches
+    if trainer.ckpt_path:
+        trainer.fit_loop._combined_loader = None
+    return steps
+
+
 def after_each_batch(trainer: Trainer, call: Callable[[], None]) -> Callable[[], None]:
     """Calls a function after every training batch with its validation and logging; returns what removes it.
 
@@ -127,18 +138,6 @@ def after_each_batch(trainer: Trainer, call: Callable[[], None]) -> Callable[[],
         del loop.on_advance_end  # the class's own is visible again
 
     return remove
-
-
-def restore_loader_states(trainer: Trainer) -> None:
-    """Gives the training loaders of a run that resumes in mid-epoch the positions that its checkpoint holds.
-
-    Lightning does so when it makes the loaders, but these have been made before the checkpoint is read if the length of
-    the run was asked for in `configure_optimizers`, and then the epoch would begin anew, in another order.
-    """
-    loop: Any = trainer.fit_loop
-    if loop.restarting and loop._combined_loader_states_to_load:
-        loop._load_combined_loader_states()
-        iter(loop._data_fetcher)
 
 
 def started_by_script(trainer: Trainer) -> bool:

@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from socket import socket
 
 from lightning.pytorch.utilities import rank_zero_only
+
+from zoo.testing.ranks import free_port, torchrun_variables
 
 
 def run_ranks(task: Callable[[int], object], processes: int, logs: list[Path] | None = None) -> int:
@@ -59,21 +60,6 @@ def run_ranks(task: Callable[[int], object], processes: int, logs: list[Path] | 
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
     return failed
-
-
-def torchrun_variables(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Environment variables of a rank on one machine."""
-    size = str(processes)
-    return {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests",
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
-    }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def _redirect(path: Path) -> None:

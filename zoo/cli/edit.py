@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from zoo.checkpoints.reading import load_model
+from zoo.cli.own_networks import load_model_with_config
 from zoo.errors import UserError, check_choice
 from zoo.files import refuse_existing
 from zoo.models.base import eval_mode
@@ -63,6 +63,7 @@ def edit(
     resamples: int = 10,
     seed: int = 0,
     model: str | None = None,
+    config: str | None = None,
 ) -> str:
     """Edits an image with a diffusion model and writes the result.
 
@@ -89,6 +90,7 @@ def edit(
         resamples: number of times that each step is repeated for inpaint and super_resolve.
         seed: random seed of the noise.
         model: class of the model (default: the class that the checkpoint names).
+        config: config.yaml of the run, for a model with a network of your own, which is imported from where it says.
 
     Returns:
         A sentence that says what was written.
@@ -109,7 +111,7 @@ def edit(
     for name, value in {"n": n, "steps": steps, "resamples": resamples, "factor": factor}.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
-    network = load_model(ckpt_path, model)
+    network = load_model_with_config(ckpt_path, model, config)
     if not isinstance(network, Diffusion):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
     if len(network.input_shape) != 3:

@@ -7,6 +7,7 @@ several recipes are stacked.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
         for name in ("input_shape", "num_classes"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+            find = partial(_declared, name)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
         for name, argument in {"tokenizer_description": "tokenizer", "output_length": "output_length"}.items():
             parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
 
@@ -192,6 +194,17 @@ def run_trainer(args: list[str]) -> ZooCLI:
     finally:
         sys.argv = typed
         RunLock.release()
+
+
+def _declared(name: str, data: Any) -> Any:
+    """Attribute of a data module from which the model is built."""
+    value = getattr(data, name, None)
+    if value is None and data is not None:
+        raise UserError(
+            f"{type(data).__name__} has no attribute {name}, from which the model is built: set it on the data module, "
+            + ("the shape of a sample" if name == "input_shape" else "0 for data without labels")
+        )
+    return value
 
 
 def _model_name(args: list[str]) -> str:

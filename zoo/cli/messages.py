@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -84,7 +85,7 @@ def _unknown_class(key: str, name: str) -> str:
     kind = KIND_OF_KEY[key]
     names = [entry.name for entry in entries(kind)]
     of_lightning = lightning_callbacks.__all__ if kind == "callbacks" else []
-    hint = nearest(short, [*names, *of_lightning]) or did_you_mean(short, names)
+    hint = _in_this_folder(name) or nearest(short, [*names, *of_lightning]) or did_you_mean(short, names)
     return f"--{key} {name} is neither in the zoo nor a class that can be imported{hint}"
 
 
@@ -150,13 +151,14 @@ def _unknown_part(key: str, value: str) -> str:
 
 
 def _unimportable_network(key: str, reason: str, value: str) -> str:
-    module = value.partition(".")[0]
-    where = (
-        f"; if {module}.py is in this folder, set PYTHONPATH=."
-        if reason.startswith(f"No module named '{module}'")
-        else ""
-    )
-    return f"--{key} {value} cannot be imported ({reason.strip()}){where}"
+    return f"--{key} {value} cannot be imported ({reason.strip()}){_in_this_folder(value)}"
+
+
+def _in_this_folder(class_path: str) -> str:
+    """Suffix of a message about a class that cannot be imported, if its module lies in the working folder."""
+    module = class_path.partition(".")[0]
+    here = Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
+    return f"; {module} is in this folder: set PYTHONPATH=. so that it is found" if here and "." in class_path else ""
 
 
 def _no_network(key: str, value: str) -> str:

@@ -9,22 +9,22 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from zoo.contracts import Tokens, offers
 from zoo.errors import UserError, check_at_least
 
 
 def check_match(model: LightningModule, data: Any) -> None:
     """Raises a `UserError` if a model of tokens is given images or points, or the reverse.
 
-    Models and data modules declare by the attribute `tokens` which of the two they are for; others are not checked.
+    Models and data modules declare by `zoo.contracts.Tokens` which of the two they are for; others are not checked.
     """
-    needed, given = getattr(model, "tokens", None), getattr(data, "tokens", None)
-    if needed is None or given is None or needed == given:
+    if not (offers(model, Tokens) and offers(data, Tokens)) or model.tokens == data.tokens:
         return
     kinds = {True: "tokens", False: "images or points"}
     model_name, data_name = type(model).__name__, type(data).__name__
     raise UserError(
-        f"{model_name} is for {kinds[needed]}, and {data_name} has {kinds[given]}: take another --model or --data "
-        "(the command list names them)"
+        f"{model_name} is for {kinds[model.tokens]}, and {data_name} has {kinds[data.tokens]}: take another --model or "
+        "--data (the command list names them)"
     )
 
 

@@ -34,7 +34,7 @@ def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
         option, _, inline = argument.partition("=")
         if expected or (option in ("--config", "-c") and inline):
             name = argument if expected else inline
-            path = _recipe_path(name)
+            path = recipe_path(name)
             check_recipe(path)
             first = first or _name_of_run(Path(name))
             resolved[index] = path if expected else f"{option}={path}"
@@ -61,7 +61,8 @@ def _name_of_run(config: Path) -> str:
     return config.parent.parent.name if config.parent.name.startswith("version_") else config.stem
 
 
-def _recipe_path(name: str) -> str:
+def recipe_path(name: str) -> str:
+    """Path to a configuration: a file, or a recipe by its bare name."""
     if Path(name).is_file():
         return name
     shipped = recipe_files()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from zoo._lightning import option_names
-from zoo.checkpoints.reading import load_model, read_checkpoint
 from zoo.cli.options import Option, accepts, add_options, own_options, select_options, typed_options
+from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
 from zoo.cli.text import sample_text
 from zoo.errors import UserError, nearest
@@ -41,8 +41,21 @@ TITLES = {
     "stream": "Options of",
 }
 #: Options of the command itself; a model's arguments of these names keep their defaults.
-RESERVED = {"ckpt_path", "model", "help", "n", "seed", "out", "labels", "per_class", "interpolate", "trajectory"}
+RESERVED = {
+    "ckpt_path",
+    "model",
+    "config",
+    "help",
+    "n",
+    "seed",
+    "out",
+    "labels",
+    "per_class",
+    "interpolate",
+    "trajectory",
+}
 DESCRIPTION = "Draws samples from the checkpoint of a generative model."
+CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
 MODEL_DECIDES = (
     f"{DESCRIPTION} These are the options for images; a model may have further ones, and a text model has others: "
     "--ckpt_path FILE --help lists the options of the model in a checkpoint."
@@ -59,12 +72,12 @@ def run_sample(args: Sequence[str]) -> None:
     if not typed.get("ckpt_path"):
         _parse_without_checkpoint(words, typed)
         return
-    network = _load_generative(str(typed["ckpt_path"]), typed.get("model"))
+    network = _load_generative(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
     own = _options_by_method(network)
     parser = _build_parser(network, own)
     _check_names(network, own, parser, typed)
     given = parser.parse_args(words).as_dict()
-    del given["ckpt_path"], given["model"]
+    del given["ckpt_path"], given["model"], given["config"]
     _check_numbers(given["n"], given["seed"])
     values = {option.name: given.pop(option.name) for option in _typeable(own)}
     options = {name: value for name, value in values.items() if name in typed}  # the model knows its defaults
@@ -86,9 +99,8 @@ def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) ->
     raise UserError("--ckpt_path must be given")
 
 
-def _load_generative(ckpt_path: str, model: str | None) -> Any:
-    read_checkpoint(ckpt_path)  # also where --model names the class, so that a bad file gets its one line
-    network = load_model(ckpt_path, model)
+def _load_generative(ckpt_path: str, model: str | None, config: str | None) -> Any:
+    network = load_model_with_config(ckpt_path, model, config)
     if not any(callable(getattr(network, method, None)) for method in ("sample", "stream")):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model")
     return network
@@ -130,6 +142,7 @@ def _start_parser(description: str) -> OneLineParser:
     parser = OneLineParser(prog="zoo sample", description=description)
     parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
     parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--config", type=str, help=CONFIG_HELP)
     return parser
 
 

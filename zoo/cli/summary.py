@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.cli.own_networks import own_networks
 from zoo.models.classifier import Classifier
 
 
@@ -47,6 +48,8 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     if path and callable(getattr(model, "sample", None)):
         text = callable(getattr(model, "stream", None))
         options = "--max_new_tokens 500" if text else "--n 64 --out samples.png"
+        if own_networks(model.hparams):
+            options += f" --config {_relative(str(folder / 'config.yaml'))}"
         rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} {options}")
 
 

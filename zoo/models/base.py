@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from zoo._lightning import restore_loader_states
 from zoo.checkpoints.format import describe_model
 from zoo.distributed.fsdp import shard
 from zoo.metrics import WindowedMetrics
@@ -100,7 +99,6 @@ class ZooModule(LightningModule):
         if self.window:
             self.window.start()
         if self._resumed is not None:
-            restore_loader_states(self.trainer)  # may draw random numbers, which are restored next
             self._resume(self._resumed)
             self._resumed = None
 

@@ -23,6 +23,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
+from zoo.contracts import MirrorSymmetry, data_of, offers
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
@@ -242,8 +243,9 @@ class Classifier(ZooModule):
 
     def _mirrors(self) -> bool:
         """Whether the data module's classes are mirror-symmetric; true if it does not say."""
-        data = getattr(attached_trainer(self), "datamodule", None)
-        return len(self.input_shape) == 3 and getattr(data, "mirror_symmetric", True)
+        data = data_of(attached_trainer(self))
+        symmetric = data.mirror_symmetric if offers(data, MirrorSymmetry) else True
+        return len(self.input_shape) == 3 and symmetric
 
     def _member_log_probs(self, x: Tensor, seed: int) -> Iterator[Tensor]:
         """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""

@@ -30,12 +30,17 @@ class EMA(nn.Module):
             forgotten early.
     """
 
+    images_seen: Tensor
+
     def __init__(self, network: nn.Module, half_life: float, warmup: float = 0.05) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.half_life = half_life
         self.warmup = warmup
+        # As a tensor for the state dict, and as a number, since reading the tensor would wait for the device.
         self.images = 0
+        self.register_buffer("images_seen", torch.tensor(0))
+        self.register_load_state_dict_post_hook(self._read_images)
 
     def decay(self, images: int) -> float:
         """Weight of the old average in an update after `images` further images."""
@@ -46,6 +51,7 @@ class EMA(nn.Module):
     def update(self, network: nn.Module, images: int) -> None:
         """Updates the average after `network` has been trained on `images` further images, counted over all devices."""
         self.images += images
+        self.images_seen.fill_(self.images)
         weight = 1 - self.decay(images)
         averages: list[Tensor] = list(self.network.parameters())
         values: list[Tensor] = list(network.parameters())
@@ -58,8 +64,5 @@ class EMA(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.network(*args, **kwargs)
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"images": self.images}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.images = state["images"]
+    def _read_images(self, *_: Any) -> None:
+        self.images = int(self.images_seen)

@@ -9,14 +9,15 @@ between training and held-out data, which a generator cannot be expected to beat
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.contracts import ReferenceSamples, data_of, left_out, offers
 from zoo.errors import UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
@@ -36,6 +37,14 @@ def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     unit_start, unit_end = (v / v.norm(dim=-1, keepdim=True) for v in (start, end))
     omega = (unit_start * unit_end).sum(-1, keepdim=True).clamp(-1, 1).acos().clamp_min(1e-6)
     return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
+
+
+def describe_batch(batch: Any) -> str:
+    """What a batch is, in a few words: a type, or the types of its parts."""
+    if isinstance(batch, (list, tuple)):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+    names = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+    return f"a {type(batch).__name__}{names}"
 
 
 class GenerativeModule(ZooModule):
@@ -66,6 +75,7 @@ class GenerativeModule(ZooModule):
         self._floors: dict[str, float] = {}
         self._reference: Tensor | None = None
         self._indices = torch.arange(0)
+        self._checked = False
 
     @abstractmethod
     def sample(
@@ -96,13 +106,61 @@ class GenerativeModule(ZooModule):
         device = generator.device if generator else self.device
         return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
 
+    # Batches
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Samples of a batch and, for a conditional model, their labels.
+
+        Args:
+            batch: samples (N, *input_shape); or a list of these and labels, int64 (N,), which may be left out for an
+                unconditional model.
+
+        Raises:
+            UserError: it is something else.
+        """
+        parts = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, (list, tuple)) else []
+        if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
+            raise UserError(f"a batch is {describe_batch(batch)}; it must be (samples, labels), or samples alone")
+        if self.conditional and len(parts) == 1:
+            raise UserError("conditional is true, but the batches have no labels; set conditional to false")
+        return parts[0], parts[1] if self.conditional else None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if not self._checked:  # the first batch only, since it waits for the device
+            self._checked = True
+            self._check_samples(self.unpack(batch)[0])
+
+    def _check_samples(self, x: Tensor) -> None:
+        """Raises a `UserError` for samples of another shape or type; warns of images that are not in [-1, 1]."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise UserError(
+                f"the data's samples have the shape {tuple(x.shape[1:])}, and the model is for {self.input_shape}"
+            )
+        if not x.is_floating_point():
+            raise UserError(f"the data's samples are {x.dtype}; they must be floats, images in [-1, 1]")
+        low, high = x.min().item(), x.max().item()
+        if len(self.input_shape) == 3 and (low >= 0 or low < -1.01 or high > 1.01):
+            rank_zero_warn(
+                f"the images of the first batch are in [{low:.3g}, {high:.3g}], and the model draws in [-1, 1]: "
+                "scale them in the data module's on_after_batch_transfer"
+            )
+
     # Validation and test
 
-    def on_validation_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._find_indices(len(batch[0]), batch_idx)
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        left_out(self, data_of(self.trainer), self.uses_of_data(stage))
 
-    def on_test_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._find_indices(len(batch[0]), batch_idx)
+    def uses_of_data(self, stage: str) -> dict[type, str]:
+        """What is left out on data that lacks a contract of `zoo.contracts`, for one line at the start of a run."""
+        measured = self.distance is not None and stage in ("fit", "validate", "test")
+        return {ReferenceSamples: f"the floor of val/{self.distance_name}"} if measured else {}
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._find_indices(len(self.unpack(batch)[0]), batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._find_indices(len(self.unpack(batch)[0]), batch_idx)
 
     def _find_indices(self, n: int, batch_idx: int) -> None:
         """Finds the indices (n,) of a batch's samples in the split, which is divided over the processes in turn.
@@ -113,23 +171,23 @@ class GenerativeModule(ZooModule):
         start = int(self._indices[-1]) + ranks if batch_idx else rank
         self._indices = start + torch.arange(n) * ranks
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._compare(batch, batch_idx, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._compare(batch, batch_idx, "test")
 
     def predict_step(self, *_: Any) -> None:
         raise UserError(f"{type(self).__name__} makes no predictions; to draw from it, use the command sample")
 
-    def _compare(self, batch: tuple[Tensor, Tensor], batch_idx: int, split: str) -> None:
+    def _compare(self, batch: Any, batch_idx: int, split: str) -> None:
         """Adds a batch and as many samples to the distance and, in the first epoch, to its floor."""
         if self.distance is None:
             return
-        x, y = batch
+        x, labels = self.unpack(batch)
         # The same noise in every validation, with separate seeds: only the model changes between two validations, and
         # validation does not change the random numbers of training.
-        fake = self.sample(len(x), labels=y if self.conditional else None, seeds=seeds_at(self._indices, seed=0))
+        fake = self.sample(len(x), labels=labels, seeds=seeds_at(self._indices, seed=0))
         self.distance.update(x, real=True)
         self.distance.update(fake, real=False)
         name = f"{split}/{self.distance_name}"
@@ -142,15 +200,15 @@ class GenerativeModule(ZooModule):
 
     def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
         """Adds a batch and as many training samples to the floor, which is measured once."""
-        reference = getattr(getattr(self.trainer, "datamodule", None), "reference", None)
-        if reference is None or name in self._floors or self.trainer.sanity_checking:
+        data = data_of(self.trainer)
+        if name in self._floors or self.trainer.sanity_checking or not offers(data, ReferenceSamples):
             return
         floor = cast(Metric, self.floor)
         if batch_idx == 0:
             floor.reset()
             loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
             n = len(cast(Any, loaders).dataset)
-            samples = reference(n)
+            samples = data.reference(n)
             # The distance depends on the number of samples, so the floor needs as many.
             self._reference = samples[self.global_rank :: self.trainer.world_size] if len(samples) == n else None
         remaining = self._reference

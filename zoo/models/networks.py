@@ -47,9 +47,9 @@ def build_network(
         UserError: there is no such network, it cannot be built with these options, or it must be handed in.
     """
     if isinstance(given, nn.Module):
-        return given, {"class_path": _import_path(type(given)), "own": True}
+        return given, {"class_path": import_path(type(given)), "own": True}
     factory, description = find_factory(role, given, choices)
-    name = _import_path(unwrap(factory)[0]).rpartition(".")[2]
+    name = import_path(unwrap(factory)[0]).rpartition(".")[2]
     try:
         network = factory(*arguments)
     except UserError:
@@ -101,6 +101,11 @@ def find_factory(
     return given, describe_factory(given)
 
 
+def is_known(path: str) -> bool:
+    """Whether a name or import path is that of a network of the zoo or of a plugin."""
+    return any(path in (entry.name, entry.import_path) for entry in entries("networks"))
+
+
 def _find(path: str) -> NetworkFactory | None:
     """Network of the zoo or of a plugin by its name or import path; None for any other. Nothing else is imported."""
     for entry in entries("networks"):
@@ -114,10 +119,14 @@ def unwrap(factory: NetworkFactory) -> tuple[Callable[..., Any], dict[str, Any]]
     options: dict[str, Any] = {}
     while isinstance(factory, partial):
         options = {**factory.keywords, **options}
-        # jsonargparse hands over partial(instantiate, class, **options).
-        inner: Any = factory.args[0] if factory.args and inspect.isclass(factory.args[0]) else factory.func
-        factory = inner
+        factory = _class_of_parser(factory) or factory.func
     return factory, options
+
+
+def _class_of_parser(factory: partial[Any]) -> Any:
+    """Class in a factory that jsonargparse made from `class_path` and `init_args`; None for other factories."""
+    made = getattr(factory.func, "__module__", "").partition(".")[0] == "jsonargparse"
+    return next((argument for argument in factory.args if inspect.isclass(argument)), None) if made else None
 
 
 def describe_factory(factory: NetworkFactory) -> dict[str, Any]:
@@ -129,8 +138,8 @@ def describe_factory(factory: NetworkFactory) -> dict[str, Any]:
     target, options = unwrap(factory)
     options |= {name: value for name, value in getattr(target, "stored", {}).items() if name in options}
     if not _is_plain(options):
-        return {"class_path": _import_path(target), "own": True}
-    return {"class_path": _import_path(target), "init_args": _as_plain(options)}
+        return {"class_path": import_path(target), "own": True}
+    return {"class_path": import_path(target), "init_args": _as_plain(options)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -147,7 +156,8 @@ def _as_plain(value: Any) -> Any:
     return [_as_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _import_path(target: Any) -> str:
+def import_path(target: Any) -> str:
+    """Module and name of a class or function."""
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__qualname__)}"
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from zoo._lightning import estimated_steps
 from zoo.errors import UserError
 from zoo.optim.groups import parameter_groups, scale_rates
 
@@ -107,7 +108,7 @@ def build_optimizer(
     """
     built = optimizer(parameter_groups(network, layer_decay))
     scale_rates(built.param_groups)
-    scheduler = build_scheduler(lr_scheduler, built, trainer.estimated_stepping_batches)
+    scheduler = build_scheduler(lr_scheduler, built, estimated_steps(trainer))
     if scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -46,7 +46,7 @@ MEAN = rf"{N} ± {N}"
 CPU = "--trainer.accelerator=cpu"
 SHORT = f"{CPU} --trainer.max_steps=2 --trainer.val_check_interval=2"
 CLASSIFIER = f"{CPU} --data Digits --seeds 1 --epochs 1 --data.batch_size=600"
-DIFFUSION = f"{SHORT} --model.excess_samples=2 --model.widths=[8] --model.blocks=1"
+DIFFUSION = f"{SHORT} --model.excess_samples=2 --model.network=UNet --model.network.widths=[8]"
 TRANSFORMER = f"{CPU} --model.layers=1 --model.width=16 --model.heads=2"
 
 
@@ -161,7 +161,7 @@ RUNS = {
     ],
     "soak": [
         Run(
-            f"gan.yaml --minutes 0.02 --every 0.1 --model.width=8 --trainer.val_check_interval=100 {CPU}",
+            f"gan.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
         )
     ],

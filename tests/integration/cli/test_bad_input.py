@@ -259,7 +259,7 @@ RECIPES: dict[str, tuple[Case, str]] = {
     "a list for the data": (recipe("model: GAN\ndata: [Digits]\n"), r"--data \['Digits'\] is not possible; it must be a class"),
     "no model in it": (recipe("model:\ndata: Digits\n"), "no model is given"),
     "an option of the model stacked before": (["fit", "--config", "mlp.yaml", *FIT[1:], "--model.hidden_dropout=0.1"], "hidden_dropout is not an option of GAN; MLPClassifier has it"),
-    "a callback for another model": (["fit", "--model=MLPClassifier", *DIGITS, "--trainer.callbacks=SampleLogger", *TINY], "SampleLogger needs a model with a method sample"),
+    "a callback for another model": (["fit", "--model=MLPClassifier", *DIGITS, "--trainer.callbacks=SampleLogger", *TINY], r"SampleLogger needs sample\(\), which MLPClassifier does not have: use a generative model"),
     "tokens for an image model": ([*FIT, "--data=Sequences"], "GAN is for images or points, and Sequences has tokens"),
     "images for a language model": (["fit", "--config", "transformer.yaml", *DIGITS], "TransformerLM reads tokens, not samples of the shape"),
     "questions for a language model": (["fit", "--config", "transformer.yaml", "--data=Sequences"], "the data has 14 tokens"),

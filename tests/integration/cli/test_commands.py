@@ -225,7 +225,7 @@ def test_list_names_everything_with_a_line_each(capsys):
     for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan.yaml", "digits.safetensors"):
         assert re.search(rf"^  {re.escape(name)} +\S+", output, re.MULTILINE), name
     assert [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "models:", "data:", "callbacks:", "recipes:", "weights:",
+        "models:", "networks:", "data:", "callbacks:", "recipes:", "weights:",
     ]  # fmt: skip
     assert "InMemoryDataModule" not in output, "bases are no data modules"
 

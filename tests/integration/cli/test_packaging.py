@@ -18,8 +18,8 @@ FOLDERS = {
     "zoo/datamodules": CHECKOUT / "datamodules",
     "zoo/callbacks": CHECKOUT / "callbacks",
 }
-#: Packages with public names; the first three load them on first use.
-PUBLIC = ["zoo", "zoo.callbacks", "zoo.datamodules", "zoo.metrics", "zoo.optim"]
+#: Packages with public names; the first four load them on first use.
+PUBLIC = ["zoo", "zoo.callbacks", "zoo.datamodules", "zoo.testing", "zoo.metrics", "zoo.optim"]
 
 LIGHT = """
 import sys

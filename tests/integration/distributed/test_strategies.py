@@ -1,4 +1,4 @@
-"""What holds for every model of the registry: on one, two and three ranks, sharded, and in mixed precision."""
+"""What holds for every model of the registry: on one, two and three ranks, sharded, and on GPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 #: 101 samples in batches of 25: no number of ranks divides them, and the last batch is smaller than the others.
 UNEVEN = ["--data.eval_batch_size=25"]
-SHARDED = ["TransformerLM", "ViTClassifier"]
+SHARDED = ["Diffusion", "TransformerLM", "ViTClassifier"]
 
 
 def on(processes: int) -> list[str]:
@@ -151,6 +151,9 @@ def sharded_runs(tiny: dict[str, list[str]], folder: Path) -> dict[str, list[str
         args = [*tiny[name], *on(2), "--trainer.gradient_clip_val=0.5"]
         if name == "TransformerLM":  # samples are drawn during training, to which all ranks must contribute
             args += ["--data.tokenizer=bytes", "--trainer.callbacks=SampleLogger", "--trainer.callbacks.n=2"]
+        elif name == "Diffusion":
+            args = [word for word in args if not word.startswith("--model.network")]
+            args += ["--model.network=DiT", *(f"--model.network.{o}" for o in ("layers=1", "width=16", "heads=2"))]
         else:
             args += ["--model.ema_half_life=1000"]
         runs[f"ddp {name}"] = [*args, f"--run.name=ddp_{name}"]
@@ -182,21 +185,6 @@ def test_a_model_without_parts_to_shard_is_refused():
     model = GAN((1, 8, 8))
     with pytest.raises(UserError, match=r"GAN with a MLPGenerator does not support FSDP.* --config ddp.yaml"):
         shard(model, model.sharded_networks())
-
-
-# Mixed precision
-
-
-QUICK = ("GAN", "MLPClassifier")  # manual and automatic optimization
-
-
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
-def test_mixed_precision_trains_with_a_finite_loss_and_float32_parameters(name, tiny):
-    cli = run_trainer(["fit", *tiny[name], *on(1), "--trainer.precision=bf16-mixed"])
-    logged = {metric: value.item() for metric, value in cli.trainer.callback_metrics.items()}
-    assert any("train/loss" in metric for metric in logged)
-    assert all(torch.tensor(value).isfinite() for value in logged.values()), logged
-    assert {p.dtype for p in cli.model.parameters()} == {torch.float32}
 
 
 # On GPUs

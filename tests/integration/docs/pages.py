@@ -49,8 +49,13 @@ class Page:
 
     @property
     def files(self) -> dict[str, str]:
-        """Files that the page tells the reader to write: titled blocks, by name."""
-        return {block.title: block.text for block in self.blocks if block.title}
+        """Files that the page tells the reader to write: titled blocks, by name; not its tests."""
+        return {b.title: b.text for b in self.blocks if b.title and not b.title.startswith("test_")}
+
+    @property
+    def tests(self) -> dict[str, str]:
+        """Tests that the page tells the reader to write, by the name of the file."""
+        return {block.title: block.text for block in self.blocks if block.title.startswith("test_")}
 
     @property
     def commands(self) -> list[str]:

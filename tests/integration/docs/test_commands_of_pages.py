@@ -169,6 +169,19 @@ def test_code_runs(code, tmp_path):
     assert done.stdout.strip().endswith("(16, 1, 8, 8) True")
 
 
+@pytest.mark.slow
+def test_the_tests_of_the_plugin_pass(tmp_path):
+    pages = [page for page in PAGES if page.tests]
+    assert pages
+    for page in pages:
+        for name, text in {**page.files, **page.tests}.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *page.tests]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout
+        assert "3 passed" in done.stdout
+
+
 def test_the_entry_point_of_the_plugin_is_that_of_its_file():
     pages = [page for page in PAGES if page.files]
     assert pages

@@ -29,7 +29,7 @@ OPTIONS = {
         f"{name}.yaml": ["--data=Digits", "--data.batch_size=64"]  # no files
         for name in ("mlp", "resnet", "resnet20", "diffusion_fashion", "vit")
     },
-    # No folder of pictures, and nothing to download; there is one epoch, so the backbone is unfrozen at its start.
+    # No folder of pictures, and nothing to download; its only epoch is that in which the backbone is unfrozen.
     "finetune.yaml": [
         *("--data=Digits", "--data.augment.crop=1", "--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]"),
         "--trainer.callbacks.unfreeze_backbone_at_epoch=0",

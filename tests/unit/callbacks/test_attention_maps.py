@@ -37,7 +37,10 @@ def test_maps_are_plotted_every_n_steps_and_at_the_end_and_not_overwritten(tmp_p
 
 
 def test_a_model_without_attention_and_invalid_options_are_refused():
-    with pytest.raises(UserError, match="needs a model with a method attention; LightningModule has none"):
+    with pytest.raises(
+        UserError,
+        match=r"needs padding and attention\(\), which LightningModule does not have",
+    ):
         AttentionMaps().setup(quiet_trainer(), LightningModule(), "fit")
     with pytest.raises(UserError, match="every_n_steps is 0"):
         AttentionMaps(0)

@@ -25,5 +25,8 @@ def test_modes_are_counted_and_samples_within_three_sigma_are_good():
 
 
 def test_data_without_centers_is_refused(tmp_path):
-    with pytest.raises(UserError, match="Digits has no centers"):
+    with pytest.raises(
+        UserError,
+        match="ModeCoverage needs centers and std, which Digits does not have: use Points",
+    ):
         fit(GAN(input_shape=(1, 8, 8)), ModeCoverage(), tmp_path)

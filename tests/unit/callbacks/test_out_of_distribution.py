@@ -122,7 +122,10 @@ def test_a_model_without_a_predictive_distribution_is_refused():
         def test_step(self, batch, batch_idx):
             pass
 
-    with pytest.raises(UserError, match="OutOfDistribution needs a classifier; Other is not one"):
+    with pytest.raises(
+        UserError,
+        match=r"needs input_shape and predictive\(\), which Other does not have: use a classifier",
+    ):
         evaluate(Other(), Scores(scores(5, 0.0)), Scores(scores(5, 0.0)))
 
 

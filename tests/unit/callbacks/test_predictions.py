@@ -126,6 +126,18 @@ def test_without_labels_there_is_no_label_column(tmp_path):
     assert [row["class_name"] for row in rows] == names, "the class's number if the data names no classes"
 
 
+def test_data_without_names_of_classes_are_named_in_one_line(tmp_path, caplog):
+    class Nameless(Logits):
+        class_names = None
+
+    path = tmp_path / "table.csv"
+    with caplog.at_level("INFO"):
+        predict(PredictionWriter(str(path)), Nameless(eval_batch_size=4))
+    line = "PredictionWriter on Nameless leaves out names of classes (no class_names)"
+    assert caplog.messages.count(line) == 1, "of three batches"
+    assert {row["class_name"] for row in rows_of(path)} <= {"0", "1", "2"}
+
+
 def test_samples_of_an_iterable_dataset_are_numbered_in_order(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):
@@ -142,7 +154,10 @@ def test_a_model_without_probabilities_is_refused(tmp_path):
         def predict_step(self, batch, batch_idx):
             return batch[0]
 
-    with pytest.raises(UserError, match="PredictionWriter needs a classifier; Other is not one"):
+    with pytest.raises(
+        UserError,
+        match="predict_step of Other returns no probabilities, entropy, mutual_information",
+    ):
         predict(PredictionWriter(str(tmp_path / "table.csv")), model=Other())
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,6 @@
 """SampleLogger: when it draws, what it writes, and to which loggers."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -7,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from tests.unit.training import quiet_trainer
-from zoo.callbacks import SampleLogger
+from zoo.callbacks import SampleLogger, samples
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 
@@ -80,9 +81,29 @@ def test_images_are_sent_to_loggers_with_log_image(tmp_path):
     assert logger.images == [("samples", (70, 70, 3), 0), ("samples", (70, 70, 3), 2)]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_points_are_drawn_over_training_points_if_the_data_have_any(tmp_path, known, monkeypatch, caplog):
+    class Sampler(BrightnessModel):
+        def sample(self, n, *, labels=None, generator=None):
+            return torch.zeros(n, 2)
+
+    class Unknown(Digits):
+        reference = None
+
+    drawn = []
+    monkeypatch.setattr(samples, "render_samples", lambda x, columns, data: drawn.append(data) or black_pixel)
+    black_pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0, logger=CSVLogger(tmp_path), callbacks=[SampleLogger(4)])
+    with caplog.at_level("INFO"):
+        trainer.fit(Sampler(), datamodule=Digits() if known else Unknown())
+    line = "SampleLogger on Unknown leaves out training points behind the samples (no reference())"
+    assert caplog.messages.count(line) == (0 if known else 1)
+    assert [data is not None for data in drawn] == [known, known]
+
+
 def test_a_model_without_sample_is_refused(tmp_path):
     class WithoutSample(BrightnessModel):
         sample = None
 
-    with pytest.raises(UserError, match="WithoutSample has none"):
+    with pytest.raises(UserError, match=r"SampleLogger needs sample\(\), which WithoutSample does not have"):
         fit(WithoutSample(), SampleLogger(), tmp_path)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from zoo.contracts import ReferenceSamples, data_of, offers
 from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import attached_trainer
@@ -175,10 +175,17 @@ class DenoisingModule(GenerativeModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and not self.calibrated and hasattr(data, "reference"):
+        data = data_of(self.trainer)
+        if stage == "fit" and not self.calibrated and offers(data, ReferenceSamples):
             self.calibrate(data.reference(CALIBRATION))
         super().setup(stage)
+
+    def uses_of_data(self, stage: str) -> dict[type, str]:
+        uses = super().uses_of_data(stage)
+        if stage == "fit" and not self.calibrated:
+            calibration = "mean and deviation of the data from more than the first batch"
+            uses[ReferenceSamples] = " and ".join([*uses.values(), calibration])
+        return uses
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -196,17 +203,16 @@ class DenoisingModule(GenerativeModule):
         normal = torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)).float()
         return (self.noise_mean + self.noise_std * normal).exp()
 
-    def begin_batch(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def begin_batch(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Samples of a training batch and, for a conditional model, their labels, some of them dropped."""
-        x, y = batch
+        x, labels = self.unpack(batch)
         if self._must_calibrate:
-            rank_zero_warn("mean and sigma_data are measured on one batch: the data module has no reference(n)")
             self.calibrate(cast(Tensor, self.all_gather(x)).reshape(-1, *self.input_shape))
             self._must_calibrate = False
-        if not self.conditional:
+        if labels is None:
             return x, None
-        dropped = torch.rand(len(y), device=y.device) < self.class_dropout
-        return x, y.masked_fill(dropped, self.num_classes)
+        dropped = torch.rand(len(labels), device=labels.device) < self.class_dropout
+        return x, labels.masked_fill(dropped, self.num_classes)
 
     def end_batch(self, loss: Tensor, images: int) -> Tensor:
         """Counts the images of a training batch and logs the windowed loss."""

@@ -171,7 +171,7 @@ class ConsistencyModel(DenoisingModule):
         mean_square = self.denoiser.weight(sigma) * error.square().flatten(1).mean(1)
         return (mean_square + self.smooth**2).sqrt() - self.smooth
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)
         sigma = self.stratified_sigmas(len(x)).clamp(self.sigma_min, self.sigma_max)
         progress = self.trainer.global_step / (GROWTH * self.trainer.estimated_stepping_batches)
@@ -179,10 +179,9 @@ class ConsistencyModel(DenoisingModule):
         loss = self.consistency_loss(self.denoiser, x, torch.randn_like(x), sigma, labels, divisor)
         return self.end_batch(loss.mean(), len(x))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, labels = self.unpack(batch)
         noise, sigma = self.fixed_noise(x)
-        labels = y if self.conditional else None
         sigma = sigma.clamp(self.sigma_min, self.sigma_max)
         loss = self.consistency_loss(self.averaged, x, noise, sigma, labels, self.divisor)
         self._log_mean("loss", loss)

@@ -95,9 +95,7 @@ class DiT(nn.Module):
         if patch_size < 1 or height % patch_size or columns % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide images of {height}x{columns} pixels")
         if layers < 1 or heads < 1 or width < 1 or width % 4 or width % heads:
-            raise ValueError(
-                f"width is {width}; it must be a multiple of 4 and of the {heads} heads, in 1 layer or more"
-            )
+            raise ValueError(f"width {width} must be a multiple of 4 and of the {heads} heads, layers {layers} above 0")
         self.patch_size = patch_size
         self.grid = (height // patch_size, columns // patch_size)
         self.condition = ConditionEmbedding(width, num_classes)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
@@ -247,12 +248,19 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.excess_samples and stage in ("fit", "validate") and hasattr(data, "split"):
+        data = data_of(self.trainer)
+        if self._compares_with_ideal(stage) and offers(data, WholeSplits):
             x, y = data.split("train")
             self._ideal = IdealDenoiser(x, y if self.conditional else None, temperature=self.temperature)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def _compares_with_ideal(self, stage: str) -> bool:
+        return self.excess_samples > 0 and stage in ("fit", "validate")
+
+    def uses_of_data(self, stage: str) -> dict[type, str]:
+        ideal = {WholeSplits: "the comparison with the ideal denoiser and the search for copies of training data"}
+        return super().uses_of_data(stage) | (ideal if self._compares_with_ideal(stage) else {})
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)
         sigma = self.stratified_sigmas(len(x))
         noisy = x + append_dims(sigma, x) * torch.randn_like(x)
@@ -260,10 +268,10 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     # Validation
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._measure_loss(batch)
         if self.likelihood_samples and batch_idx == 0 and not self.trainer.sanity_checking:
-            self._measure_likelihood(*batch)
+            self._measure_likelihood(*self.unpack(batch))
         super().validation_step(batch, batch_idx)
 
     def log_likelihood(
@@ -275,9 +283,9 @@ class Diffusion(DenoisingModule, ScoreModel):
             denoise = self.guided(None if labels is None else labels.clone())
             return log_likelihood(denoise, x.clone(), *sigmas, *moments, self.likelihood_probes, generator)
 
-    def _measure_likelihood(self, x: Tensor, y: Tensor) -> None:
+    def _measure_likelihood(self, x: Tensor, labels: Tensor | None) -> None:
         """Logs the likelihood of different samples on every rank, with the same random numbers in every validation."""
-        x, labels = x[: self.likelihood_samples], y[: self.likelihood_samples] if self.conditional else None
+        x, labels = x[: self.likelihood_samples], None if labels is None else labels[: self.likelihood_samples]
         generator = torch.Generator().manual_seed(self.global_rank)
         image = len(self.input_shape) == 3
         with eval_mode(self):
@@ -288,10 +296,9 @@ class Diffusion(DenoisingModule, ScoreModel):
         error = value.std() / math.sqrt(len(x) * self.trainer.world_size)
         self.log(f"{name}_error", error.float(), on_epoch=True, sync_dist=True, batch_size=len(x))
 
-    def _measure_loss(self, batch: tuple[Tensor, Tensor]) -> None:
+    def _measure_loss(self, batch: Any) -> None:
         """Logs the loss, with the same noise in every validation, and its excess over the ideal denoiser's."""
-        x, y = batch
-        labels = y if self.conditional else None
+        x, labels = self.unpack(batch)
         noise, sigma = self.fixed_noise(x)
         noisy = x + append_dims(sigma, x) * noise
         error = (self.denoise(noisy, sigma, labels) - x).square().flatten(1).mean(1)
@@ -301,8 +308,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         if self._ideal is not None:
             kept = self._indices < self.excess_samples
             if kept.any():
-                labels = y[kept] if self.conditional else None
-                self._compare_with_ideal(self._indices[kept], x[kept], labels, noise[kept], sigma[kept], loss[kept])
+                chosen = None if labels is None else labels[kept]
+                self._compare_with_ideal(self._indices[kept], x[kept], chosen, noise[kept], sigma[kept], loss[kept])
             for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
                 self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from zoo._lightning import find_unused_parameters, skip_step_count
+from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
@@ -257,7 +257,7 @@ class GAN(GenerativeModule):
 
     def _total_steps(self) -> int | float:
         """Length of the run in discriminator steps."""
-        batches = self.trainer.estimated_stepping_batches
+        batches = estimated_steps(self.trainer)
         if batches == self.trainer.max_steps:
             return batches
         steps = batches / self.accumulate_grad_batches
@@ -282,9 +282,8 @@ class GAN(GenerativeModule):
         super().on_load_checkpoint(checkpoint)
         self._penalty = checkpoint.get("penalty")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
-        labels = y if self.conditional else None
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, labels = self.unpack(batch)
         optimizer_g, optimizer_d = cast(list[LightningOptimizer], self.optimizers())
         log = log_is_due(self)
         self._throughput.update(len(x))
@@ -380,11 +379,13 @@ class GAN(GenerativeModule):
         self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
     ) -> dict[str, Tensor]:
         """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
-        self._stepping = list(network.parameters()) if self.gradient_clip_val or log else []
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        self._stepping = own if self.gradient_clip_val or log else []
         if not counted:
             skip_step_count(optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        network.zero_grad()  # also what the optimizer does not train, such as the biases beside Muon
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -14,7 +14,7 @@ from tests.unit.models.diffusion.small import SMALL, fit, trained
 from tests.unit.training import quiet_trainer
 from zoo import Diffusion
 from zoo.checkpoints.reading import load_model
-from zoo.datamodules import Digits
+from zoo.datamodules import Digits, Points
 from zoo.datamodules.base import TensorBatches, identity_collate
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.points import MIXTURES
@@ -52,6 +52,21 @@ def test_it_learns_the_force_of_a_known_density(mixture_checkpoint):
     samples = model.sample(5000, generator=torch.Generator().manual_seed(2))
     near = mixture.sample(5000, torch.Generator().manual_seed(3))[0]
     assert (samples.sort(0).values - near.sort(0).values).abs().mean().item() < 0.08
+
+
+def test_flow_matching_learns_the_same_force():
+    seed_everything(1, verbose=False)
+    options = {"parametrization": "flow", "noise_mean": 0.0, "noise_std": 1.4, "excess_samples": 0}
+    model = Diffusion((1,), network=residual_mlp(64, 2), **options)
+    fit(model, 400, Points("gaussians", num_train=20_000, batch_size=512))
+    mixture = MIXTURES["gaussians"]
+    exact = IdealDenoiser(mixture.centers, weights=mixture.weights, std=mixture.std)
+    for sigma, share in ((0.3, 0.1), (0.5, 0.03), (2.0, 0.01)):
+        x = mixture.sample(2000, torch.Generator().manual_seed(0))[0]
+        x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            learned, truth = model.eval().force(x, sigma), exact.force(x, sigma)
+        assert ((learned - truth).square().mean() / truth.square().mean()).item() < share, sigma
 
 
 # Labels and guidance
