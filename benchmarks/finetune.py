@@ -15,6 +15,7 @@ Each run prints a line of JSON; the table of means and standard deviations over 
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -45,11 +46,13 @@ class Row:
     """A row of the table.
 
     Attributes:
+        name: label.
         lr: learning rate, chosen among 0.001, 0.003, 0.01 and 0.03 by `--choose` with seed 100.
         options: options of the classifier.
         frozen: share of the run for which the backbone is frozen.
     """
 
+    name: str
     lr: float
     options: dict[str, Any] = field(default_factory=dict)
     frozen: float = 0.0
@@ -57,11 +60,11 @@ class Row:
 
 DECAY = {"layer_decay": 0.75}
 ROWS = {
-    "from scratch": Row(0.01, {"init_from": None}),
-    "head alone, frozen backbone": Row(0.01, frozen=2.0),
-    "all layers": Row(0.001),
-    "all layers, layer_decay 0.75": Row(0.003, DECAY),
-    "head first, then all layers, layer_decay 0.75": Row(0.003, DECAY, 1 / 3),
+    "scratch": Row("from scratch", 0.01, {"init_from": None}),
+    "head": Row("head alone, frozen backbone", 0.01, frozen=2.0),
+    "all": Row("all layers", 0.001),
+    "layer_decay": Row("all layers, layer_decay 0.75", 0.003, DECAY),
+    "head_first": Row("head first, then all layers, layer_decay 0.75", 0.003, DECAY, 1 / 3),
 }
 
 
@@ -177,7 +180,8 @@ def fine_tune(row: str, few: SomeClasses, path: str, widths: Sequence[int], step
     return result["test/acc"]
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the command."""
     parser = new_parser(__doc__)
     parser.add_argument("--root", help="folder of color images with train/<class>/ and test/<class>/")
     parser.add_argument("--image_size", type=int, default=32, help="height and width of these images, in pixels")
@@ -190,11 +194,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps of fine-tuning")
     parser.add_argument("--lr", type=float, nargs="+", help="learning rates of every row, instead of its own")
     parser.add_argument("--choose", action="store_true", help="measure on training images that were not drawn")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def report(start: float, **result: Any) -> None:
+    """Prints a line of JSON with the CPU seconds since `start`."""
+    print(json.dumps(result | {"cpu_seconds": round(time.process_time() - start, 1)}), flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
     torch.set_num_threads(1)
     data = ImageFolder(options.root, image_size=options.image_size) if options.root else Digits()
     every = range(len(data.class_names))
     old, new = every[:-NEW_CLASSES], every[-NEW_CLASSES:]
+    settings = [(row, lr) for row in options.rows for lr in options.lr or [ROWS[row].lr]]
     found: dict[tuple[str, float, int], list[float]] = {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -202,28 +216,19 @@ def main(argv: list[str] | None = None) -> None:
             start = time.process_time()
             run = pretrain(data, old, options.epochs, options.widths, seed)
             run.save_checkpoint(path)
-            accuracy = float(run.callback_metrics["val/acc"])
-            print(json.dumps({"seed": seed, "val_acc": accuracy, "cpu_seconds": time.process_time() - start}))
+            report(start, seed=seed, pretraining_val_acc=float(run.callback_metrics["val/acc"]))
             for images in options.images:
                 few = few_images(data, new, images, seed, options.choose)
-                for row in options.rows:
-                    for lr in options.lr or [ROWS[row].lr]:
-                        start = time.process_time()
-                        accuracy = fine_tune(row, few, path, options.widths, options.steps, lr, seed)
-                        found.setdefault((row, lr, images), []).append(100 * accuracy)
-                        result = {"row": row, "lr": lr, "images": images, "seed": seed, "test_acc": accuracy}
-                        print(json.dumps(result | {"cpu_seconds": time.process_time() - start}), flush=True)
-    header = ["", "learning rate", *(f"{images} images a class" for images in options.images)]
-    print(
-        markdown_table(
-            header,
-            [
-                [row, f"{lr:g}", *(mean_std(found[row, lr, images], 1) for images in options.images)]
-                for row in options.rows
-                for lr in options.lr or [ROWS[row].lr]
-            ],
-        )
-    )
+                for row, lr in settings:
+                    start = time.process_time()
+                    accuracy = fine_tune(row, few, path, options.widths, options.steps, lr, seed)
+                    found.setdefault((row, lr, images), []).append(100 * accuracy)
+                    report(start, row=row, lr=lr, images=images, seed=seed, test_acc=accuracy)
+    lines = [
+        [ROWS[row].name, f"{lr:g}", *(mean_std(found[row, lr, n], 1) for n in options.images)] for row, lr in settings
+    ]
+    header = ["test accuracy, %", "learning rate", *(f"{images} images a class" for images in options.images)]
+    print(markdown_table(header, lines))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.checkpoints.reading import read_checkpoint
+from zoo.contracts import SplitLabels, data_of, offers
 from zoo.errors import UserError
 from zoo.optim.unfreezing import adopt_unfrozen
 
@@ -77,14 +77,14 @@ def balanced_weights(trainer: Trainer, num_classes: int) -> Tensor:
     """Weights n / (k n_c) of k classes with n_c of n training samples each, (k,), as scikit-learn's "balanced".
 
     Args:
-        trainer: Trainer whose data module has `labels(split)`.
+        trainer: Trainer whose data module offers `zoo.contracts.SplitLabels`.
         num_classes: number of classes k.
 
     Raises:
         UserError: the data does not tell its labels, or a class has no training sample.
     """
-    data: Any = getattr(trainer, "datamodule", None)
-    if not hasattr(data, "labels"):
+    data = data_of(trainer)
+    if not offers(data, SplitLabels):
         name = "data without a data module" if data is None else type(data).__name__
         raise UserError(
             f"class_weights balanced needs the labels of the training split, which {name} does not give (a method "
