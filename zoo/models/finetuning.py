@@ -101,7 +101,8 @@ def balanced_weights(trainer: Trainer, num_classes: int) -> Tensor:
 
 def finetuning_callbacks(trainer: Trainer) -> list[str]:
     """Names of the callbacks that freeze and unfreeze parameters."""
-    return [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, BaseFinetuning)]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [type(callback).__name__ for callback in callbacks if isinstance(callback, BaseFinetuning)]
 
 
 def check_finetuning(trainer: Trainer) -> None:

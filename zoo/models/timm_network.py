@@ -89,7 +89,7 @@ def _create(name: str, pretrained: bool | str, input_shape: Sequence[int], optio
         config = timm.get_pretrained_cfg(name)
         if config is not None and config.fixed_input_size:
             arguments["img_size"] = tuple(input_shape[1:])
-        backbone = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **arguments)
+        backbone: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **arguments)
     except Exception as error:  # of the download, of the weights, or of an option
         reason = one_line(str(error))[:200]
         if pretrained is True and not isinstance(error, (TypeError, AssertionError)):

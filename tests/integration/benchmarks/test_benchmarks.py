@@ -130,7 +130,7 @@ RUNS = {
             ),
         ),
         Run(
-            "--epochs 1 --widths 4 --images 5 --steps 2 --rows scratch --lr 0.1 --choose",
+            "--epochs 1 --widths 4 --images 10 --steps 2 --rows scratch --lr 0.1 --choose",
             (row("from scratch", "0.1", N),),
         ),
     ],
