@@ -1,4 +1,5 @@
 from .augment import Augment as Augment
+from .augment import PerSample as PerSample
 from .base import InMemoryDataModule as InMemoryDataModule
 from .digits import Digits as Digits
 from .image_folder import ImageFolder as ImageFolder

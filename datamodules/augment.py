@@ -1,17 +1,24 @@
-"""Augmentation of whole batches on the device, drawn independently for every sample.
+"""Augmentation of whole batches on the device.
 
-Nothing loops over samples or copies to the host, so the cost is small compared with a training step.
+`Augment` draws independently for every sample; nothing loops over samples or copies to the host, so the cost is small
+compared with a training step. Any other callable on batches can stand in for it, such as the transforms of
+`torchvision.transforms.v2`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, one_line
+
+#: A callable on batches: images, uint8 (N, C, H, W) on the device, to images of the same shape and dtype. Declared to
+#: return Any because jsonargparse reads `Callable[[Tensor], Tensor]` as a factory of tensors.
+BatchTransform = Callable[[Tensor], Any]
 
 
 @dataclass
@@ -56,6 +63,63 @@ class Augment:
             fill = self.fill if x.dtype.is_floating_point else round(127.5 * (self.fill + 1))
             x = random_cutout(x, self.cutout, fill)
         return x
+
+
+class PerSample:
+    """Applies a transform to every sample of a batch with a draw of its own.
+
+    The transforms of `torchvision.transforms.v2` draw once per call, so a batch shares one angle, one crop, one flip.
+    The loop over samples costs one call of the transform for each.
+
+    Args:
+        transform: callable on one image, uint8 (C, H, W), that preserves shape and dtype.
+    """
+
+    def __init__(self, transform: BatchTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Transforms each sample of the batch (N, C, H, W)."""
+        return torch.stack([self.transform(sample) for sample in x])
+
+    def __repr__(self) -> str:
+        return f"PerSample({describe(self.transform)})"
+
+
+def describe(augment: Any) -> str:
+    """Name of a callable for messages: its class, or its own name if it is a function."""
+    return getattr(augment, "__name__", None) or type(augment).__name__
+
+
+def apply(augment: BatchTransform, x: Tensor) -> Tensor:
+    """Augments a batch and checks that shape and dtype are preserved.
+
+    Args:
+        augment: callable on batches.
+        x: images, (N, C, H, W).
+
+    Raises:
+        UserError: the callable fails on this batch, or changes its shape or dtype.
+    """
+    before = _describe_batch(x)
+    try:
+        augmented = augment(x)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a foreign callable can raise anything
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(f"augment {describe(augment)} fails on a batch of {before}: {reason}") from error
+    if not isinstance(augmented, Tensor) or augmented.shape != x.shape or augmented.dtype != x.dtype:
+        after = _describe_batch(augmented) if isinstance(augmented, Tensor) else type(augmented).__name__
+        raise UserError(
+            f"augment {describe(augment)} returns {after} for a batch of {before}; it must preserve shape and dtype "
+            "(the data module converts to floats in [-1, 1] afterwards)"
+        )
+    return augmented
+
+
+def _describe_batch(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
 
 
 def random_crop(x: Tensor, padding: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""Base of the data modules: one copy of the samples in memory, whole-batch indexing, normalization on the device.
+"""Base of the data modules: one copy of the samples, whole-batch indexing, normalization on the device.
+
+The samples lie in memory, or in a memory-mapped file on disk, whose pages the system reads when they are needed.
 
 The contract with the models: a batch is `(x, y)`; after the transfer to the device, images `x` are floats in [-1, 1],
 (N, *input_shape), and labels `y` are int64 (N,). `input_shape`, `num_classes` and `class_names` are known before
@@ -10,7 +12,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,14 +21,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.datamodules.augment import Augment
+from zoo.datamodules.augment import Augment, BatchTransform, apply
+from zoo.datamodules.disk_cache import default_folder
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
-from zoo.errors import UserError, check_at_least
+from zoo.datamodules.memory import check_fits, exceeds_memory
+from zoo.datamodules.pictures import Fit, parse_color
+from zoo.datamodules.sources import SplitSource
+from zoo.errors import UserError, check_at_least, check_choice
+
+CacheMode = Literal["auto", "memory", "disk"]
 
 
 class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
-    """A dataset in memory that returns a whole batch by one indexing operation.
+    """A dataset of tensors, in memory or memory-mapped, that returns a whole batch by one indexing operation.
 
     A DataLoader with `collate_fn=identity_collate` calls `__getitems__` once per batch, so samplers, DDP and resuming
     work as Lightning expects, without the cost of collating sample by sample.
@@ -34,25 +43,39 @@ class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
         x: samples, (N, ...), any dtype.
         y: labels, int64 (N,).
         repeats: number of passes over the samples in one epoch.
+        index: samples that belong to this dataset, in order, int64 (n,); None for all. They are not copied.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, repeats: int = 1) -> None:
+    def __init__(self, x: Tensor, y: Tensor, repeats: int = 1, index: Tensor | None = None) -> None:
         if len(x) != len(y):
             raise ValueError(f"{len(x)} samples but {len(y)} labels")
-        self.x, self.y, self.repeats = x, y, repeats
+        self.x, self.y, self.repeats, self.index = x, y, repeats, index
+
+    @property
+    def samples(self) -> int:
+        """Number of different samples."""
+        return len(self.x) if self.index is None else len(self.index)
 
     def __len__(self) -> int:
-        return len(self.x) * self.repeats
+        return self.samples * self.repeats
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        index %= len(self.x)
-        return self.x[index], self.y[index]
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices)
         if self.repeats > 1:
-            index %= len(self.x)
+            index = index % self.samples
+        if self.index is not None:
+            index = self.index[index]
         return self.x[index], self.y[index]
+
+    def first(self, n: int) -> tuple[Tensor, Tensor]:
+        """The first `n` samples, or all if there are fewer, and their labels."""
+        if self.index is None:
+            return self.x[:n], self.y[:n]
+        return self.x[self.index[:n]], self.y[self.index[:n]]
 
 
 def identity_collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -66,11 +89,11 @@ def to_unit_range(x: Tensor) -> Tensor:
 
 
 class InMemoryDataModule(LightningDataModule):
-    """Base of the data modules: train, validation and test splits held in memory.
+    """Base of the data modules: train, validation and test splits as tensors, in memory or mapped from disk.
 
     A subclass sets `input_shape`, `num_classes` and `class_names` (known before `setup()`) and implements
-    `load_split`. The validation split is drawn from the training split by `seed`; the test split is read only by `test`
-    and `predict`.
+    `load_split`; with `split_source` too, its samples can be cached on disk. The validation split is drawn from the
+    training split by `seed`; the test split is read only by `test` and `predict`.
 
     Args:
         batch_size: samples per training batch, on each device.
@@ -79,13 +102,21 @@ class InMemoryDataModule(LightningDataModule):
         repeats: number of passes over the training samples in one epoch, to reduce the fixed cost of short epochs.
         drop_last: drop the last training batch if it is smaller than the others.
         seed: random seed of the split into training and validation samples.
-        augment: augmentation of the training images, applied to whole batches on the device.
+        augment: augmentation of the training images, applied to whole batches on the device: `Augment`, or any callable
+            that takes and returns images, uint8 (N, C, H, W), such as a transform of `torchvision.transforms.v2`.
+        cache: where the decoded samples lie: "memory"; "disk", in a memory-mapped file that is built once; "auto", on
+            disk if they would take more than half of the available memory. The batches are the same.
+        cache_dir: folder of the files on disk; by default $ZOO_CACHE, or `lightning-zoo` in the user's cache folder.
     """
 
     #: Whether a sample is a sequence of tokens, not an image or a point.
     tokens: bool = False
     #: Whether the mirror image of a sample has the same class.
     mirror_symmetric: bool = True
+    #: How an image of another shape is brought to `input_shape`, see `pictures.prepare_image`.
+    fit: Fit = "crop"
+    #: Color below transparent pixels of such an image.
+    background: str = "white"
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: Sequence[str]
@@ -98,9 +129,12 @@ class InMemoryDataModule(LightningDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | BatchTransform | None = None,
+        cache: CacheMode = "auto",
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
+        check_choice("cache", cache, get_args(CacheMode))
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
         if val_size <= 0:
             raise UserError(f"val_size is {val_size}; give a number of samples, or a fraction between 0 and 1")
@@ -110,11 +144,33 @@ class InMemoryDataModule(LightningDataModule):
         self.repeats = repeats
         self.drop_last = drop_last
         self.seed = seed
+        self.cache = cache
+        self.cache_dir = cache_dir
         self.augment = augment
-        if augment is not None and augment.flip and not self.mirror_symmetric:
+        if augment is not None and not callable(augment):
+            raise UserError(f"augment is {augment!r}; it must be callable on batches of images")
+        if isinstance(augment, Augment) and augment.flip and not self.mirror_symmetric:
             rank_zero_info(f"{type(self).__name__} is not mirrored: its classes are not mirror-symmetric")
             self.augment = replace(augment, flip=False)
-        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._splits: dict[str, TensorBatches] = {}
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """Plain values by which any picture is brought to the model's input; None if the samples are not images.
+
+        `size` (height and width in pixels), `channels`, `fit` and `background` (red, green and blue, 0 to 255) are the
+        arguments of `zoo.datamodules.pictures.prepare_image`; `range` are the values of black and white.
+        """
+        if self.tokens or len(self.input_shape) != 3:
+            return None
+        channels, *size = self.input_shape
+        return {
+            "size": size,
+            "channels": channels,
+            "fit": self.fit,
+            "background": list(parse_color(self.background)),
+            "range": [-1.0, 1.0],
+        }
 
     @abstractmethod
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -127,11 +183,30 @@ class InMemoryDataModule(LightningDataModule):
             Samples (N, *input_shape), images as uint8, and labels int64 (N,).
         """
 
+    def split_source(self, train: bool) -> SplitSource | None:
+        """The same samples as a stream of chunks, from which a cache on disk is built; None if there is none.
+
+        Args:
+            train: training split, validation samples included, or the test split.
+        """
+        return None
+
+    def prepare_data(self) -> None:
+        """Builds the caches on disk that the Trainer needs; called in one process of each machine."""
+        for train in self._needed(self.trainer.state.fn if self.trainer is not None else None):
+            if (source := self._source_on_disk(train)) is not None:
+                source.cache(self.cache_folder)
+
     def setup(self, stage: str | None = None) -> None:
-        if self.augment is not None:
-            self.augment.check(self.input_shape)
-        if stage in (None, "fit", "validate", "test") and "train" not in self._splits:
-            x, y = self._load(train=True)
+        if callable(check := getattr(self.augment, "check", None)):
+            check(self.input_shape)
+        for train in self._needed(stage):
+            if ("train" if train else "test") in self._splits:
+                continue
+            x, y = self._load(train)
+            if not train:
+                self._splits["test"] = TensorBatches(x, y)
+                continue
             count = round(self.val_size * len(x)) if self.val_size < 1 else int(self.val_size)
             if not 0 < count < len(x):
                 raise UserError(
@@ -139,15 +214,59 @@ class InMemoryDataModule(LightningDataModule):
                     "both splits need at least one sample"
                 )
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-            for name, index in {"val": order[:count], "train": order[count:]}.items():
-                self._splits[name] = (x[index], y[index])
-        if stage in (None, "test", "predict") and "test" not in self._splits:
-            self._splits["test"] = self._load(train=False)
+            self._splits["val"] = TensorBatches(x, y, index=order[:count])
+            self._splits["train"] = TensorBatches(x, y, self.repeats, order[count:])
+
+    @staticmethod
+    def _needed(stage: str | None) -> list[bool]:
+        """Splits that a stage reads, as arguments of `load_split`; all if the stage is None."""
+        train, test = ("fit", "validate", "test"), ("test", "predict")
+        return [split for split, stages in ((True, train), (False, test)) if stage is None or stage in stages]
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of the caches on disk."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_folder()
+
+    def _source_on_disk(self, train: bool) -> SplitSource | None:
+        """The source of a split whose samples lie on disk; None if they lie in memory."""
+        source = self.split_source(train) if self.cache != "memory" else None
+        if source is None:
+            if self.cache == "disk":
+                raise UserError(
+                    f"{type(self).__name__} has no cache on disk, as it has no split_source; use cache memory"
+                )
+            return None
+        processes, rank = (self.trainer.num_devices, self.trainer.local_rank) if self.trainer is not None else (1, 0)
+        if self.cache == "disk":
+            return source
+        if rank:  # rank 0 has decided, when none of them had taken memory yet
+            return source if source.is_cached(self.cache_folder) else None
+        return source if exceeds_memory(processes * source.size) else None
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Reads a split, and checks it against the declared shape and number of classes."""
-        x, y = self.load_split(train)
-        name = f"the {'training' if train else 'test'} split of {type(self).__name__}"
+        """Reads or maps a split, and checks it."""
+        source = self._source_on_disk(train)
+        x, y = source.read_cached(self.cache_folder) if source is not None else self.load_split(train)
+        self.check_split(train, x, y)
+        return x, y
+
+    def split_name(self, train: bool) -> str:
+        """Name of a split for messages."""
+        return f"{'training' if train else 'test'} split of {type(self).__name__}"
+
+    def check_split(self, train: bool, x: Tensor, y: Tensor) -> None:
+        """Checks a split against the declared shape and number of classes.
+
+        Args:
+            train: whether it is the training split.
+            x: samples, (N, *input_shape).
+            y: labels, int64 (N,).
+
+        Raises:
+            UserError: it has no samples, or other shapes or labels.
+        """
+        name = f"the {self.split_name(train)}"
         if not len(x) or len(x) != len(y):
             raise UserError(
                 f"{name} has {len(x)} samples and {len(y)} labels; it needs the same number of both, at least one"
@@ -159,19 +278,39 @@ class InMemoryDataModule(LightningDataModule):
             raise UserError(
                 f"{name} has labels from {low} to {high}; they must be integers from 0 to {self.num_classes - 1}"
             )
-        return x, y
+
+    def dataset(self, name: str) -> TensorBatches:
+        """The split "train", "val" or "test" as a dataset of samples as they are stored, images as uint8."""
+        return self._splits[name]
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Samples, images as floats in [-1, 1], and labels of the split "train", "val" or "test"."""
-        x, y = self._splits[name]
+        """Samples, images as floats in [-1, 1], and labels of the split "train", "val" or "test".
+
+        Raises:
+            UserError: the floats would not fit into the available memory. `reference(n)` and the dataloaders have no
+                such limit.
+        """
+        dataset = self._splits[name]
+        values = dataset.samples * torch.Size(self.input_shape).numel()
+        size = values * (4 if dataset.x.dtype == torch.uint8 else dataset.x.element_size())
+        check_fits(
+            size,
+            f"the {name} split of {type(self).__name__} as floats",
+            "read reference(n), or leave out what needs all samples at once (the ideal denoiser of a diffusion model: "
+            "excess_samples 0)",
+        )
+        x, y = dataset.first(dataset.samples)
         return to_unit_range(x), y
 
     def labels(self, name: str) -> Tensor:
         """Labels of the split "train", "val" or "test", int64 (N,)."""
-        return self._splits[name][1]
+        dataset = self._splits[name]
+        return dataset.y if dataset.index is None else dataset.y[dataset.index]
 
     def reference(self, n: int) -> Tensor:
         """Random training samples, for calibration and for the floors of metrics; reproducible by `seed`.
+
+        Only these samples are read.
 
         Args:
             n: maximum number of samples.
@@ -179,11 +318,10 @@ class InMemoryDataModule(LightningDataModule):
         Returns:
             Floats (n, *input_shape), or all samples if there are fewer.
         """
-        return to_unit_range(self._splits["train"][0][:n])
+        return to_unit_range(self._splits["train"].first(n)[0])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        x, y = self._splits["train"]
-        dataset = TensorBatches(x, y, self.repeats)
+        dataset = self._splits["train"]
         if self.drop_last and len(dataset) < self.batch_size:
             raise UserError(
                 f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, so there would be no "
@@ -192,19 +330,15 @@ class InMemoryDataModule(LightningDataModule):
         return training_loader(dataset, self.batch_size, self.drop_last, identity_collate, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(
-            TensorBatches(*self._splits["val"]), self.eval_batch_size, identity_collate, self.trainer
-        )
+        return evaluation_loader(self._splits["val"], self.eval_batch_size, identity_collate, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(
-            TensorBatches(*self._splits["test"]), self.eval_batch_size, identity_collate, self.trainer
-        )
+        return evaluation_loader(self._splits["test"], self.eval_batch_size, identity_collate, self.trainer)
 
     predict_dataloader = test_dataloader
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         x, y = batch
         if self.augment is not None and self.trainer is not None and self.trainer.training:
-            x = self.augment(x)
+            x = apply(self.augment, x)
         return to_unit_range(x), y

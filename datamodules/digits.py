@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.datamodules.augment import Augment
+from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import InMemoryDataModule
 
 TEST_SIZE = 297
@@ -25,6 +25,7 @@ class Digits(InMemoryDataModule):
     num_classes = 10
     class_names = tuple(str(digit) for digit in range(10))
     mirror_symmetric = False
+    background = "black"
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class Digits(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | BatchTransform | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
 

@@ -1,33 +1,35 @@
-"""A folder of images as a data module: read with Pillow, cropped to one size, held in memory as uint8.
+"""A folder of images as a data module: read with Pillow, brought to one size, held in memory or on disk as uint8.
 
-Every image is decoded once, in `setup()`, so that broken files are reported before the first step and an epoch costs no
-more than one of a benchmark dataset. The layouts are that of torchvision's `ImageFolder`, and a flat folder.
+Every image is decoded once, before training, so that broken files are reported before the first step and an epoch costs
+no more than one of a benchmark dataset. The layouts are that of torchvision's `ImageFolder`, nested or not, and a flat
+folder.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from statistics import median
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
+import PIL
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image, ImageOps
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.datamodules.augment import Augment
-from zoo.datamodules.base import InMemoryDataModule
-from zoo.errors import UserError
+from zoo.datamodules.augment import Augment, BatchTransform
+from zoo.datamodules.base import CacheMode, InMemoryDataModule
+from zoo.datamodules.pictures import Fit, check_fit, decode_files, endings, measure_sizes, parse_color
+from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
+from zoo.errors import UserError, check_at_least, check_choice
 
-# Formats of Pillow that are not images (or only contain one), or that run another program, as EPS does.
-NOT_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+Classes = Literal["first", "path"]
+
 LAYOUTS = "put images into it, into <class>/, or into train/<class>/ and test/<class>/"
-FILES_PER_TASK = 64  # large enough for a small overhead, small enough that all threads end at the same time
+SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
+LEAST_SIZE, LARGEST_SIZE = 8, 64  # pixels; sizes that are chosen by the data
+UNKNOWN_SIZE = 32  # pixels; no file can be read, which setup() reports
 
 
 class LabeledFile(NamedTuple):
@@ -42,8 +44,8 @@ class ImageFolder(InMemoryDataModule):
 
     Layouts, recognized by the names of the folders:
 
-    - `root/<class>/*.jpg`: labels and `class_names` follow the alphabetical order of the sub-folders ("10" comes before
-      "9");
+    - `root/<class>/**/*.jpg`: labels and `class_names` follow the alphabetical order of the classes ("10" comes before
+      "9"); `classes` says which level of folders is the class;
     - `root/*.jpg`: a single class, named after the folder;
     - `root/train/` and `root/test/`, each in one of the layouts above, with the same classes; other folders in `root`
       are ignored.
@@ -51,16 +53,21 @@ class ImageFolder(InMemoryDataModule):
     Without a test folder, `test_size` images are held out as the test split. The choice depends only on the file names,
     not on `seed`, so runs with different seeds have the same test split.
 
-    The largest centered square of each image is resized to `image_size` (bicubic, antialiased). EXIF rotation is
-    applied, transparency becomes white, 16-bit values are scaled to 8 bits, and only the first frame of an animation is
-    used. Hidden files, folders inside a class, and files whose ending is not that of an image are ignored. Files that
-    cannot be decoded are skipped, with one warning per split: broken and truncated files, images of floats (whose range
-    is unknown), and images of more than `PIL.Image.MAX_IMAGE_PIXELS`.
+    EXIF rotation is applied, transparency becomes `background`, 16-bit values are scaled to 8 bits, and only the first
+    frame of an animation is used. Hidden files and folders, and files whose ending is not that of an image, are
+    ignored. Files that cannot be decoded are skipped, with one warning per split: broken and truncated files, images of
+    floats (whose range is unknown), and images of more than `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Args:
         root: path to the folder.
-        image_size: height and width to which every image is resized, in pixels.
+        image_size: height and width to which every image is resized, in pixels. None chooses them by the data: the
+            median of the shorter sides, rounded down to a multiple of 4 (of 8 from 32 on), at least 8 and at most 64.
         channels: number of channels: 3 for color, 1 for grey.
+        fit: how an image becomes a square: "crop" takes the largest centered square, "pad" adds borders of the
+            background, "stretch" changes the aspect ratio. Resizing is bicubic and antialiased.
+        background: color below transparent pixels and of borders: a name such as "white", or "#rrggbb".
+        classes: what the class of an image is: "first", the first level of folders; "path", the whole path of its
+            folder, such as "Greek/alpha".
         test_size: number of images held out for testing if there is no test folder; a value below 1 is a fraction.
         batch_size: see `InMemoryDataModule`, as for the other arguments.
 
@@ -71,8 +78,11 @@ class ImageFolder(InMemoryDataModule):
     def __init__(
         self,
         root: str,
-        image_size: int = 32,
+        image_size: int | None = None,
         channels: Literal[1, 3] = 3,
+        fit: Fit = "crop",
+        background: str = "white",
+        classes: Classes = "first",
         test_size: float = 0.1,
         batch_size: int = 64,
         eval_batch_size: int = 500,
@@ -80,187 +90,202 @@ class ImageFolder(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | BatchTransform | None = None,
+        cache: CacheMode = "auto",
+        cache_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
-        if image_size < 1:
-            raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
+        super().__init__(
+            batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment, cache=cache, cache_dir=cache_dir
+        )
+        check_at_least(1, image_size=image_size)
         if channels not in (1, 3):
             raise UserError(f"channels is {channels}; it must be 1 (grey) or 3 (color)")
         if test_size <= 0:
             raise UserError(f"test_size is {test_size}; give a number of images, or a fraction between 0 and 1")
+        check_fit(fit)
+        check_choice("classes", classes, get_args(Classes))
+        parse_color(background)
         self.root = root
         self.test_size = test_size
-        self.input_shape = (channels, image_size, image_size)
-        self._find_classes()
+        self.fit = fit
+        self.background = background
+        self.classes = classes
+        try:
+            self._find_files()
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
         self.num_classes = len(self.class_names)
+        files = [file.path for found in self._files.values() for file in found]
+        self._sizes = measure_sizes(files)
+        size = choose_size(self._sizes) if image_size is None else image_size
+        self.input_shape = (channels, size, size)
+        self._described = False
 
-    def _find_classes(self) -> None:
-        """Finds the folders of the splits and the class names, without opening an image."""
+    # Finding the files
+
+    def _find_files(self) -> None:
+        """Finds classes and files of the splits by their names, without opening an image."""
         folder = Path(self.root).expanduser()
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder.absolute()} {what}; point root to a folder of images")
-        self._train_folder, self._test_folder = folder, None
-        if {"train", "test"} <= set(_subfolders(folder)):
-            self._train_folder, self._test_folder = folder / "train", folder / "test"
-
-        names = _subfolders(self._train_folder)
-        self._flat = not names
-        self.class_names: Sequence[str] = tuple(names) if names else (folder.resolve().name,)
-        if names and _image_files(self._train_folder):
+        folders = set(_subfolders(folder))
+        if folders and folders <= SPLIT_FOLDERS and not {"train", "test"} <= folders:
             raise UserError(
-                f"{self._train_folder.absolute()} holds both images and folders; "
-                "move the images into folders of their classes, or move the folders elsewhere"
+                f"{folder.absolute()} has {list_some(sorted(folders))}, but not both train and test; "
+                f"{LAYOUTS} below root"
             )
-        if self._test_folder and (others := set(_subfolders(self._test_folder)) ^ set(names)):
-            raise UserError(
-                f"{self._train_folder.absolute()} and {self._test_folder.absolute()} have different classes; "
-                f"only one of them has {_list_some(sorted(others))}"
-            )
+        split = {"train", "test"} <= folders
+        train = self._find_classes(folder / "train" if split else folder)
+        self.class_names: Sequence[str] = tuple(train)
+        self._files = {True: _labeled(train)}
+        if split:
+            test = self._find_classes(folder / "test")
+            if others := set(test) ^ set(train):
+                raise UserError(
+                    f"{(folder / 'train').absolute()} and {(folder / 'test').absolute()} have different classes; "
+                    f"only one of them has {list_some(sorted(others))}"
+                )
+            self._files[False] = _labeled(test)
 
-    def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
-        held_out = self._test_folder is None
-        folder = self._train_folder if train or self._test_folder is None else self._test_folder
-        files = self._list(folder)
-        if held_out:
-            files = self._hold_out(files, train)
-        x, y = self._read(files)
-        # A held-out test split may have no image of a small class; all other splits must have one of every class.
-        for label in set() if held_out and not train else set(range(self.num_classes)) - set(y.tolist()):
-            raise UserError(
-                f"{self._class_folder(folder, label).absolute()} has no readable image for the "
-                f"{'training' if train else 'test'} split; add some, or remove the folder"
-            )
-        return x, y
-
-    def _class_folder(self, folder: Path, label: int) -> Path:
-        return folder if self._flat else folder / self.class_names[label]
-
-    def _list(self, folder: Path) -> list[LabeledFile]:
-        """Image files of a split, recognized by their endings, sorted by class and name.
+    def _find_classes(self, folder: Path) -> dict[str, list[Path]]:
+        """Image files of a split by class, sorted by class and path.
 
         Raises:
-            UserError: a class has no images.
+            UserError: there is no image, a class has none, or images lie beside the folders of classes.
         """
-        found = []
-        for label in range(self.num_classes):
-            class_folder = self._class_folder(folder, label)
-            paths = _image_files(class_folder)
-            if not paths:
-                raise UserError(f"{class_folder.absolute()} has no images; {LAYOUTS} below root")
-            found += [LabeledFile(path, label) for path in paths]
+        here, names = _image_files(folder), _subfolders(folder)
+        if here and names:
+            raise UserError(
+                f"{folder.absolute()} holds both images and folders; "
+                "move the images into folders of their classes, or move the folders elsewhere"
+            )
+        if not names:
+            found = {Path(self.root).expanduser().resolve().name: here}
+        elif self.classes == "path":
+            found = {}
+            for path in _walk(folder):
+                if files := _image_files(path):
+                    found[path.relative_to(folder).as_posix()] = files
+            found = dict(sorted(found.items()))
+        else:
+            found = {name: [file for path in _walk(folder / name) for file in _image_files(path)] for name in names}
+        for name in [name for name, files in found.items() if not files] if found else [""]:
+            empty = folder / name if names else folder
+            raise UserError(f"{empty.absolute()} has no images; {LAYOUTS} below root")
         return found
 
-    def _hold_out(self, files: list[LabeledFile], train: bool) -> list[LabeledFile]:
-        """Files that are not held out for testing (`train`), or those that are."""
+    def _split_files(self, train: bool) -> list[LabeledFile]:
+        """Files of the training split, validation included, or of the test split."""
+        if False in self._files:
+            return self._files[train]
+        files = self._files[True]
         total = len(files)
         count = round(self.test_size * total) if self.test_size < 1 else int(self.test_size)
         if not 0 < count < total:
             raise UserError(
-                f"test_size {self.test_size} holds out {count} of {total} images in {self._train_folder.absolute()}; "
+                f"test_size {self.test_size} holds out {count} of {total} images in {Path(self.root).absolute()}; "
                 "both splits need at least one image"
             )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(1998)).tolist()
         return [files[i] for i in sorted(order[count:] if train else order[:count])]
 
-    def _read(self, files: list[LabeledFile]) -> tuple[Tensor, Tensor]:
-        """Decodes all readable files, in order, to images, uint8 (N, *input_shape), and labels, int64 (N,)."""
-        x = torch.empty(len(files), *self.input_shape, dtype=torch.uint8)
-        problems = decode_into(x, [file.path for file in files])
-        y = torch.tensor([file.label for file in files])
-        if problems:
-            first = _list_some([f"{files[i].path} ({problem})" for i, problem in problems.items()])
-            if len(problems) == len(files):
-                raise UserError(f"none of the {len(files)} images in {self.root} can be read: {first}")
-            rank_zero_warn(f"{len(problems)} of {len(files)} images cannot be read and are skipped: {first}")
-            keep = torch.ones(len(files), dtype=torch.bool)
-            keep[list(problems)] = False
-            x, y = x[keep], y[keep]
-        return x, y
+    # Reading them
+
+    def split_source(self, train: bool) -> SplitSource:
+        files = self._split_files(train)
+        channels, *size = self.input_shape
+        color = parse_color(self.background)
+
+        def chunks() -> Iterator[Chunk]:
+            for x, indices, problems in decode_files([f.path for f in files], size, channels, self.fit, color):
+                y = torch.tensor([files[i].label for i in indices], dtype=torch.int64)
+                yield Chunk(x, y, [f"{files[i].path} ({problem})" for i, problem in problems.items()])
+
+        def content() -> Mapping[str, Any]:
+            root = Path(self.root).expanduser()
+            return {
+                "class": type(self).__name__,
+                "root": str(root.resolve()),
+                "files": files_digest([file.path for file in files], root),
+                "class_names": list(self.class_names),
+                "classes": self.classes,
+                "fit": self.fit,
+                "background": color,
+                "pillow": PIL.__version__,  # versions can decode and resize differently
+            }
+
+        return SplitSource(self.split_name(train), self.input_shape, len(files), content, chunks)
+
+    def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
+        return self.split_source(train).read()
+
+    def check_split(self, train: bool, x: Tensor, y: Tensor) -> None:
+        super().check_split(train, x, y)
+        # A held-out test split may have no image of a small class; all other splits must have one of every class.
+        held_out = False not in self._files
+        missing = set() if held_out and not train else set(range(self.num_classes)) - set(y.unique().tolist())
+        for label in sorted(missing):
+            first = next(file.path for file in self._files[train] if file.label == label)
+            raise UserError(
+                f"{first.parent.absolute()} has no readable image for the {'training' if train else 'test'} split; "
+                "add some, or remove the folder"
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self._described:
+            rank_zero_info(self.describe())
+            self._described = True
+        super().setup(stage)
+
+    def describe(self) -> str:
+        """One line: the pictures that are found, and what is done with them."""
+        channels, height, width = self.input_shape
+        total = sum(map(len, self._files.values()))
+        classes = f"{self.num_classes:,} {'class' if self.num_classes == 1 else 'classes'}"
+        fitted = {"crop": "centered squares", "pad": f"{self.background} borders", "stretch": "stretched"}[self.fit]
+        return (
+            f"{type(self).__name__}: {total:,} images {_describe_sizes(self._sizes)} in {classes} "
+            f"(classes: {self.classes}); {fitted} (fit: {self.fit}) to {height}x{width} pixels (image_size), "
+            f"{'grey' if channels == 1 else 'color'} (channels: {channels}), {self.background} below transparency "
+            "(background)"
+        )
 
 
-def decode_into(out: Tensor, paths: Sequence[Path]) -> dict[int, str]:
-    """Decodes one image file into each row of `out`, on all processor cores.
+def choose_size(sizes: Sequence[tuple[int, int]]) -> int:
+    """Side of the square for pictures of these widths and heights, in pixels.
 
-    Args:
-        out: images, uint8 (N, C, size, size), filled in place; C is 1 (grey) or 3 (color).
-        paths: paths of the N files.
-
-    Returns:
-        Reason of each failure by index, ascending; these rows of `out` are undefined.
+    The median of the shorter sides, rounded down to a multiple of 4, from 32 on of 8, so that networks can halve it two
+    or three times; at least 8 and at most 64, which a laptop can train on.
     """
-    _, channels, size, _ = out.shape
-    rows = out.permute(0, 2, 3, 1).numpy()  # (N, H, W, C), a view
-    _formats()  # loads Pillow's plugins, which is not thread-safe
-
-    def decode(start: int) -> dict[int, str]:
-        problems = {}
-        for i in range(start, min(start + FILES_PER_TASK, len(paths))):
-            try:
-                rows[i] = decode_image(paths[i], size, channels)
-            except Exception as error:  # Pillow raises errors of many types on damaged files
-                problems[i] = _describe_error(error)
-        return problems
-
-    threads = min(os.cpu_count() or 1, 16)  # limited, because each holds a decoded image of any size
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # about metadata, one per file
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        parts = pool.map(decode, range(0, len(paths), FILES_PER_TASK))
-        return {i: problem for part in parts for i, problem in part.items()}
+    if not sizes:
+        return UNKNOWN_SIZE
+    side = int(median(map(min, sizes)))
+    step = 8 if side >= 32 else 4
+    return min(max(side // step * step, LEAST_SIZE), LARGEST_SIZE)
 
 
-def decode_image(path: Path, size: int, channels: int) -> np.ndarray:
-    """Reads the centered square of an image, resized.
-
-    Args:
-        path: path of the file.
-        size: height and width of the result, in pixels.
-        channels: 1 for grey, 3 for color.
-
-    Returns:
-        uint8 (size, size, channels).
-
-    Raises:
-        Exception: an error of any type: the file is broken, or its format or range of values is not supported.
-    """
-    with Image.open(path, formats=_formats()) as image:
-        # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the cost; at twice the final size,
-        # antialiasing is still done by the resizing below. No effect on other formats.
-        image.draft(None, (2 * size, 2 * size))
-        ImageOps.exif_transpose(image, in_place=True)
-        opaque = _to_mode(image, "L" if channels == 1 else "RGB")
-    square = ImageOps.fit(opaque, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square).reshape(size, size, channels)
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    if not sizes:
+        return "of unknown size"
+    if len(set(sizes)) == 1:
+        return f"of {sizes[0][0]}x{sizes[0][1]} pixels"
+    sides = sorted(map(min, sizes))
+    return f"with shorter sides of {sides[0]} to {sides[-1]} pixels"
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts an image of any of Pillow's modes to 8 bits, "L" (grey) or "RGB" (color), on a white background."""
-    if image.mode.startswith("I"):  # mode "I" has 32 bits, but Pillow uses it for 16-bit PGM and PNG
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("integers of more than 16 bits")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("pixels are floats, of unknown range")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+def _labeled(classes: Mapping[str, Sequence[Path]]) -> list[LabeledFile]:
+    return [LabeledFile(path, label) for label, files in enumerate(classes.values()) for path in files]
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    """Image formats that Pillow can open, with its installed plugins."""
-    Image.init()
-    return tuple(name for name in Image.ID if name not in NOT_IMAGES)
-
-
-@cache
-def _endings() -> frozenset[str]:
-    formats = set(_formats())
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+def _walk(folder: Path, parents: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """A folder and all folders below it, sorted by name; links are followed, but not in circles."""
+    real = folder.resolve()
+    if real in parents:
+        return
+    yield folder
+    for name in _subfolders(folder):
+        yield from _walk(folder / name, parents | {real})
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -271,18 +296,4 @@ def _subfolders(folder: Path) -> list[str]:
 def _image_files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names) if Path(name).suffix.lower() in _endings()]
-
-
-def _list_some(items: Iterable[str], limit: int = 3) -> str:
-    """The first items in words, and the number of the others."""
-    items = list(items)
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
-
-
-def _describe_error(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"  # Pillow's message repeats the path
-    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
-        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return [folder / name for name in sorted(names) if Path(name).suffix.lower() in endings()]

@@ -1,28 +1,30 @@
 """Text for language models: a file, a folder, or the source code of Python's standard library.
 
 A batch is `(x, y)`, int64 (N, T) each: tokens, and the next tokens. `input_shape` is (T,), `num_classes` the number of
-tokens, and `tokenizer_description` the string from which the tokenizer can be rebuilt.
+tokens, and `tokenizer_description` the string from which the tokenizer can be rebuilt. The tokens take one byte each
+(two or four with a larger vocabulary), in memory or in a memory-mapped file on disk.
 """
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.datamodules.base import identity_collate
+from zoo.datamodules.base import CacheMode, identity_collate
+from zoo.datamodules.disk_cache import default_folder
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
+from zoo.datamodules.memory import check_fits
+from zoo.datamodules.text_files import Shares, TextFiles, tokenize, tokenize_on_disk
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 
 TOKENIZERS = ("bytes", "characters", "bpe")
+LARGE_TEXT = 10**8  # bytes; "auto" puts the tokens of a larger text on disk
 
 
 class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -67,6 +69,10 @@ class Text(LightningDataModule):
         eval_batch_size: number of windows per validation or test batch.
         val_size: fraction of the text that is held out for validation.
         test_size: fraction of the text that is held out for testing, at its end; 0 for none.
+        cache: where the tokens lie: "memory"; "disk", in a memory-mapped file that is built once; "auto", on disk if
+            the text has more than 100 MB. Bytes and characters are read in pieces, so the text can be larger than the
+            memory; for "bpe" the text must fit into it while the file is built.
+        cache_dir: folder of the files on disk; by default $ZOO_CACHE, or `lightning-zoo` in the user's cache folder.
     """
 
     tokens = True
@@ -81,9 +87,12 @@ class Text(LightningDataModule):
         eval_batch_size: int = 64,
         val_size: float = 0.1,
         test_size: float = 0.0,
+        cache: CacheMode = "auto",
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         check_choice("tokenizer", tokenizer, TOKENIZERS)
+        check_choice("cache", cache, get_args(CacheMode))
         check_at_least(1, context_length=context_length, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, test_size=test_size)
         if not 0 < val_size < 1 - test_size:
@@ -95,28 +104,28 @@ class Text(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.input_shape = (context_length,)
-        text = read_text(path)
-        ends = [round(len(text) * share) for share in (1 - test_size - val_size, 1 - test_size)]
-        self._text = {"train": text[: ends[0]], "val": text[ends[0] : ends[1]], "test": text[ends[1] :]}
-        self.tokenizer: Tokenizer
-        if tokenizer == "bytes":
-            self.tokenizer = ByteTokenizer()
-        elif tokenizer == "characters":
-            self.tokenizer = CharacterTokenizer(text)
+        files, shares = TextFiles(path), Shares(val_size, test_size)
+        if cache == "disk" or (cache == "auto" and files.size > LARGE_TEXT):
+            folder = Path(cache_dir).expanduser() if cache_dir else default_folder()
+            self._text = tokenize_on_disk(files, tokenizer, vocab_size, shares, folder)
         else:
-            self.tokenizer = BytePairTokenizer.train(self._text["train"], vocab_size)
+            self._text = tokenize(files, tokenizer, vocab_size, shares)
+        self.tokenizer = self._text.tokenizer
         self.tokenizer_description = self.tokenizer.description
         self.num_classes = self.tokenizer.size
-        self._splits: dict[str, Tensor] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        for name in ("train", "val") if stage in ("fit", "validate") else ("test",) if stage else self._text:
-            if name not in self._splits:
-                self._splits[name] = self.tokenizer.encode(self._text[name]).to(torch.int32)
+        """Does nothing: the constructor has read the text, on which the tokenizer depends."""
 
     def split(self, name: str) -> Tensor:
-        """Tokens of the split "train", "val" or "test", int64 (L,)."""
-        return self._splits[name].long()
+        """Tokens of the split "train", "val" or "test", int64 (L,).
+
+        Raises:
+            UserError: they would not fit into the available memory. The dataloaders have no such limit.
+        """
+        tokens = self._text.split(name)
+        check_fits(8 * len(tokens), f"the {name} split of Text as int64", "read the dataloader")
+        return tokens.long()
 
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._windows("train", jitter=True)
@@ -131,54 +140,17 @@ class Text(LightningDataModule):
         return evaluation_loader(self._windows("val"), self.eval_batch_size, identity_collate, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        if not self._text["test"]:
+        if not len(self._text.split("test")):
             raise UserError(
                 "there is no test split, because test_size is 0: validate, or train with a test_size above 0"
             )
         return evaluation_loader(self._windows("test"), self.eval_batch_size, identity_collate, self.trainer)
 
     def _windows(self, name: str, jitter: bool = False) -> TokenWindows:
-        windows = TokenWindows(self._splits[name], self.context_length, jitter)
+        windows = TokenWindows(self._text.split(name), self.context_length, jitter)
         if not len(windows):
             raise UserError(
                 f"the {name} split has {len(windows.tokens)} tokens, not enough for one window of context_length "
                 f"{self.context_length} and the token after it; make context_length smaller, or use more text"
             )
         return windows
-
-
-def read_text(path: str | None) -> str:
-    """Reads the text of a file or a folder.
-
-    Args:
-        path: path to the file or folder; None for the source code of Python's standard library.
-
-    Raises:
-        UserError: there is no text, or it is not UTF-8.
-    """
-    folder = Path(path).expanduser() if path else Path(sysconfig.get_path("stdlib"))
-    if not folder.exists():
-        raise UserError(f"{folder.absolute()} does not exist; point path to a text file or a folder of them")
-    if folder.is_file():
-        files = [folder]
-    elif path:
-        files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-    else:
-        files = sorted(folder.glob("*.py"))
-    texts, problems = [], []
-    for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(
-                f"{file} ({'not UTF-8' if isinstance(error, ValueError) else cast(OSError, error).strerror})"
-            )
-    text = "\n".join(texts)
-    if not text:
-        why = problems[0] if problems else f"{folder.absolute()} has none"
-        raise UserError(f"there is no text to read: {why}; point path to a text file or a folder of them")
-    if problems:
-        rank_zero_warn(
-            f"{len(problems)} of {len(files)} files are not text and are skipped, the first is {problems[0]}"
-        )
-    return text

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from zoo.datamodules.augment import Augment
-from zoo.datamodules.base import InMemoryDataModule
+from zoo.datamodules.augment import Augment, BatchTransform
+from zoo.datamodules.base import CacheMode, InMemoryDataModule
+from zoo.datamodules.sources import Chunk, SplitSource, files_digest
 from zoo.errors import UserError
 
 
@@ -22,7 +23,12 @@ class TorchvisionDataModule(InMemoryDataModule):
         batch_size: see `InMemoryDataModule`, as for the other arguments.
     """
 
+    #: Name of torchvision's class.
     dataset: ClassVar[str]
+    #: Folder of its files, below `root`.
+    files: ClassVar[str]
+    #: Numbers of training and test images.
+    sizes: ClassVar[tuple[int, int]]
 
     def __init__(
         self,
@@ -33,9 +39,13 @@ class TorchvisionDataModule(InMemoryDataModule):
         repeats: int = 1,
         drop_last: bool = True,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augment | BatchTransform | None = None,
+        cache: CacheMode = "auto",
+        cache_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
+        super().__init__(
+            batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment, cache=cache, cache_dir=cache_dir
+        )
         self.root = root
 
     def prepare_data(self) -> None:
@@ -44,6 +54,7 @@ class TorchvisionDataModule(InMemoryDataModule):
                 self._open(train, download=False)
             except RuntimeError:
                 self._download(train)
+        super().prepare_data()
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         try:
@@ -53,6 +64,19 @@ class TorchvisionDataModule(InMemoryDataModule):
         x = torch.as_tensor(data.data)
         x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
         return x.contiguous(), torch.as_tensor(data.targets).long()
+
+    def split_source(self, train: bool) -> SplitSource:
+        def content() -> dict[str, Any]:
+            folder = Path(self.root) / self.files
+            files = sorted(path for path in folder.glob("*") if path.is_file())
+            root = str(folder.resolve())
+            return {"class": type(self).__name__, "root": root, "train": train, "files": files_digest(files, folder)}
+
+        count = self.sizes[0 if train else 1]
+        # One chunk: torchvision reads the whole split.
+        return SplitSource(
+            self.split_name(train), self.input_shape, count, content, lambda: [Chunk(*self.load_split(train))]
+        )
 
     def _download(self, train: bool) -> None:
         root = Path(self.root)
@@ -85,7 +109,8 @@ def _first_line(error: Exception) -> str:
 class MNIST(TorchvisionDataModule):
     """70,000 grey images of handwritten digits, 28x28 pixels (LeCun et al. 1998)."""
 
-    dataset = "MNIST"
+    dataset, files, sizes = "MNIST", "MNIST/raw", (60_000, 10_000)
+    background = "black"
     input_shape = (1, 28, 28)
     num_classes = 10
     class_names = tuple(str(digit) for digit in range(10))
@@ -95,7 +120,8 @@ class MNIST(TorchvisionDataModule):
 class FashionMNIST(TorchvisionDataModule):
     """70,000 grey images of clothes, 28x28 pixels (Xiao et al. 2017, arXiv 1708.07747)."""
 
-    dataset = "FashionMNIST"
+    dataset, files, sizes = "FashionMNIST", "FashionMNIST/raw", (60_000, 10_000)
+    background = "black"
     input_shape = (1, 28, 28)
     num_classes = 10
     class_names = (
@@ -106,7 +132,7 @@ class FashionMNIST(TorchvisionDataModule):
 class CIFAR10(TorchvisionDataModule):
     """60,000 color photographs of animals and vehicles, 32x32 pixels (Krizhevsky 2009)."""
 
-    dataset = "CIFAR10"
+    dataset, files, sizes = "CIFAR10", "cifar-10-batches-py", (50_000, 10_000)
     input_shape = (3, 32, 32)
     num_classes = 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -20,7 +20,7 @@ from zoo.errors import UserError, did_you_mean
 #: Package whose `__all__` names the built-in classes of each kind.
 BUILT_IN = {"models": "zoo", "networks": "zoo.models", "data": "zoo.datamodules", "callbacks": "zoo.callbacks"}
 #: Public names in these packages that cannot be built from the command line alone.
-NOT_LISTED = frozenset({"Augment", "InMemoryDataModule"})
+NOT_LISTED = frozenset({"Augment", "PerSample", "InMemoryDataModule"})
 #: Kinds of entries, in the order in which they are listed.
 KINDS = (*BUILT_IN, "recipes", "weights")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)

@@ -19,6 +19,7 @@ from zoo.errors import UserError, did_you_mean, nearest, one_line
 from zoo.registry import entries
 
 KIND_OF_KEY = {"model": "models", "data": "data", "trainer.callbacks": "callbacks"}
+AUGMENTATIONS = ("Augment", "zoo.datamodules.PerSample")
 DISK_ERRORS = {
     getattr(errno, name, None)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
@@ -77,6 +78,8 @@ def _key(message: str, match: re.Match[str]) -> str:
 
 def _unknown_class(key: str, name: str) -> str:
     short = name.rsplit(".", 1)[-1]
+    if key.endswith(".augment"):
+        return f"--{key} {name} is not a callable that can be imported{nearest(short, AUGMENTATIONS)}"
     if key not in KIND_OF_KEY:
         from zoo.optim import WarmupDecay
 
@@ -116,6 +119,10 @@ def _unknown_option_of_callable(key: str, name: str, class_path: str) -> str:
     return _unknown_option(key, class_path, name)
 
 
+def _wrong_argument_of_callable(key: str, value: str, class_path: str) -> str:
+    return f"--{key} {_short(value)} is not possible for {class_path}"
+
+
 def _import(class_path: str) -> type:
     """Class at an import path that the parser has imported already."""
     module, _, name = class_path.rpartition(".")
@@ -123,12 +130,14 @@ def _import(class_path: str) -> type:
 
 
 def _options(target: type | None) -> set[str]:
-    """Arguments of the constructors of a class and its bases."""
+    """Arguments of the constructors of a class, and of those of its bases to which it passes others on."""
     names: set[str] = set()
     for base in inspect.getmro(target) if target is not None else ():
         if "__init__" in vars(base) and base is not object:
             parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
             names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
     return names
 
 
@@ -188,7 +197,7 @@ def _missing(key: str, names: str) -> str:
         return (
             "no model is given: take a recipe, such as --config gan.yaml (the command list names them), or --model NAME"
         )
-    return f"--{' and --'.join(f'{key}.{name}' if key else name for name in options)} must be given"
+    return f"--{' and --'.join(f'{key}.{option}' if key else option for option in options)} must be given"
 
 
 def _unknown_metric(key: str, name: str, listed: str) -> str:
@@ -220,12 +229,16 @@ _ANSWERS: list[tuple[str, Callable[..., str]]] = [
     (r"Errors: - (Expected a <class '\w+'>) - Expected a dot import path string: (\S+)", _wrong_type),
     (r"Expected a dot import path string: ([\w.]+)", _unknown_class),
     (r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", _unknown_option_of_callable),
+    (
+        r"a callable class: Parser key \"\w+\": .*?Given value: (.+?)\. Got value: Namespace\(class_path='([\w.]+)'",
+        _wrong_argument_of_callable,
+    ),
     (r"given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", _unknown_option),
     (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", _wrong_choice),
     (r"Expected a <class '(\w+)'>\. Got value: (.+?)(?: - |\. Got value: |$)", _wrong_type),
     (r"metric `(\S+)` which is not available.* following: (.*)", _unknown_metric),
     (r"\(monitor='(\S+)'\)` could not find the monitored key in the returned metrics: \[(.*?)\]", _unknown_metric),
-    (r"following arguments are required: ([\w.]+(?:, [\w.]+)*)", _missing),
+    (r"following arguments are required: ([\w.-]+(?:, [\w.-]+)*)", _missing),
     (r"Errors: - (.+?) - Expected a <class 'NoneType'> Given value type: <class 'jsonargparse", _said_by_constructor),
     (r"Subtypes: \[(.+?)\] Errors: .* Given value: (.+)$", _wrong_type),
 ]

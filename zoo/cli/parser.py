@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo._lightning import option_names
 from zoo.cli.messages import explain
+from zoo.datamodules import Augment
 from zoo.errors import UserError
+
+
+def _parse_number(value: str | float) -> float:
+    return value if isinstance(value, (int, float)) else float(value)
+
+
+# Transforms of torchvision declare arguments as Number; the parser knows neither how to read nor how to write one.
+register_type(Number, lambda number: number, _parse_number)
+# `augment` is an Augment or any callable. Unless the parser takes a dataclass for a class like others, it loses the
+# class_path of a callable that replaces a recipe's Augment.
+set_parsing_settings(subclasses_enabled=[Augment])
 
 
 class OneLineParser(LightningArgumentParser):

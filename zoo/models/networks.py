@@ -115,12 +115,10 @@ def _find(path: str) -> NetworkFactory | None:
 
 
 def unwrap(factory: NetworkFactory) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Class or function inside of a factory, and the options that are applied to it."""
-    options: dict[str, Any] = {}
-    while isinstance(factory, partial):
-        options = {**factory.keywords, **options}
-        factory = _class_of_parser(factory) or factory.func
-    return factory, options
+    """Class or function inside of a `functools.partial`, and the options that are applied to it."""
+    if not isinstance(factory, partial):
+        return factory, {}
+    return _class_of_parser(factory) or factory.func, dict(factory.keywords)
 
 
 def _class_of_parser(factory: partial[Any]) -> Any:

@@ -117,6 +117,18 @@ RUNS = {
             (row("consistency model, 0", N, N),),
         ),
     ],
+    "disk_cache": [
+        Run(
+            "--images 300 --size 8 --files 20 --batch_size 64 --rounds 1 --seconds 0",
+            (
+                r'"build_seconds": \d',
+                r'"files_per_s": \d',
+                r'"cache": "memory"',
+                r'"cache": "disk"',
+                rf'"memory": \d+, "disk": \d+, "ratio": {N}',
+            ),
+        )
+    ],
     "editing_figure": [
         Run("--ckpt_path {digits} --steps 3 --resamples 1 --out editing.png", ("wrote",), writes="editing.png")
     ],

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 GAN_YAML = (CHECKOUT / "zoo" / "configs" / "gan.yaml").read_text(encoding="utf-8")
 LOSS_LINE = 1 + next(number for number, line in enumerate(GAN_YAML.split("\n")) if line.startswith("    loss:"))
 FIT = ["fit", "--config", "gan.yaml"]
+ROTATION = "torchvision.transforms.v2.RandomRotation"
 RECORDED = Path(__file__).with_name("recorded_messages.yaml")
 #: Some options of the parser, among which a similar one is suggested.
 OPTIONS = [
@@ -180,7 +181,14 @@ NAMES: dict[str, tuple[Case, str]] = {
     "an option of the model": ([*FIT, "--model.los", "hinge"], r"--model\.los is not an option of GAN; did you mean loss\?"),
     "an option of another model": ([*FIT, "--model.heads", "4"], r"--model\.heads is not an option of GAN; Seq2Seq, TransformerLM, ViTClassifier have it"),
     "an option of the data": ([*FIT, "--data.batchsize", "3"], r"--data\.batchsize is not an option of Digits; did you mean batch_size\?"),
+    "an option of other data": ([*FIT, "--data.cache", "disk"], r"--data\.cache is not an option of Digits; CIFAR10, FashionMNIST, ImageFolder, MNIST, Text have it"),
     "an option of the augmentation": ([*FIT, "--data.augment.flp", "true"], r"--data\.augment\.flp is not an option of Augment; did you mean flip\?"),
+    "an augmentation": ([*FIT, "--data.augment", "Augmen"], r"--data\.augment Augmen is not a callable that can be imported; did you mean Augment\?"),
+    "an augmentation by its short name": ([*FIT, "--data.augment", "PerSample"], r"did you mean zoo\.datamodules\.PerSample\?"),
+    "an augmentation of another package": ([*FIT, "--data.augment", f"{ROTATION}s"], r"--data\.augment torchvision\S+ is not a callable that can be imported"),
+    "an option of a foreign augmentation": ([*FIT, "--data.augment", ROTATION, "--data.augment.degree", "1"], r"--data\.augment\.degree is not an option of RandomRotation; did you mean degrees\?"),
+    "a missing option of a foreign augmentation": ([*FIT, "--data.augment", ROTATION], r"--data\.augment\.degrees must be given"),
+    "a word for a number of a foreign augmentation": ([*FIT, "--data.augment", ROTATION, "--data.augment.degrees", "x"], r"--data\.augment\.degrees x is not possible for torchvision\S+RandomRotation"),
     "an option of an optimizer": ([*FIT, "--model.optimizer_g.lrr", "1"], r"--model\.optimizer_g\.lrr is not an option of Adam; did you mean lr\?"),
     "an option of a callback": ([*FIT, "--trainer.callbacks.patiense", "1"], r"patiense is not an option of EarlyStopping; did you mean patience\?"),
     "an option of the trainer": ([*FIT, "--trainer.max_stepz", "3"], r"--trainer\.max_stepz is not an option; did you mean --trainer\.max_steps\?"),
@@ -437,9 +445,10 @@ def test_a_message_of_the_parser_is_reworded_into_one_line(name):
 
 def test_images_of_every_kind_are_read_or_named():
     """16 bits, CMYK, animations, grey with transparency, names with spaces and in other scripts; broken ones by name."""
-    pictures("mit Leerzeichen", "ящик", "箱", n=4)
+    names = ("mit Leerzeichen", "ящик", "箱")
+    pictures(*(f"{split}/{name}" for split in ("train", "test") for name in names), n=4)
     rgb = Image.new("RGB", (9, 7), (200, 10, 10))
-    folder = Path("pictures/箱")
+    folder = Path("pictures/train/箱")
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(np.full((7, 9), 51400, np.uint16)).save(folder / "16 bit.png")
     rgb.save(folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", (9, 7))])
@@ -447,12 +456,13 @@ def test_images_of_every_kind_are_read_or_named():
     Image.new("1", (9, 7), 1).save(folder / "bits.png")
     (folder / "kaputt.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     (folder / "nothing.png").touch()
-    data = ImageFolder("pictures", image_size=4, test_size=1, val_size=1)
+    data = ImageFolder("pictures", image_size=4, val_size=1)
     with pytest.warns(UserWarning, match=r"2 of 19 images cannot be read and are skipped: .*(kaputt|nothing)"):
-        x, y = data._read(data._list(Path("pictures")))
-    assert data.class_names == ("mit Leerzeichen", "ящик", "箱")
-    names = [p.path.name for p in data._list(Path("pictures")) if p.path.name not in ("kaputt.jpg", "nothing.png")]
-    colours = {name: x[i].float().mean((1, 2)).round().tolist() for i, name in enumerate(names)}
+        x, y = data.load_split(train=True)
+    assert data.class_names == names
+    files = data._split_files(train=True)
+    kept = [file.path.name for file in files if file.path.name not in ("kaputt.jpg", "nothing.png")]
+    colours = {name: x[i].float().mean((1, 2)).round().tolist() for i, name in enumerate(kept)}
     assert colours["16 bit.png"] == [200, 200, 200]
     assert colours["animated.gif"] == pytest.approx([200, 10, 10], abs=3), "the first frame"
     assert colours["cmyk.jpg"] == pytest.approx([200, 10, 10], abs=12)
@@ -472,5 +482,5 @@ def test_a_folder_that_may_not_be_read_is_named(capsys, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     args = ["fit", "--model=MLPClassifier", "--data=ImageFolder", "--data.root=pictures", *TINY]
-    assert fails(capsys, *args) == "pictures/b cannot be read or written: Permission denied"
+    assert fails(capsys, *args) == "pictures/b cannot be read: Permission denied"
     assert not Path("runs").exists()

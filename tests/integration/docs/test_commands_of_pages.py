@@ -158,15 +158,26 @@ def test_mistakes_are_answered_as_shown(command, answer, capsys):
 CODE = [block.text for page in PAGES for block in page.blocks if block.language == "python" and not block.title]
 
 
+#: What is asked after code that has a phrase, and the last line that it must print then.
+ANSWERS = {
+    "sevens = model.sample(": ("print(tuple(sevens.shape), sevens.abs().max().item() <= 1)", "(16, 1, 8, 8) True"),
+    "class Noise(InMemoryDataModule)": (
+        "print(data.dataset('train').x.shape, len(data.split('val')[0]), data.split('val')[0].min().item() >= -1)",
+        "torch.Size([5000, 1, 8, 8]) 500 True",
+    ),
+}
+
+
 @pytest.mark.parametrize("code", CODE)
 def test_code_runs(code, tmp_path):
-    assert "sevens = model.sample(" in code, "say below what other code should give"
+    answers = [answer for phrase, answer in ANSWERS.items() if phrase in code]
+    assert answers, "say above what other code should give"
+    ((question, answer),) = answers
     done = subprocess.run(
-        [sys.executable, "-c", code + "\nprint(tuple(sevens.shape), sevens.abs().max().item() <= 1)"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", f"{code}\n{question}"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("(16, 1, 8, 8) True")
+    assert done.stdout.strip().splitlines()[-1] == answer
 
 
 @pytest.mark.slow

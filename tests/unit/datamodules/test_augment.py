@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
 
 from tests.unit.training import quiet_trainer
 from zoo.datamodules import MNIST, Augment, Digits, FashionMNIST, InMemoryDataModule
 from zoo.datamodules import base as data_base
-from zoo.datamodules.augment import random_crop, random_cutout, random_flip
+from zoo.datamodules.augment import PerSample, apply, random_crop, random_cutout, random_flip
 from zoo.errors import UserError
 
 
@@ -170,6 +171,69 @@ def test_a_crop_as_large_as_the_image_is_refused():
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Augment(**options)
+
+
+# --- other callables
+
+
+def test_torchvision_transforms_stand_in_for_augment():
+    x = random_bytes(8, 3, 10, 10)
+    transform = v2.Compose([v2.RandomCrop(10, padding=2), v2.RandomHorizontalFlip(p=1), v2.ColorJitter(0.3)])
+    data = Digits(augment=v2.RandomHorizontalFlip(p=1))
+    assert apply(data.augment, x).equal(x.flip(-1))
+    torch.manual_seed(3)
+    expected = transform(x)
+    torch.manual_seed(3)
+    assert apply(transform, x).equal(expected)
+    assert not expected.equal(x)
+
+
+def test_a_torchvision_transform_draws_once_a_batch_and_per_sample_for_each():
+    torch.manual_seed(0)
+    x = random_bytes(200, 1, 6, 6)
+    flip = v2.RandomHorizontalFlip()
+    for _ in range(5):
+        assert flip(x).eq(x).all((1, 2, 3)).float().mean() in (0, 1)
+    flipped = apply(PerSample(flip), x)
+    unchanged = flipped.eq(x).all((1, 2, 3))
+    assert (unchanged | flipped.eq(x.flip(-1)).all((1, 2, 3))).all()
+    assert 0.35 < unchanged.float().mean() < 0.65
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (v2.Resize(4), r"augment Resize returns uint8 \(2, 1, 4, 4\) for a batch of uint8 \(2, 1, 8, 8\)"),
+        (v2.ToDtype(torch.float32, scale=True), r"augment ToDtype returns float32 .* preserve shape and dtype"),
+        (lambda x: None, r"augment <lambda> returns NoneType for"),
+        (torch.nn.Linear(3, 3), r"augment Linear fails on a batch of uint8 \(2, 1, 8, 8\): "),
+        (PerSample(v2.Resize(4)), r"augment PerSample returns uint8 \(2, 1, 4, 4\)"),
+    ],
+)
+def test_a_callable_that_does_not_preserve_the_batch_is_named(augment, message):
+    with pytest.raises(UserError, match=message) as caught:
+        apply(augment, random_bytes(2, 1, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_callable_is_refused():
+    with pytest.raises(UserError, match="augment is 3; it must be callable"):
+        Digits(augment=3)
+
+
+def test_a_callable_gets_the_training_batches_as_bytes():
+    seen = []
+
+    def darker(x):
+        seen.append(x)
+        return x // 2
+
+    data, model = Digits(augment=darker, batch_size=600), Watcher()
+    quiet_trainer(max_epochs=1).fit(model, datamodule=data)
+    assert [(x.dtype, tuple(x.shape)) for x in seen] == 2 * [(torch.uint8, (600, 1, 8, 8))]
+    for given, batch in zip(seen, model.seen["train"], strict=True):
+        assert batch.equal(data_base.to_unit_range(given // 2))
+    assert model.seen["val"][0].max() == 1, "validation images are not darker"
 
 
 class Watcher(pl.LightningModule):

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from zoo.datamodules import ImageFolder
-from zoo.datamodules.image_folder import decode_image, decode_into
+from zoo.datamodules.image_folder import choose_size
+from zoo.datamodules.pictures import decode_files, decode_image, prepare_image
 from zoo.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -29,11 +30,11 @@ def save_images(folder: Path, count: int, color=RED) -> None:
         save_image(folder / f"{i:03}.png", color)
 
 
-def decode(path: Path, size: int = 8, channels: int = 3) -> np.ndarray:
+def decode(path: Path, size: int = 8, channels: int = 3, **options) -> np.ndarray:
     """Pixels, int (size, size, channels), decoded as by the data module."""
-    out = torch.empty(1, channels, size, size, dtype=torch.uint8)
-    assert decode_into(out, [path]) == {}
-    return out[0].permute(1, 2, 0).int().numpy()
+    ((x, indices, problems),) = decode_files([path], (size, size), channels, **options)
+    assert (indices, problems) == ([0], {})
+    return x[0].permute(1, 2, 0).int().numpy()
 
 
 # --- layouts
@@ -110,10 +111,10 @@ def test_names_with_spaces_and_of_other_scripts_work(tmp_path):
     assert len(data.load_split(train=True)[0]) == 9
 
 
-def test_hidden_files_other_files_and_nested_folders_are_ignored(tmp_path):
+def test_hidden_files_and_folders_and_other_files_are_ignored(tmp_path):
     save_images(tmp_path / "cat", 4)
     save_image(tmp_path / "cat" / ".thumb.png")
-    save_image(tmp_path / "cat" / "deeper" / "a.png")
+    save_image(tmp_path / "cat" / ".thumbs" / "a.png")
     save_image(tmp_path / ".cache" / "a.png")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "cat" / "model.h5").write_text("no image")
@@ -123,6 +124,110 @@ def test_hidden_files_other_files_and_nested_folders_are_ignored(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(data.load_split(train=True)[0]) + len(data.load_split(train=False)[0]) == 4
+
+
+@pytest.fixture
+def alphabets(tmp_path) -> Path:
+    """Folders as of Omniglot: an alphabet, a character, images; 4 of each character."""
+    for number, name in enumerate(("Greek/alpha", "Greek/beta", "Latin/a", "Latin/deep/er/b")):
+        save_images(tmp_path / name, 4, (60 * number, 0, 0))
+    return tmp_path
+
+
+def test_nested_folders_belong_to_the_class_of_the_first_level(alphabets):
+    data = ImageFolder(str(alphabets), test_size=1)
+    assert data.class_names == ("Greek", "Latin")
+    x, y = data.load_split(train=True)
+    assert y.bincount().tolist() in ([8, 7], [7, 8])
+    assert torch.equal(y, (x[:, 0, 0, 0] >= 120).long()), "shades 0 and 60 are Greek, 120 and 180 Latin"
+
+
+def test_nested_folders_are_classes_by_their_paths(alphabets):
+    data = ImageFolder(str(alphabets), classes="path", test_size=1)
+    assert data.class_names == ("Greek/alpha", "Greek/beta", "Latin/a", "Latin/deep/er/b")
+    x, y = data.load_split(train=True)
+    assert torch.equal(x[:, 0, 0, 0].long(), 60 * y)
+    for split in ("train", "test"):
+        for name in data.class_names:
+            save_images(alphabets / "both" / split / name, 3)
+    split = ImageFolder(str(alphabets / "both"), classes="path")
+    assert split.class_names == data.class_names
+    split.setup("test")
+    assert split.split("test")[1].tolist() == [label for label in range(4) for _ in range(3)]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    save_images(tmp_path / "elsewhere", 3)
+    save_images(tmp_path / "root" / "cat", 3)
+    (tmp_path / "root" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "cat" / "again").symlink_to(tmp_path / "root")
+    data = ImageFolder(str(tmp_path / "root"), test_size=1)
+    assert len(data.load_split(train=True)[0]) == 5
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(3, 8), (8, 8), (11, 8), (16, 16), (28, 28), (30, 28), (33, 32), (47, 40), (105, 64), (4000, 64)],
+)
+def test_the_size_is_chosen_by_the_shorter_side(side, size):
+    assert choose_size([(side, side)]) == choose_size([(3 * side, side)]) == choose_size([(side, side + 5)]) == size
+
+
+def test_the_size_is_chosen_by_the_median_and_can_be_given(tmp_path):
+    for number, side in enumerate((16, 17, 18, 200, 300)):
+        save_image(tmp_path / f"{number}.png", size=(side, side + 4))
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    assert ImageFolder(str(tmp_path)).input_shape == (3, 16, 16)
+    assert ImageFolder(str(tmp_path), image_size=5, channels=1).input_shape == (1, 5, 5)
+
+
+def test_icons_are_not_enlarged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    data = ImageFolder(str(tmp_path), test_size=1, val_size=1)
+    data.setup()
+    seen = torch.cat([data.split(name)[0] for name in ("train", "val", "test")])
+    assert {image.tobytes() for image in pixels} == {
+        image.tobytes() for image in seen.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    }
+
+
+def test_one_line_says_what_is_found_and_what_is_done_with_it(tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr("zoo.datamodules.image_folder.rank_zero_info", lines.append)
+    for number in range(12):
+        save_image(tmp_path / f"{number % 2}" / f"{number}.png", size=(20, 30))
+    data = ImageFolder(str(tmp_path), fit="pad", background="black", channels=1)
+    data.setup("fit")
+    data.setup("test")
+    assert lines == [
+        "ImageFolder: 12 images of 20x30 pixels in 2 classes (classes: first); black borders (fit: pad) to 20x20 "
+        "pixels (image_size), grey (channels: 1), black below transparency (background)"
+    ]
+    save_image(tmp_path / "0" / "large.png", size=(50, 40))
+    assert "13 images with shorter sides of 20 to 40 pixels in 2 classes" in ImageFolder(str(tmp_path)).describe()
+
+
+def test_preprocessing_is_known_before_setup_and_makes_the_same_pixels(tmp_path):
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "0.png")
+    save_images(tmp_path, 9)
+    data = ImageFolder(str(tmp_path), image_size=12, fit="pad", background="#102030", test_size=1)
+    values = data.preprocessing
+    assert values == {
+        "size": [12, 12], "channels": 3, "fit": "pad", "background": [16, 32, 48], "range": [-1.0, 1.0]
+    }  # fmt: skip
+    with Image.open(tmp_path / "0.png") as image:
+        pixels = prepare_image(image, values["size"], values["channels"], values["fit"], tuple(values["background"]))
+    x, _ = data.load_split(train=True)
+    assert (x == torch.from_numpy(pixels).permute(2, 0, 1)).flatten(1).all(1).any()
+    assert (pixels == (16, 32, 48)).all()
+
+
+# --- order
 
 
 def test_many_files_are_decoded_in_the_order_of_their_names(tmp_path):
@@ -157,6 +262,19 @@ def test_images_are_cropped_to_the_centered_square(tmp_path, size):
         pixels = decode(tmp_path / "a.png", side)
         assert (pixels[edge : side - edge, edge : side - edge] == GREEN).all()
         assert (pixels[..., 1] > 127).all()
+
+
+def test_pad_keeps_the_whole_image_and_stretch_its_content(tmp_path):
+    image = Image.new("RGB", (40, 20), RED)
+    image.paste(GREEN, (20, 0, 40, 20))
+    image.save(tmp_path / "a.png")
+    padded = decode(tmp_path / "a.png", 40, fit="pad", background=BLUE)
+    assert (padded[:10] == BLUE).all() and (padded[30:] == BLUE).all()
+    assert (padded[10:30, :16] == RED).all() and (padded[10:30, 24:] == GREEN).all()
+    stretched = decode(tmp_path / "a.png", 40, fit="stretch")
+    assert (stretched[:, :16] == RED).all() and (stretched[:, 24:] == GREEN).all()
+    grey = decode(tmp_path / "a.png", 40, channels=1, fit="pad", background=GREEN)
+    assert (grey[:10] == 150).all(), "the luma of green"
 
 
 def test_downscaling_is_antialiased(tmp_path):
@@ -223,6 +341,11 @@ def test_transparent_pixels_are_white(tmp_path, mode):
         pixels = decode(tmp_path / "a.png", channels=channels)
         assert (pixels[:, :4] == 255).all()
         assert (pixels[:, 4:] == 0).all()
+
+
+def test_the_color_below_transparency_can_be_chosen(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "a.png")
+    assert (decode(tmp_path / "a.png", background=(1, 2, 3)) == (1, 2, 3)).all()
 
 
 def test_half_transparent_pixels_are_blended_with_white(tmp_path):
@@ -336,7 +459,7 @@ def test_many_unreadable_files_are_one_warning_with_the_first_and_the_number(tmp
     assert "bad02.png" in str(warning.message)
     assert "bad04.png" not in str(warning.message)
     assert " more" in str(warning.message)
-    assert torch.equal(out[0][:, 1] == 255, (out[1] == 1)[:, None, None].expand(-1, 32, 32))  # labels stay with images
+    assert torch.equal(out[0][:, 1] == 255, (out[1] == 1)[:, None, None].expand(-1, 8, 8))  # labels stay with images
 
 
 @pytest.mark.parametrize("limit", [50, 20])  # 64 pixels: Pillow warns above the limit, refuses above twice the limit
@@ -355,7 +478,7 @@ def test_decompression_bombs_are_skipped(tmp_path, monkeypatch, limit):
 
 def test_decoding_a_damaged_image_raises(tmp_path):
     with pytest.raises(OSError, match="truncated"):
-        decode_image(damage(tmp_path / "truncated.jpg"), 8, 3)
+        decode_image(damage(tmp_path / "truncated.jpg"), (8, 8), 3)
 
 
 # --- folders that cannot be used
@@ -395,7 +518,9 @@ def test_a_class_without_images_is_named(tmp_path):
 
 def test_a_train_folder_without_a_test_folder_is_refused(tmp_path):
     save_images(tmp_path / "train" / "cat", 5)
-    assert_refused(tmp_path, str(tmp_path / "train"), "train/<class>/ and test/<class>/")
+    assert_refused(tmp_path, "has train, but not both train and test", "train/<class>/ and test/<class>/")
+    save_images(tmp_path / "bus", 5)
+    assert ImageFolder(str(tmp_path)).class_names == ("bus", "train"), "beside another class, train is one too"
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
@@ -433,7 +558,17 @@ def test_test_size_that_leaves_a_split_empty_is_refused(tmp_path, test_size):
     assert_refused(tmp_path, f"test_size {test_size} holds out", "of 10 images", test_size=test_size)
 
 
-@pytest.mark.parametrize("options", [{"image_size": 0}, {"channels": 2}, {"test_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 0},
+        {"channels": 2},
+        {"test_size": 0},
+        {"fit": "squeeze"},
+        {"classes": "last"},
+        {"background": "whit"},
+    ],
+)
 def test_invalid_options_are_named(tmp_path, options):
     with pytest.raises(UserError, match=f"{next(iter(options))} is "):
         ImageFolder(str(tmp_path), **options)

@@ -1,10 +1,13 @@
 """Text as data: windows, splits, tokenizers and errors."""
 
+import tracemalloc
+
 import pytest
 import torch
 
-from zoo.datamodules import Text
-from zoo.datamodules.text import TokenWindows, read_text
+from zoo.datamodules import Text, text, text_files
+from zoo.datamodules.text import TokenWindows
+from zoo.datamodules.text_files import read_text
 from zoo.errors import UserError
 
 
@@ -76,6 +79,103 @@ def test_byte_pairs_are_learned_from_the_training_text_only(tmp_path):
     assert not any("zz" in piece for piece in pieces)
 
 
+# --- the cache on disk
+
+STORY = "Ein Käfer — 甲虫 🐞 — läuft über das Wörterbuch.\n\n  Dann ruht er.\nEr zählt: 1, 2, 3!\n"
+
+
+@pytest.fixture
+def library(tmp_path) -> str:
+    """A folder of two texts, with characters of one to four bytes, line breaks of Windows, and a picture."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes((STORY * 30).replace("\n", "\r\n").encode())
+    (folder / "b.txt").write_text(STORY[::-1] * 20, encoding="utf-8")
+    (folder / "c.png").write_bytes(b"\x89PNG\xff\xfe")
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*not text")
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters", "bpe"])
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_memory_and_disk_have_the_tokens_of_the_whole_text(library, tmp_path, monkeypatch, tokenizer, piece):
+    if tokenizer == "bpe":
+        pytest.importorskip("tokenizers", reason="byte-pair encoding is optional")
+    monkeypatch.setattr(text_files, "PIECE", piece)
+    monkeypatch.setattr(text_files.safe_pieces, "__defaults__", (piece,))
+    options = {"tokenizer": tokenizer, "vocab_size": 300, "test_size": 0.2, "context_length": 8}
+    whole = (STORY * 30) + "\n" + (STORY[::-1] * 20)
+    for cache in ("memory", "disk", "disk"):
+        data = Text(library, cache=cache, cache_dir=str(tmp_path / "caches"), **options)
+        parts = [data.split(name) for name in ("train", "val", "test")]
+        texts = [data.tokenizer.decode(part.tolist()) for part in parts]
+        assert "".join(texts) == whole
+        for part, words in zip(parts, texts, strict=True):
+            assert torch.equal(part, data.tokenizer.encode(words)), "as if it were encoded at once"
+        expected = [0.7, 0.1, 0.2]
+        assert [len(text) / len(whole) for text in texts] == pytest.approx(expected, abs=0.03)
+        x, y = next(iter(data.val_dataloader()))
+        assert x.dtype == torch.int64
+        assert torch.equal(x[0], parts[1][:8]) and torch.equal(y[0], parts[1][1:9])
+    assert len(list((tmp_path / "caches").glob("Text-*"))) == 1
+
+
+def test_no_character_is_cut_between_two_splits(tmp_path):
+    (tmp_path / "a.txt").write_text("甲" * 100, encoding="utf-8")
+    for share in (0.1, 0.105, 0.11, 0.115):
+        data = Text(str(tmp_path / "a.txt"), val_size=share, test_size=share)
+        lengths = [len(data.split(name)) for name in ("train", "val", "test")]
+        assert all(length % 3 == 0 for length in lengths)
+        assert sum(lengths) == 300
+
+
+def test_a_text_is_cut_for_byte_pairs_only_where_a_line_break_is_a_word():
+    pieces = text_files.safe_pieces("a\n\nb\nc \nd\n e\nf", 1)
+    assert list(pieces) == ["a\n\nb\n", "c \nd\n e\n", "f"]
+
+
+@pytest.mark.filterwarnings("ignore:.*not text")
+def test_an_existing_cache_is_used_until_the_text_changes(library, tmp_path, monkeypatch):
+    def open_text(**options) -> Text:
+        return Text(library, cache="disk", cache_dir=str(tmp_path / "caches"), **options)
+
+    open_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(text_files, "_encode", None)
+        open_text()
+        open_text(val_size=0.3, test_size=0.1)  # other cuts of the same bytes
+        with pytest.warns(UserWarning, match="1 of 3 files are not text and are skipped, the first is .*c.png"):
+            open_text()
+    (tmp_path / "library" / "d.txt").write_text("more")
+    assert open_text().tokenizer.decode(open_text(test_size=0.01).split("test")[-5:].tolist()) == "\nmore"
+
+
+def test_only_a_large_text_goes_to_disk_by_itself(book, tmp_path, monkeypatch):
+    for bound, caches in ((1000, 0), (999, 1)):
+        monkeypatch.setattr(text, "LARGE_TEXT", bound)
+        Text(book, cache_dir=str(tmp_path / "caches"))
+        assert len(list(tmp_path.glob("caches/Text-*"))) == caches
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters"])
+def test_a_text_is_never_in_memory_as_a_whole(tmp_path, tokenizer):
+    line = "The text has a hundred bytes a line, so that its size is easily told; it is read in pieces of 1 MB.\n"
+    with (tmp_path / "large.txt").open("w") as file:
+        file.writelines([line * 1000] * 250)  # 25 MB
+    pieces_only = 20 * 10**6 if tokenizer == "characters" else 6 * 10**6  # a list of a piece's tokens is larger
+    tracemalloc.start()
+    data = Text(str(tmp_path / "large.txt"), tokenizer, cache="disk", cache_dir=str(tmp_path / "caches"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < pieces_only
+    assert data.tokenizer.decode(next(iter(data.val_dataloader()))[0][0].tolist()) in 2 * line
+
+
+@pytest.mark.parametrize(("size", "name"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")])
+def test_tokens_take_as_few_bytes_as_possible(size, name):
+    assert text_files.smallest_dtype(size) == name
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -83,6 +183,7 @@ def test_byte_pairs_are_learned_from_the_training_text_only(tmp_path):
         ({"tokenizer": "words"}, "tokenizer is 'words'; choose one of bytes, characters, bpe"),
         ({"context_length": 0}, "context_length is 0; it must be at least 1"),
         ({"val_size": 1.0}, "val_size 1.0 and test_size 0.0 must be fractions that leave some text"),
+        ({"cache": "tape"}, "cache is 'tape'; choose one of auto, memory, disk"),
         ({"test_size": 0.95}, "val_size 0.1 and test_size 0.95 must be fractions"),
     ],
 )

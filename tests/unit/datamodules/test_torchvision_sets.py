@@ -63,6 +63,21 @@ def test_images_are_bytes_with_channels_first_and_labels_int64(kind, sets):
     assert not x[:, :, 1, 0].eq(x[:, :, 0, 1]).all()
 
 
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST, CIFAR10])
+def test_a_cache_on_disk_has_the_same_samples(kind, sets, tmp_path):
+    splits = []
+    for cache in ("memory", "disk", "disk"):
+        data = kind("anywhere", val_size=5, cache=cache, cache_dir=str(tmp_path))
+        data.prepare_data()
+        data.setup()
+        splits.append([data.split(name) for name in ("train", "val", "test")])
+    for other in splits[1:]:
+        for (x, y), (other_x, other_y) in zip(splits[0], other, strict=True):
+            assert torch.equal(x, other_x)
+            assert torch.equal(y, other_y)
+    assert len(list(tmp_path.glob(f"{kind.__name__}-*"))) == 2
+
+
 def test_existing_data_is_not_downloaded(sets):
     MNIST("anywhere").prepare_data()
     assert sets["downloads"] == []

@@ -89,8 +89,8 @@ def images(n=32):
         (
             lambda: Diffusion((1, 8, 8), 10, network=unet(8), steps=2),
             "Diffusion on Bare leaves out the floor of val/fd and mean and deviation of the data from more than the "
-            "first batch (no reference()), the comparison with the ideal denoiser and the search for copies of training data "
-            "(no split())",
+            "first batch (no reference()), the comparison with the ideal denoiser and the search for copies of "
+            "training data (no split())",
         ),
     ],
     ids=["gan", "diffusion"],

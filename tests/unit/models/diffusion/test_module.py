@@ -15,7 +15,7 @@ from tests.unit.training import quiet_trainer
 from zoo import Diffusion
 from zoo.checkpoints.reading import load_model
 from zoo.datamodules import Digits, Points
-from zoo.datamodules.base import TensorBatches, identity_collate
+from zoo.datamodules.base import identity_collate
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.points import MIXTURES
 from zoo.errors import UserError
@@ -273,7 +273,7 @@ class InOrder(Digits):
     """Digits in the same order in every epoch."""
 
     def train_dataloader(self):
-        return evaluation_loader(TensorBatches(*self._splits["train"]), self.batch_size, identity_collate, None)
+        return evaluation_loader(self.dataset("train"), self.batch_size, identity_collate, None)
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
