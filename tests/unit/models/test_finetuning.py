@@ -384,7 +384,7 @@ def test_balanced_weights_need_labels_and_a_sample_of_every_class():
 
     with pytest.raises(UserError, match="class 4 has no training sample"):
         quiet_trainer(max_steps=1).fit(
-            Classifier(SHAPE, 10, "DropoutMLP", class_weights="balanced"), datamodule=lacking
+            Classifier(SHAPE, 10, "DropoutMLP", class_weights="balanced"), datamodule=Lacking()
         )
 
 
