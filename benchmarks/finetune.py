@@ -47,7 +47,7 @@ class Row:
 
     Attributes:
         name: label.
-        lr: learning rate, chosen among 0.001, 0.003, 0.01 and 0.03 by `--choose` with seed 100.
+        lr: learning rate, chosen among 0.001, 0.003 and 0.01 by `--choose` with seed 100.
         options: options of the classifier.
         frozen: share of the run for which the backbone is frozen.
     """
