@@ -302,6 +302,11 @@ class InMemoryDataModule(LightningDataModule):
         x, y = dataset.first(dataset.samples)
         return to_unit_range(x), y
 
+    def labels(self, name: str) -> Tensor:
+        """Labels of the split "train", "val" or "test", int64 (N,)."""
+        dataset = self._splits[name]
+        return dataset.y if dataset.index is None else dataset.y[dataset.index]
+
     def reference(self, n: int) -> Tensor:
         """Random training samples, for calibration and for the floors of metrics; reproducible by `seed`.
 

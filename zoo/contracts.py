@@ -107,6 +107,13 @@ class WholeSplits(Protocol):
         """Samples (N, *input_shape) as models see them, and labels int64 (N,), of "train", "val" or "test"."""
 
 
+class SplitLabels(Protocol):
+    """Labels of a split, after `setup()`. Without them the weights of the classes cannot be balanced."""
+
+    def labels(self, name: str, /) -> Tensor:
+        """Labels int64 (N,) of "train", "val" or "test"."""
+
+
 class KnownDistribution(Data, Protocol):
     """Points from a distribution that can be sampled at will, known before `setup()`.
 

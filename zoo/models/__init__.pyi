@@ -9,4 +9,5 @@ from .mlp.network import DropoutMLP as DropoutMLP
 from .resnet.network import CIFARResNet as CIFARResNet
 from .resnet.network import PooledResNet as PooledResNet
 from .resnet.torchvision import TorchvisionResNet as TorchvisionResNet
+from .timm_network import TimmNetwork as TimmNetwork
 from .vit.network import SimpleViT as SimpleViT

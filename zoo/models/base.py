@@ -34,6 +34,7 @@ class ZooModule(LightningModule):
         ema: moving average of its weights, or None.
         optimizer: factory of the optimizer.
         lr_scheduler: factory of the learning-rate schedule, or None.
+        layer_decay: ratio of the learning rates of neighboring layers.
         compile_network: compile the network with torch.compile before training.
         window: means that are logged every `log_every_n_steps` batches, or None.
     """
@@ -43,6 +44,7 @@ class ZooModule(LightningModule):
     network: nn.Module
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None = None
+    layer_decay: float = 1.0
     ema: EMA | None
     compile_network: bool = False
     window: WindowedMetrics | None = None
@@ -69,7 +71,7 @@ class ZooModule(LightningModule):
             self.network.compile()
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer)
+        return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer, self.layer_decay)
 
     def configure_gradient_clipping(
         self,

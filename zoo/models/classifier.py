@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,13 @@ from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
 from zoo.models.ema import EMA
+from zoo.models.finetuning import (
+    balanced_weights,
+    check_finetuning,
+    find_backbone,
+    follow_unfreezing,
+    load_initial_weights,
+)
 from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
 
@@ -98,7 +105,11 @@ class Classifier(ZooModule):
         network: name of a network of the zoo, such as "PooledResNet"; a factory that is handed `(input_shape,
             num_classes)`; or a module. It maps samples (N, *input_shape), images in [-1, 1], to logits (N,
             num_classes).
+        init_from: path to the checkpoint of a classifier with the same network, from whose weights training starts; its
+            last layer is taken over if it has as many classes. Later checkpoints do not need the file.
         label_smoothing: probability mass of the label that is spread over all classes in the loss.
+        class_weights: weight of each class in the training loss, not in what validation and test measure: a list of
+            positive numbers, or "balanced" for n / (k n_c) with n_c of the n training samples in each of k classes.
         mixup: parameter alpha of mixup's Beta distribution; 0 for no mixup.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average. The average, if there is
             one, is what is validated, tested and used for predictions.
@@ -114,16 +125,22 @@ class Classifier(ZooModule):
         optimizer: factory of the optimizer; weight decay is applied to matrices and kernels, not to biases and norms.
         lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
             learning rate.
+        layer_decay: ratio of the learning rates of neighboring layers, counted from the last one, which has the
+            optimizer's; see `zoo.optim.parameter_groups`. 1 for one learning rate, about 0.75 to fine-tune.
     """
 
     window: WindowedMetrics
+    class_weight: Tensor | None
+    _built_groups = 0
 
     def __init__(
         self,
         input_shape: Sequence[int],
         num_classes: int,
         network: ClassifierNetworkFactory,
+        init_from: str | None = None,
         label_smoothing: float = 0.0,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         mixup: float = 0.0,
         ema_half_life: float = 0.0,
         flip_tta: bool = False,
@@ -134,20 +151,27 @@ class Classifier(ZooModule):
         ensemble: list[str] | None = None,
         optimizer: OptimizerCallable = classifier_optimizer,
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble"])
+        self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble", "init_from"])
         check_fraction(label_smoothing=label_smoothing)
         check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_samples=mc_samples)
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1")
         if num_classes < 2:
             raise UserError(f"a classifier needs at least 2 classes, and the data has {num_classes}")
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
         self.channels_last = channels_last and len(self.input_shape) == 3
         self.network = self._build_network(network)
+        if init_from is not None:
+            load_initial_weights(self.network, init_from, num_classes)
         if mc_samples and not any(isinstance(m, DROPOUT_LAYERS) and m.p > 0 for m in self.network.modules()):
             raise UserError(f"mc_samples is {mc_samples}, but the network has no dropout: all passes would be the same")
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("class_weight", self._given_weights(), persistent=False)
         self.mixup = mixup
         self.flip_tta = flip_tta
         self.compile_network = compile
@@ -156,6 +180,7 @@ class Classifier(ZooModule):
         self.ensemble = list(ensemble or [])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.layer_decay = layer_decay
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self._members: list[Classifier] = []  # a plain list, so that they are not submodules
         self.val_loss, self.val_acc = MeanMetric(), MulticlassAccuracy(num_classes, average="micro")
@@ -178,6 +203,26 @@ class Classifier(ZooModule):
             network.to(memory_format=torch.channels_last)
         check_output("network", network, (torch.zeros(2, *self.input_shape),), (2, self.num_classes))
         return network
+
+    def _given_weights(self) -> Tensor | None:
+        """Weights of the classes that are known before training: all but "balanced"."""
+        if self.class_weights is None or self.class_weights == "balanced":
+            return None
+        weights = torch.tensor(self.class_weights, dtype=torch.float32)
+        if weights.shape != (self.num_classes,):
+            raise UserError(f"class_weights has {len(weights)} numbers, and there are {self.num_classes} classes")
+        if not (weights.isfinite() & (weights > 0)).all():
+            raise UserError(f"class_weights is {self.class_weights}; all of them must be positive")
+        return weights
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network without its last layer, as Lightning's `BackboneFinetuning` asks for it.
+
+        Raises:
+            UserError: the network has no such part.
+        """
+        return find_backbone(self.network)
 
     # Predictions
 
@@ -241,6 +286,10 @@ class Classifier(ZooModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit":
+            check_finetuning(self.trainer)
+            if self.class_weights == "balanced":
+                self.class_weight = balanced_weights(self.trainer, self.num_classes).to(self.device)
         if stage in ("test", "predict"):
             self._members_on(self.device)  # so that a bad checkpoint is reported before anything is computed
 
@@ -254,13 +303,25 @@ class Classifier(ZooModule):
             raise UserError(f"{path} in ensemble has {member.num_classes} classes, not {self.num_classes}")
         return member
 
+    def configure_optimizers(self) -> Any:
+        built = super().configure_optimizers()
+        optimizer = built["optimizer"] if isinstance(built, dict) else built
+        self._built_groups = len(optimizer.param_groups)
+        return built
+
+    def on_fit_start(self) -> None:
+        follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
+
+    def on_train_epoch_start(self) -> None:
+        follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         target: Tensor = y
         if self.mixup:
             x, target = mixup(x, y, self.num_classes, self.mixup)
         logits = self._run(self.network, x)
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, target, weight=self.class_weight, label_smoothing=self.label_smoothing)
         self.count_images(len(x))
         hits = {} if self.mixup else {"acc": (logits.detach().argmax(1) == y).float().mean()}
         self.window.update(len(x), loss=loss, **hits)

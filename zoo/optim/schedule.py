@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from zoo._lightning import estimated_steps
 from zoo.errors import UserError
-from zoo.optim.groups import parameter_groups
+from zoo.optim.groups import parameter_groups, scale_rates
 
 
 class WarmupDecay(LambdaLR):
@@ -94,6 +94,7 @@ def build_optimizer(
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
     network: nn.Module,
     trainer: Any,
+    layer_decay: float = 1.0,
 ) -> Any:
     """Builds what `configure_optimizers` returns for one optimizer of one network.
 
@@ -103,8 +104,10 @@ def build_optimizer(
             learning rate.
         network: network to train.
         trainer: Trainer, which knows the length of the run.
+        layer_decay: ratio of the learning rates of neighboring layers; see `parameter_groups`.
     """
-    built = optimizer(parameter_groups(network))
+    built = optimizer(parameter_groups(network, layer_decay))
+    scale_rates(built.param_groups)
     scheduler = build_scheduler(lr_scheduler, built, estimated_steps(trainer))
     if scheduler is None:
         return built

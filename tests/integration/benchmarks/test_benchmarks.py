@@ -132,6 +132,20 @@ RUNS = {
     "editing_figure": [
         Run("--ckpt_path {digits} --steps 3 --resamples 1 --out editing.png", ("wrote",), writes="editing.png")
     ],
+    "finetune": [
+        Run(
+            "--epochs 1 --widths 4 8 --images 10 --steps 6 --seeds 2",
+            (
+                rf'"seed": 1, "pretraining_val_acc": {N}',
+                row("from scratch", "0.01", MEAN),
+                row("head first, then all layers, layer_decay 0.75", "0.003", MEAN),
+            ),
+        ),
+        Run(
+            "--epochs 1 --widths 4 --images 10 --steps 2 --rows scratch --lr 0.1 --choose",
+            (row("from scratch", "0.1", N),),
+        ),
+    ],
     "gan_quality": [
         Run("digits --seeds 2 --max_steps 1", (row("recipe", MEAN, MEAN), row("textbook", MEAN, MEAN))),
         Run(

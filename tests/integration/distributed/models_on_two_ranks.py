@@ -1,4 +1,4 @@
-"""Trains GANs and a diffusion model on two ranks, for `test_ddp.py`: python -m ...models_on_two_ranks FOLDER.
+"""Trains some models on two ranks, for `test_ddp.py`: python -m ...models_on_two_ranks FOLDER.
 
 Each rank leaves what it found in `rank_<rank>.json` of the folder.
 """
@@ -9,17 +9,20 @@ import hashlib
 import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import BackboneFinetuning
 
 from tests.helpers.networks import mlps, unet
 from tests.helpers.ranks import run_ranks
-from zoo import GAN, Diffusion
+from zoo import GAN, Classifier, Diffusion
 from zoo.datamodules import Digits
 from zoo.distributed.launching import end_communication
+from zoo.models import PooledResNet
 
 #: Options of the GANs, by name.
 GANS: dict[str, dict[str, Any]] = {
@@ -45,7 +48,7 @@ class Watched(Diffusion):
         return super().weighted_loss(network, x, noisy, sigma, labels)
 
 
-def train(model: LightningModule) -> dict[str, Any]:
+def train(model: LightningModule, *callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, Any]:
     """Trains on twelve batches in two epochs; returns metrics, steps, and a hash of all parameters."""
     quiet = {
         "logger": False,
@@ -53,8 +56,16 @@ def train(model: LightningModule) -> dict[str, Any]:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, limit_train_batches=6, **quiet)
-    trainer.fit(model, datamodule=Digits(batch_size=32))
+    trainer = Trainer(
+        strategy="ddp",
+        devices=2,
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=6,
+        callbacks=list(callbacks),
+        **quiet,
+    )
+    trainer.fit(model, datamodule=Digits(batch_size=32), ckpt_path=ckpt_path, weights_only=True)
     state = b"".join(v.numpy().tobytes() for k, v in sorted(model.state_dict().items()) if torch.is_tensor(v))
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return metrics | {
@@ -65,6 +76,29 @@ def train(model: LightningModule) -> dict[str, Any]:
     }
 
 
+class Epochs(Callback):
+    """Keeps the backbone's weights after every epoch, and writes a checkpoint after each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sums: list[float] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.sums.append(sum(p.double().abs().sum().item() for p in pl_module.backbone.parameters() if p.ndim > 1))
+            trainer.save_checkpoint(self.folder / f"epoch_{trainer.current_epoch}.ckpt")
+
+
+def fine_tune(folder: Path, ckpt_path: Path | None = None) -> dict[str, Any]:
+    """Trains a classifier whose backbone is unfrozen after an epoch, of two."""
+    seed_everything(0)
+    network = partial(PooledResNet, widths=(4, 4, 4), block_type="residual")
+    model = Classifier((1, 8, 8), 10, network, ema_half_life=100, layer_decay=0.75)
+    epochs = Epochs(folder)
+    found = train(model, BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False), epochs, ckpt_path=ckpt_path)
+    return found | {"sums": epochs.sums}
+
+
 def task(folder: Path, rank: int) -> None:
     warnings.filterwarnings("ignore")
     results = {}
@@ -73,6 +107,8 @@ def task(folder: Path, rank: int) -> None:
         results[name] = train(GAN((1, 8, 8), 10, **mlps(32), latent_dim=8, **options))
     seed_everything(0)
     results["diffusion"] = train(Watched((1, 8, 8), 10, conditional=True, network=unet(16)))
+    results["fine-tuning"] = fine_tune(folder)
+    results["fine-tuning, resumed"] = fine_tune(folder, folder / "epoch_0.ckpt")
     (folder / f"rank_{rank}.json").write_text(json.dumps(results))
     end_communication()
 

@@ -55,6 +55,16 @@ def test_both_ranks_of_a_diffusion_model_agree_and_draw_noise_of_their_own(both)
         assert set(one).isdisjoint(other), "the same noise on both ranks"
 
 
+@pytest.mark.parametrize("name", ["fine-tuning", "fine-tuning, resumed"])
+def test_both_ranks_train_a_backbone_alike_that_is_unfrozen_in_mid_run(name, both):
+    first, second = (found[name] for found in both)
+    assert first["hash"] == second["hash"]
+    assert first["hash"] == both[0]["fine-tuning"]["hash"], "resumed at the unfreezing, to the bit"
+    sums = first["sums"]
+    assert both[0]["fine-tuning"]["sums"][0] != sums[-1], "trained after the first epoch"
+    assert first["steps"] == 12
+
+
 # A run of several processes
 
 

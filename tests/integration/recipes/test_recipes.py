@@ -29,6 +29,11 @@ OPTIONS = {
         f"{name}.yaml": ["--data=Digits", "--data.batch_size=64"]  # no files
         for name in ("mlp", "resnet", "resnet20", "diffusion_fashion", "vit")
     },
+    # No folder of pictures, and nothing to download; its only epoch is that in which the backbone is unfrozen.
+    "finetune.yaml": [
+        *("--data=Digits", "--data.augment.crop=1", "--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]"),
+        "--trainer.callbacks.unfreeze_backbone_at_epoch=0",
+    ],
     "shakespeare.yaml": ["--model.layers=1", "--model.width=96", "--data.context_length=64"],  # for a GPU
 }
 
