@@ -28,7 +28,7 @@ from zoo.cli.summary import print_summary
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
-from zoo.registry import load_all
+from zoo.registry import entries, load_all
 from zoo.tracking.run import run_loggers
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
@@ -177,6 +177,7 @@ def run_trainer(args: list[str]) -> ZooCLI:
     """
     load_all()  # so that short names of classes are known
     args, recipe = resolve_recipes(with_config_of_run(args))
+    args = with_import_paths(args)
     name = recipe or _model_name(args) or "run"
     folders = RunFolders()
     typed = sys.argv
@@ -205,6 +206,20 @@ def _declared(name: str, data: Any) -> Any:
             + ("the shape of a sample" if name == "input_shape" else "0 for data without labels")
         )
     return value
+
+
+def with_import_paths(args: list[str]) -> list[str]:
+    """Replaces names of the zoo after --model and --data by import paths, which no other class of this name confuses."""
+    known = {"--model": "models", "--data": "data"}
+    paths = {(option, entry.name): entry.import_path for option, kind in known.items() for entry in entries(kind)}
+    resolved = list(args)
+    for index, argument in enumerate(args):
+        option, equals, inline = argument.partition("=")
+        if equals:
+            resolved[index] = f"{option}={paths.get((option, inline), inline)}"
+        elif index:
+            resolved[index] = paths.get((args[index - 1], argument), argument)
+    return resolved
 
 
 def _model_name(args: list[str]) -> str:
