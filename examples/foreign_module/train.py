@@ -18,18 +18,19 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     parser.add_argument("--max_steps", type=int, default=2000, help="number of training steps")
     args = parser.parse_args(arguments)
 
+    callbacks = [
+        SampleLogger(n=1000, every_n_steps=200),  # samples/*.png
+        GradientFlow(every_n_steps=100),  # gradient_flow_couplings.png, and whether gradients vanish
+        CurvePlotter(),  # curves.png
+        BestAndLastCheckpoint(monitor="val/loss"),  # checkpoints/best.ckpt and last.ckpt
+        StopOnNonFinite(),  # ends the run at the first NaN or Inf, and names where it began
+    ]
     trainer = Trainer(
         max_steps=args.max_steps,
         val_check_interval=min(args.max_steps, 200),
         check_val_every_n_epoch=None,
         logger=CSVLogger("runs", name="foreign_module"),
-        callbacks=[
-            SampleLogger(n=1000, every_n_steps=200),  # samples/*.png
-            GradientFlow(every_n_steps=100),  # gradient_flow_couplings.png, and whether gradients vanish
-            CurvePlotter(),  # curves.png
-            BestAndLastCheckpoint(monitor="val/loss"),  # checkpoints/best.ckpt and last.ckpt
-            StopOnNonFinite(),  # ends the run at the first NaN or Inf, and names where it began
-        ],
+        callbacks=callbacks,
         log_every_n_steps=25,
         enable_model_summary=False,
     )

