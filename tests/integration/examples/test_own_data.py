@@ -19,7 +19,8 @@ def example(enter, monkeypatch):
     import shapes
 
     draw_split = shapes.draw_split
-    monkeypatch.setattr(shapes, "draw_split", lambda n, seed: draw_split(min(n, 130), seed))
+    monkeypatch.setattr(shapes, "draw_split", lambda n, seed: draw_split(min(n, 40), seed))
+    monkeypatch.setattr(shapes.Shapes.__init__, "__defaults__", (40, 20))  # train_size, batch_size
     return example
 
 
@@ -45,7 +46,14 @@ def test_without_reference_and_split_it_trains_with_one_line_on_what_is_left_out
 @pytest.mark.usefixtures("cheap_reports")
 def test_the_command_line_takes_the_data_by_its_import_path(example):
     fit = example.commands[-1]
-    example.run(fit, *TINY, "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--model.network.widths=[8]")
+    example.run(
+        fit,
+        *TINY,
+        "--trainer.max_steps=1",
+        "--trainer.val_check_interval=1",
+        "--data.batch_size=20",
+        "--model.network.widths=[8]",
+    )
     checkpoint = torch.load("runs/diffusion/version_0/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["input_shape"] == [1, 16, 16]
     assert checkpoint["hyper_parameters"]["num_classes"] == 3
@@ -65,7 +73,7 @@ def test_splits_are_in_range_and_differ(example):
     data = ComparableShapes()
     data.setup("fit")
     x, y = data.split("train")
-    assert x.shape == (130, 1, 16, 16) and x.min() == -1 and x.max() == 1
+    assert x.shape == (40, 1, 16, 16) and x.min() == -1 and x.max() == 1
     assert set(y.tolist()) == {0, 1, 2} and y.dtype == torch.int64
     assert torch.equal(data.reference(5), x[:5])
     assert not torch.equal(data.split("val")[0], x)
@@ -75,6 +83,8 @@ def test_splits_are_in_range_and_differ(example):
 def test_shapes_get_better(enter):
     example = enter("own_data")
     import train
+
+    torch.manual_seed(0)
 
     assert example.commands[0] == "python train.py"
     first, last = (train.main(["--max_steps", str(steps)]).callback_metrics["val/fd"] for steps in (1, 200))

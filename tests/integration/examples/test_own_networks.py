@@ -63,6 +63,7 @@ def test_digits_get_better(enter):
     import train
     from zoo.datamodules import Digits
 
+    torch.manual_seed(0)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     measured = [
         trainer.validate(train.main(["--max_steps", str(steps)]), Digits(), verbose=False)[0]["val/fd"]
