@@ -74,4 +74,5 @@ class ComparableShapes(Shapes):
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Images and classes of "train", "val" or "test": `zoo.contracts.WholeSplits`."""
-        return self.splits[name].tensors
+        x, y = self.splits[name].tensors
+        return x, y
