@@ -16,7 +16,7 @@ SITE = yaml.safe_load((CHECKOUT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the file that its title names, and its text."""
+    """A fenced block: its language, the file that its title names and that it is an excerpt of, and its text."""
 
     language: str
     title: str
@@ -48,16 +48,6 @@ class Page:
         return re.sub(r"^```.*?^```$", "", self.text, flags=re.DOTALL | re.MULTILINE)
 
     @property
-    def files(self) -> dict[str, str]:
-        """Files that the page tells the reader to write: titled blocks, by name; not its tests."""
-        return {b.title: b.text for b in self.blocks if b.title and not b.title.startswith("test_")}
-
-    @property
-    def tests(self) -> dict[str, str]:
-        """Tests that the page tells the reader to write, by the name of the file."""
-        return {block.title: block.text for block in self.blocks if block.title.startswith("test_")}
-
-    @property
     def commands(self) -> list[str]:
         """The lines `python cli.py ...` of its bash blocks, without comments."""
         lines = [line for block in self.blocks if block.language == "bash" for line in block.text.splitlines()]
@@ -79,5 +69,9 @@ def _in_nav(entry: Any) -> list[str]:
 
 #: README.md, then the pages of the site in the order of its nav, which is that in which their commands are run.
 PAGES = [Page("README.md"), *(Page(f"docs/{path}") for path in _in_nav(SITE["nav"]))]
-#: Pages at the top of the repository that are not part of the site.
-OTHERS = [Page("CONTRIBUTING.md"), Page("CHANGELOG.md")]
+#: Pages that are not part of the site.
+OTHERS = [
+    Page("CONTRIBUTING.md"),
+    Page("CHANGELOG.md"),
+    *(Page(path.relative_to(CHECKOUT).as_posix()) for path in sorted((CHECKOUT / "examples").rglob("README.md"))),
+]

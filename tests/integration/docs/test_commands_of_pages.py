@@ -8,12 +8,12 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
-from tests.helpers.command import TINY, fails, run_program
+from tests.helpers.command import CHECKOUT, TINY, fails, run_program
+from tests.helpers.plugin import write_metadata
 from tests.integration.docs.pages import PAGES
 from zoo.cli.main import main
 
@@ -23,33 +23,23 @@ SHORT_EVALUATION = [f"--trainer.limit_{name}_batches=2" for name in ("val", "tes
 LARGE = ("grid.png", "raw.npz", "ways.png", "walk.gif", "film.gif", "predictions.csv", "predictions.parquet")
 
 
-class Step(NamedTuple):
-    """A command, and the files that its page tells the reader to write."""
-
-    command: str
-    files: dict[str, str]
-
-
-def run_of(step: Step) -> str:
+def run_of(command: str) -> str:
     """Name of the run that a command begins or reads."""
-    found = re.search(r"runs/(\w+)/", step.command) or re.search(r"--config (\w+)\.yaml", step.command)
+    found = re.search(r"runs/(\w+)/", command) or re.search(r"--config (?:[\w/]+/)?(\w+)\.yaml", command)
     return found[1] if found else "no_recipe"
 
 
-def steps_by_run() -> dict[str, list[Step]]:
+def commands_by_run() -> dict[str, list[str]]:
     """The commands of all pages in order, each once, by the run that they are about."""
-    steps: dict[str, list[Step]] = {}
-    seen = set()
-    for page in PAGES:
-        for command in page.commands:
-            if command not in seen:
-                seen.add(command)
-                step = Step(command, page.files)
-                steps.setdefault(run_of(step), []).append(step)
-    return steps
+    commands: dict[str, list[str]] = {}
+    for command in dict.fromkeys(command for page in PAGES for command in page.commands):
+        commands.setdefault(run_of(command), []).append(command)
+    return commands
 
 
-STEPS = steps_by_run()
+COMMANDS = commands_by_run()
+#: Run of the plugin in examples/.
+OF_PLUGIN = "vae"
 
 
 @pytest.fixture
@@ -61,6 +51,7 @@ def folder(tmp_path, monkeypatch, shared_data) -> Path:
         for index in range(100):
             Image.new("RGB", (70 + index, 90), (2 * index, green, 90)).save(pictures / f"{index}.jpg")
     (tmp_path / "data").symlink_to(shared_data)
+    (tmp_path / "examples").symlink_to(CHECKOUT / "examples")
     for name in ("tinyshakespeare.txt", "my_text.txt"):
         (tmp_path / name).symlink_to(shared_data / "text" / "tinyshakespeare.txt")
     monkeypatch.chdir(tmp_path)
@@ -79,15 +70,6 @@ def shortened(command: str) -> list[str]:
     return [*arguments, *device, *TINY[1:], *SHORT]
 
 
-def install_plugin(folder: Path, files: dict[str, str]) -> None:
-    """Writes a page's modules, and the entry points that an installation of them would have."""
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-        module = Path(name).stem
-        (folder / f"{module}-0.dist-info").mkdir(exist_ok=True)
-        (folder / f"{module}-0.dist-info" / "entry_points.txt").write_text(f"[zoo.plugins]\n{module} = {module}\n")
-
-
 def files_written(arguments: list[str]) -> list[str]:
     """Names of the files that a command must leave."""
     options = ("--out", "--compare", "--trajectory")
@@ -99,20 +81,23 @@ def files_written(arguments: list[str]) -> list[str]:
 
 
 def test_there_are_commands_about_many_runs():
-    assert len(STEPS) > 10
-    assert sum(map(len, STEPS.values())) > 40
+    assert len(COMMANDS) > 10
+    assert sum(map(len, COMMANDS.values())) > 40
+    assert len(COMMANDS[OF_PLUGIN]) >= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", STEPS)
+@pytest.mark.parametrize("run", COMMANDS)
 def test_commands_run_in_order(run, folder, capsys, caplog):
     printed = {}
-    for command, files in STEPS[run]:
+    project = CHECKOUT / "examples" / "vae_plugin"
+    if run == OF_PLUGIN:
+        write_metadata(project, folder)
+    for command in COMMANDS[run]:
         arguments = shortened(command)
-        install_plugin(folder, files)
-        if files or "--trainer.devices" in command or "--wandb.mode offline" in command:
+        if run == OF_PLUGIN or "--trainer.devices" in command or "--wandb.mode offline" in command:
             # What would stay in this process: a plugin, a process group, a run of Weights & Biases.
-            variables = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+            variables = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{project}"}
             done = run_program(*arguments, cwd=folder, **variables)
             assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         else:
@@ -178,25 +163,3 @@ def test_code_runs(code, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == answer
-
-
-@pytest.mark.slow
-def test_the_tests_of_the_plugin_pass(tmp_path):
-    pages = [page for page in PAGES if page.tests]
-    assert pages
-    for page in pages:
-        for name, text in {**page.files, **page.tests}.items():
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *page.tests]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout
-        assert "3 passed" in done.stdout
-
-
-def test_the_entry_point_of_the_plugin_is_that_of_its_file():
-    pages = [page for page in PAGES if page.files]
-    assert pages
-    for page in pages:
-        (settings,) = (block.text for block in page.blocks if block.language == "toml")
-        names = [Path(name).stem for name in page.files]
-        assert settings == '[project.entry-points."zoo.plugins"]\n' + "".join(f'{n} = "{n}"\n' for n in names)

@@ -54,14 +54,29 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 @every_page
 def test_paths_that_are_named_exist(page):
-    folders = r"(?:zoo|datamodules|callbacks|docs|tests|benchmarks|\.ci)"
+    folders = r"(?:zoo|datamodules|callbacks|docs|examples|tests|benchmarks|\.ci)"
     for path, placeholder in re.findall(rf"(?<![\w/.])({folders}/[\w./-]*\w/?)(<?)", page.text):
         assert (CHECKOUT / (path.rpartition("/")[0] if placeholder else path)).exists(), path
 
 
 @every_page
+def test_code_with_a_title_is_an_excerpt_of_that_file(page):
+    for block in page.blocks:
+        if block.title:
+            shown, there = _lines(block.text), _lines((CHECKOUT / block.title).read_text(encoding="utf-8"))
+            starts = range(len(there) - len(shown) + 1)
+            assert any(there[start : start + len(shown)] == shown for start in starts), (block.title, block.text)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without indentation, which an excerpt does not share, and without empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@every_page
 def test_recipes_that_are_named_exist(page):
-    own = {"config.yaml", "my_recipe.yaml", "gna.yaml"}  # of a run, of the reader's own, and a typing error
+    # Of a run, of the reader's own, a typing error, and of an example.
+    own = {"config.yaml", "my_recipe.yaml", "gna.yaml", "vae.yaml"}
     for recipe in set(re.findall(r"(?<![\w/>])[\w-]+\.yaml\b", page.text)) - own:
         assert recipe in recipe_files(), recipe
 

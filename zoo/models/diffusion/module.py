@@ -331,6 +331,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
         cast(MeanMetric, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
+        if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
+            return
         train = ideal.data[indices].to(x)
         labels = None if ideal.labels is None else ideal.labels[indices].to(x.device)
         noise, sigma = noise[: len(train)], sigma[: len(train)]

@@ -185,6 +185,13 @@ def test_validation_measures_loss_excess_distance_and_memorization():
     assert again["val/loss"] == pytest.approx(before["val/loss"], rel=1e-5), "every validation draws the same noise"
 
 
+def test_validation_measures_a_model_of_patches_on_fewer_training_than_validation_images():
+    model = Diffusion(**SMALL | {"network": partial(UNet, widths=[16], patch_size=2)}, steps=2)
+    data = Digits(val_size=1400, eval_batch_size=150)
+    measured = quiet_trainer(limit_val_batches=2).validate(model, data, verbose=False)[0]
+    assert math.isfinite(measured["val/distance_to_ideal"]) and math.isfinite(measured["val/excess"])
+
+
 def test_a_memorizing_model_is_reported():
     """A model that is the ideal denoiser has no distance from it and no excess over it, and a warning is given."""
     data = Digits(val_size=150)

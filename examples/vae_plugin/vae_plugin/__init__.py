@@ -1,0 +1,5 @@
+"""A variational autoencoder as a plugin of lightning-zoo."""
+
+from vae_plugin.module import VAE
+
+__all__ = ["VAE"]
