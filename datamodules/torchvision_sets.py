@@ -24,7 +24,7 @@ class TorchvisionDataModule(InMemoryDataModule):
     """
 
     #: Name of torchvision's class.
-    dataset: ClassVar[str]
+    torchvision_name: ClassVar[str]
     #: Folder of its files, below `root`.
     files: ClassVar[str]
     #: Numbers of training and test images.
@@ -60,7 +60,8 @@ class TorchvisionDataModule(InMemoryDataModule):
         try:
             data = self._open(train, download=False)
         except RuntimeError as error:
-            raise UserError(f"{self.dataset} is not in {Path(self.root).resolve()}: {_first_line(error)}") from error
+            where = Path(self.root).resolve()
+            raise UserError(f"{self.torchvision_name} is not in {where}: {_first_line(error)}") from error
         x = torch.as_tensor(data.data)
         x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
         return x.contiguous(), torch.as_tensor(data.targets).long()
@@ -79,22 +80,22 @@ class TorchvisionDataModule(InMemoryDataModule):
         )
 
     def _download(self, train: bool) -> None:
-        root = Path(self.root)
-        missing = [p for p in (root / self.dataset / "raw", root / self.dataset, root) if not p.exists()]
+        root, name = Path(self.root), self.torchvision_name
+        missing = [folder for folder in (root / name / "raw", root / name, root) if not folder.exists()]
         try:
             self._open(train, download=True)
         except (OSError, RuntimeError) as error:
             for folder in missing:  # created by torchvision before the download failed
                 _remove_if_empty(folder)
             raise UserError(
-                f"{self.dataset} is not in {Path(self.root).resolve()} and could not be downloaded "
+                f"{self.torchvision_name} is not in {Path(self.root).resolve()} and could not be downloaded "
                 f"({_first_line(error)}); point root (--data.root) to a folder with the dataset in torchvision's layout"
             ) from error
 
     def _open(self, train: bool, download: bool) -> Any:
         import torchvision.datasets
 
-        return getattr(torchvision.datasets, self.dataset)(self.root, train=train, download=download)
+        return getattr(torchvision.datasets, self.torchvision_name)(self.root, train=train, download=download)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -109,7 +110,7 @@ def _first_line(error: Exception) -> str:
 class MNIST(TorchvisionDataModule):
     """70,000 grey images of handwritten digits, 28x28 pixels (LeCun et al. 1998)."""
 
-    dataset, files, sizes = "MNIST", "MNIST/raw", (60_000, 10_000)
+    torchvision_name, files, sizes = "MNIST", "MNIST/raw", (60_000, 10_000)
     background = "black"
     input_shape = (1, 28, 28)
     num_classes = 10
@@ -120,7 +121,7 @@ class MNIST(TorchvisionDataModule):
 class FashionMNIST(TorchvisionDataModule):
     """70,000 grey images of clothes, 28x28 pixels (Xiao et al. 2017, arXiv 1708.07747)."""
 
-    dataset, files, sizes = "FashionMNIST", "FashionMNIST/raw", (60_000, 10_000)
+    torchvision_name, files, sizes = "FashionMNIST", "FashionMNIST/raw", (60_000, 10_000)
     background = "black"
     input_shape = (1, 28, 28)
     num_classes = 10
@@ -132,7 +133,7 @@ class FashionMNIST(TorchvisionDataModule):
 class CIFAR10(TorchvisionDataModule):
     """60,000 color photographs of animals and vehicles, 32x32 pixels (Krizhevsky 2009)."""
 
-    dataset, files, sizes = "CIFAR10", "cifar-10-batches-py", (50_000, 10_000)
+    torchvision_name, files, sizes = "CIFAR10", "cifar-10-batches-py", (50_000, 10_000)
     input_shape = (3, 32, 32)
     num_classes = 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

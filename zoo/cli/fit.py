@@ -209,7 +209,7 @@ def _declared(name: str, data: Any) -> Any:
 
 
 def with_import_paths(args: list[str]) -> list[str]:
-    """Replaces names of the zoo after --model and --data by import paths, which no other class of this name confuses."""
+    """Replaces names of the zoo after --model and --data by import paths, which no other class can be confused with."""
     known = {"--model": "models", "--data": "data"}
     paths = {(option, entry.name): entry.import_path for option, kind in known.items() for entry in entries(kind)}
     resolved = list(args)

@@ -70,7 +70,8 @@ def _run_rank(rank: int, task: Callable[[], Any], processes: int, port: int, fol
 
 def _cause(folder: Path) -> str:
     """The error that a rank has left; one that is not the loss of the connection to another rank, if there is any."""
-    errors = [f"on rank {path.stem}, {path.read_text(encoding='utf-8')}" for path in sorted(folder.glob("*.error"))]
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.error"))}
+    errors = [f"on rank {rank}, {text}" for rank, text in texts.items() if text]  # a rank may be ended while it writes
     return min(errors, key=lambda error: "gloo/transport" in error, default="")
 
 
