@@ -31,9 +31,9 @@ def test_without_reference_and_split_it_trains_with_one_line_on_what_is_left_out
     example.run(script, "--max_steps", "1")
     lines = [message for message in caplog.messages if "leaves out" in message]
     assert lines == [
-        "Diffusion on Shapes leaves out the floor of val/fd and mean and deviation of the data from more than the first "
-        "batch (no reference()), the comparison with the ideal denoiser "
-        "and the search for copies of training data (no split())"
+        "Diffusion on Shapes leaves out the floor of val/fd and mean and deviation of the data from more than the "
+        "first batch (no reference()), the comparison with the ideal denoiser and the search for copies of training "
+        "data (no split())"
     ]
     assert len(list(Path("runs/own_data/version_0/samples").glob("step_*.png"))) == 2
 

@@ -1,7 +1,8 @@
 """Each check of `check_datamodule` finds the break that it is for, and nothing in data that keep the contract."""
 
-from __future__ import itertools
+from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
