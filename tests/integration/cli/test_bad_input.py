@@ -287,7 +287,7 @@ DATA: dict[str, tuple[Case, str]] = {
     "one class for a classifier": (folder("a"), "at least 2 classes, and the data has 1"),
     "pictures beside the classes": (folder("a", "b", then=lambda: save_picture(Path("pictures/x.png"))), "holds both images and folders"),
     "other classes in the test folder": (folder("train/a", "train/b", "test/a", "test/c"), "have different classes; .*b, c"),
-    "pictures that all are truncated": (folder("a", "b", then=broken_pictures), r"none of the 11 images in pictures can be read: .*\.png"),
+    "pictures that all are truncated": (folder("a", "b", then=broken_pictures), r"none of the 11 images of the training split of ImageFolder can be read: .*\.png"),
     "pictures of no bytes": (folder("a", "b", then=lambda: [p.write_bytes(b"") for p in Path("pictures").rglob("*.png")]), "not an image"),
     "a class of broken pictures": (folder("a", "b", then=lambda: [p.write_bytes(b"x") for p in Path("pictures/b").glob("*.png")]), "pictures/b has no readable image"),
     "fewer pictures than a batch": (folder("a", "b"), r"batch_size 64 is larger than the training set of \d+"),

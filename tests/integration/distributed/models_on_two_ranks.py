@@ -39,13 +39,12 @@ class Watched(Diffusion):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seen: list[list[float]] = []
+        self.loss, self.denoiser.loss = self.denoiser.loss, self.watch  # type: ignore[method-assign]
 
-    def weighted_loss(
-        self, network: Any, x: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, labels: Any
-    ) -> Any:
+    def watch(self, x: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, labels: Any) -> torch.Tensor:
         noise = (noisy - x).div(sigma.view(-1, 1, 1, 1)).flatten()
         self.seen.append(noise[:4].tolist() + sigma[:2].tolist())
-        return super().weighted_loss(network, x, noisy, sigma, labels)
+        return self.loss(x, noisy, sigma, labels)
 
 
 def train(model: LightningModule, *callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, Any]:
