@@ -53,7 +53,7 @@ class MedianRatio(Metric):
 
 
 class Diffusion(DenoisingModule, ScoreModel):
-    """Diffusion model with EDM's training.
+    """Diffusion model: a denoiser that is trained at all noise levels, and solvers that draw with it.
 
     Like `IdealDenoiser` it is a `ScoreModel`: `denoise`, `score` and `force` are functions of noisy samples and their
     noise level. They use the moving average of the weights if there is one.

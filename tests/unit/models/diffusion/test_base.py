@@ -35,6 +35,15 @@ def test_mean_and_deviation_of_the_data_are_measured_once_and_kept_in_the_checkp
     assert torch.equal(loaded.denoise(x, 0.7), model.eval().denoise(x, 0.7))
 
 
+def test_calibration_is_of_the_trained_denoiser_and_of_its_average():
+    model = Diffusion(**SMALL)
+    model.calibrate(3 + 2 * torch.randn(500, 1, 8, 8))
+    assert model.averaged is not model.denoiser
+    for denoiser in (model.denoiser, model.averaged):
+        assert denoiser.mean.mean().item() == pytest.approx(3, abs=0.1)
+        assert denoiser.sigma_data.item() == pytest.approx(2, abs=0.1)
+
+
 def test_without_reference_data_mean_and_deviation_are_measured_on_the_first_batch():
     class Foreign(LightningDataModule):
         def train_dataloader(self):

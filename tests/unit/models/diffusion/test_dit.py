@@ -55,6 +55,26 @@ def test_patches_are_cut_and_put_back_in_place():
     assert torch.equal(difference, expected)
 
 
+def test_a_block_is_its_formula():
+    """x + g1 attention(modulated x), then x + g2 feed_forward(modulated x), with a gate and a modulation for each."""
+    torch.manual_seed(0)
+    block = DiTBlock(16, 2)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+    x, condition = torch.randn(2, 5, 16), torch.randn(2, 16)
+
+    def modulated(norm, x):
+        scale, shift = (norm.modulate.weight @ condition.T).T.add(norm.modulate.bias).chunk(2, dim=1)
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+    first, second = block.gates(condition).unsqueeze(1).chunk(2, dim=2)
+    expected = x + first * block.attention(modulated(block.attention_norm, x))
+    expected = expected + second * block.feed_forward(modulated(block.feed_forward_norm, expected))
+    torch.testing.assert_close(block(x, condition), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_it_has_the_layers_of_the_paper():
     """Attention 4 W^2 + 4 W, feed-forward 8 W^2 + 5 W, and six vectors of scale, shift and gate, 6 W^2 + 6 W."""
     width = 16
