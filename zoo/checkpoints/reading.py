@@ -59,8 +59,10 @@ def load_model(ckpt_path: str, model: str | None = None, **handed: Any) -> Any:
     except UserError as error:
         raise UserError(f"{ckpt_path} cannot be loaded: {error}") from error
     except (RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason})") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # torch's first line says no more than that the state does not fit.
+        reason = next((line for line in lines if not line.startswith("Error(s) in loading")), type(error).__name__)
+        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason[:200]})") from error
 
 
 def check_checkpoint(path: str | Path, model: LightningModule) -> None:
