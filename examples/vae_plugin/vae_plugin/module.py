@@ -107,17 +107,17 @@ class VAE(GenerativeModule):
         device = generator.device if generator else self.device
         return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        loss = -self.network(x, y if self.conditional else None, self.latents(len(x))).mean()
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, labels = self.unpack(batch)
+        loss = -self.network(x, labels, self.latents(len(x))).mean()
         self.count_images(len(x))
         self.window.update(len(x), loss=loss)
         self.window.log(self)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)  # val/fd
-        x, y = batch
+        x, labels = self.unpack(batch)
         noise = self.latents(len(x), torch.Generator().manual_seed(batch_idx))  # the same in every validation
-        self.val_loss.update(-self.averaged(x, y if self.conditional else None, noise))
+        self.val_loss.update(-self.averaged(x, labels, noise))
         self.log("val/loss", self.val_loss, prog_bar=True)
