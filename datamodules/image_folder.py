@@ -244,8 +244,9 @@ class ImageFolder(InMemoryDataModule):
         total = sum(map(len, self._files.values()))
         classes = f"{self.num_classes:,} {'class' if self.num_classes == 1 else 'classes'}"
         fitted = {"crop": "centered squares", "pad": f"{self.background} borders", "stretch": "stretched"}[self.fit]
+        images = f"{total:,} image{'' if total == 1 else 's'}"
         return (
-            f"{type(self).__name__}: {total:,} images {_describe_sizes(self._sizes)} in {classes} "
+            f"{type(self).__name__}: {images} {_describe_sizes(self._sizes)} in {classes} "
             f"(classes: {self.classes}); {fitted} (fit: {self.fit}) to {height}x{width} pixels (image_size), "
             f"{'grey' if channels == 1 else 'color'} (channels: {channels}), {self.background} below transparency "
             "(background)"

@@ -160,7 +160,8 @@ class Diffusion(DenoisingModule, ScoreModel):
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of solver steps (default: the model's own).
-            solver: name of the solver; see `zoo.models.diffusion.solvers` (default: the model's own).
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
+                `zoo.models.diffusion.solvers` (default: the model's own).
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
         Returns:
@@ -188,7 +189,7 @@ class Diffusion(DenoisingModule, ScoreModel):
             labels: classes for a conditional model, int64 (n,).
             generator: random number generator.
             seeds: seed of each sample, int64 (n,), instead of a generator.
-            solver: name of the solver (default: the model's own).
+            solver: see `sample` (default: the model's own).
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
         Returns:
