@@ -20,7 +20,7 @@ from torch import nn
 
 from zoo.errors import UserError, did_you_mean
 from zoo.models.base import eval_mode
-from zoo.registry import entries
+from zoo.registry import Entry, entries
 
 #: Factory of a network from the arguments that the model hands over.
 NetworkFactory = Callable[..., nn.Module]
@@ -103,15 +103,17 @@ def find_factory(
 
 def is_known(path: str) -> bool:
     """Whether a name or import path is that of a network of the zoo or of a plugin."""
-    return any(path in (entry.name, entry.import_path) for entry in entries("networks"))
+    return _entry(path) is not None
 
 
 def _find(path: str) -> NetworkFactory | None:
     """Network of the zoo or of a plugin by its name or import path; None for any other. Nothing else is imported."""
-    for entry in entries("networks"):
-        if path in (entry.name, entry.import_path):
-            return entry.load()
-    return None
+    entry = _entry(path)
+    return None if entry is None else entry.load()
+
+
+def _entry(path: str) -> Entry | None:
+    return next((entry for entry in entries("networks") if path in (entry.name, entry.import_path)), None)
 
 
 def unwrap(factory: NetworkFactory) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -135,7 +137,9 @@ def describe_factory(factory: NetworkFactory) -> dict[str, Any]:
     """
     target, options = unwrap(factory)
     options |= {name: value for name, value in getattr(target, "stored", {}).items() if name in options}
-    if not _is_plain(options):
+    # Positional arguments have no names under which they could be stored.
+    positional = isinstance(factory, partial) and factory.args and _class_of_parser(factory) is None
+    if positional or not _is_plain(options):
         return {"class_path": import_path(target), "own": True}
     return {"class_path": import_path(target), "init_args": _as_plain(options)}
 

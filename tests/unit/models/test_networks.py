@@ -74,6 +74,7 @@ def save(model, path) -> str:
             {"class_path": "zoo.models.diffusion.network.UNet", "init_args": {"widths": [16, 32], "blocks": 2}},
         ),
         (partial(Linear, activation=torch.relu), {"class_path": f"{__name__}.Linear", "own": True}),
+        (partial(Linear, (4,)), {"class_path": f"{__name__}.Linear", "own": True}),
         (partial(Linear, bias=False), {"class_path": f"{__name__}.Linear", "init_args": {"bias": False}}),
     ],
 )

@@ -379,8 +379,8 @@ class GAN(GenerativeModule):
         self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
     ) -> dict[str, Tensor]:
         """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
-        own = [p for group in optimizer.param_groups for p in group["params"]]
-        self._stepping = own if self.gradient_clip_val or log else []
+        measured = self.gradient_clip_val or log
+        self._stepping = [p for group in optimizer.param_groups for p in group["params"]] if measured else []
         if not counted:
             skip_step_count(optimizer)
         optimizer.step()
