@@ -20,9 +20,9 @@ from torch import Tensor
 
 from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import CacheMode, InMemoryDataModule
-from zoo.datamodules.pictures import Fit, check_fit, decode_files, endings, measure_sizes, parse_color
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
 from zoo.errors import UserError, check_at_least, check_choice
+from zoo.pictures import Fit, check_fit, decode_files, endings, measure_sizes, parse_color
 
 Classes = Literal["first", "path"]
 

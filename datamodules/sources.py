@@ -6,14 +6,11 @@ Both ways read the same chunks, so the samples are the same, bit for bit.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -22,12 +19,8 @@ from torch import Tensor
 from zoo.datamodules.disk_cache import Cache, CacheKey, CacheWriter, exists, open_or_build
 from zoo.errors import UserError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 SHOWN = 3  # names of skipped files in a message
 MANY = 5000  # samples from which a progress bar is shown
-MOST_THREADS = 16  # limited, because each can hold a decoded image of any size
 
 
 class Chunk(NamedTuple):
@@ -167,32 +160,6 @@ def progress_bar(words: str, total: int, many: int = MANY) -> Iterator[Callable[
     with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(words, total=total)
         yield lambda steps: bar.advance(task, steps)
-
-
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of a function in the order of the items, computed on all cores, only a few ahead of the consumer.
-
-    Unlike `ThreadPoolExecutor.map`, which computes everything at once, however slowly the results are consumed.
-    """
-    threads = min(usable_cores(), MOST_THREADS)
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def files_digest(files: Iterable[Path], root: Path) -> str:

@@ -1,3 +1,4 @@
+from .hub.loading import load as load
 from .models.classifier import Classifier as Classifier
 from .models.diffusion.consistency import ConsistencyModel as ConsistencyModel
 from .models.diffusion.module import Diffusion as Diffusion

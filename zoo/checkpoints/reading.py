@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from zoo.checkpoints.format import FORMAT
+from zoo.checkpoints.format import FORMAT, TrainingData, parse_description
 from zoo.errors import UserError
 from zoo.registry import find_class
 
@@ -36,6 +37,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} was written by a newer version of lightning-zoo (format {written}, and this one knows {FORMAT}): "
             "pip install --upgrade lightning-zoo"
         )
+    try:
+        parse_description(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
     return checkpoint
 
 
@@ -65,11 +70,17 @@ def load_model(ckpt_path: str, model: str | None = None, **handed: Any) -> Any:
         raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason[:200]})") from error
 
 
-def check_checkpoint(path: str | Path, model: LightningModule) -> None:
+def check_checkpoint(path: str | Path, model: LightningModule, data: object = None) -> None:
     """Checks that a checkpoint can be loaded into a model, before anything is computed or written.
 
+    Args:
+        path: path to the checkpoint.
+        model: model into which it is to be loaded.
+        data: data module that the model is to be used on; None if it is not known.
+
     Raises:
-        UserError: see `read_checkpoint`; or the checkpoint holds another class, other shapes or another tokenizer.
+        UserError: see `read_checkpoint`; or the checkpoint holds another class, other shapes or another tokenizer, or
+            the data has other classes.
     """
     checkpoint = read_checkpoint(path)
     own = type(model).__name__
@@ -78,8 +89,8 @@ def check_checkpoint(path: str | Path, model: LightningModule) -> None:
         raise UserError(f"{path} holds a {held}, not a {own}: give the recipe of its run, or --model {held}")
     there, here = checkpoint.get("hyper_parameters") or {}, model.hparams
     problem = _misfit(checkpoint["state_dict"], model)
-    data = [name for name in ("input_shape", "num_classes") if _plain(there.get(name)) != _plain(here.get(name))]
-    if problem and data and there:
+    other_data = any(_plain(there.get(name)) != _plain(here.get(name)) for name in ("input_shape", "num_classes"))
+    if problem and other_data and there:
         raise UserError(
             f"{path} was trained on {_data(there)}, and the data given has {_data(here)}: give the data of its run, "
             "or train a model anew"
@@ -88,6 +99,19 @@ def check_checkpoint(path: str | Path, model: LightningModule) -> None:
         raise UserError(f"{path} does not fit the {own}: {problem}; give the options of its run, as in its config.yaml")
     if there.get("tokenizer") != here.get("tokenizer"):
         raise UserError(f"{path} was trained on text of other characters or tokens: give the data of its run")
+    _check_classes(path, TrainingData.parse(checkpoint.get("data") or {}), TrainingData.of(data))
+
+
+def _check_classes(path: str | Path, there: TrainingData, here: TrainingData) -> None:
+    """Raises a `UserError` unless the classes have the same names in the same order."""
+    if there.class_names is None or here.class_names is None or there.class_names == here.class_names:
+        return
+    index = next(i for i, pair in enumerate(zip_longest(there.class_names, here.class_names)) if len(set(pair)) > 1)
+    first, second = (names[index] if index < len(names) else "none" for names in (there.class_names, here.class_names))
+    raise UserError(
+        f"{path} was trained on other classes than those of the data: class {index} is {first} in it and {second} in "
+        "the data; give the data of its run"
+    )
 
 
 def _misfit(state: Mapping[str, Any], model: LightningModule) -> str:

@@ -63,24 +63,25 @@ def find_last(root: str | Path, name: str, check: Callable[[Path], None]) -> Res
     return None
 
 
-def check_same_run(path: Path, model: LightningModule, data_class: str | None) -> None:
+def check_same_run(path: Path, model: LightningModule, data: object, data_class: str | None) -> None:
     """Checks that a checkpoint in a run's folder is of this model and was trained on this class of data.
 
     Args:
         path: path to the checkpoint, `<run>/checkpoints/<name>.ckpt`.
         model: model to be trained.
+        data: data module that it is to be trained on; None if it is not known.
         data_class: import path of the data module; None skips the comparison.
 
     Raises:
         UserError: the model or the data differ.
     """
-    check_checkpoint(path, model)
+    check_checkpoint(path, model, data)
     config = path.parent.parent / "config.yaml"
     if not config.is_file() or data_class is None:
         return
-    data = yaml.safe_load(config.read_text()).get("data")
-    if data and data["class_path"] != data_class:
-        raise UserError(f"its data is {data['class_path']}, not {data_class}")
+    section = yaml.safe_load(config.read_text()).get("data")
+    if section and section["class_path"] != data_class:
+        raise UserError(f"its data is {section['class_path']}, not {data_class}")
 
 
 def _age(path: Path) -> tuple[int, bool]:

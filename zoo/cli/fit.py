@@ -134,10 +134,11 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             data = self.config[self.subcommand].data
             data_class = data.class_path if data is not None else None
             name = config.run.name or self.recipe
-            self.resumed = find_last(config.run.root, name, lambda path: check_same_run(path, self.model, data_class))
+            check = partial(check_same_run, model=self.model, data=self.datamodule, data_class=data_class)
+            self.resumed = find_last(config.run.root, name, check)
             config.ckpt_path = str(self.resumed.path) if self.resumed else None
         elif config.get("ckpt_path") and Path(config.ckpt_path).is_file():
-            check_checkpoint(config.ckpt_path, self.model)
+            check_checkpoint(config.ckpt_path, self.model, self.datamodule)
         if self.resumed is not None:  # the first configuration of the run is kept
             self.save_config_kwargs["config_filename"] = unused_path(self.resumed.folder / "config.yaml").name
 

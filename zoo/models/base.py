@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from zoo.checkpoints.format import describe_model
+from zoo.checkpoints.format import TrainingData, describe_model
+from zoo.contracts import data_of
 from zoo.distributed.fsdp import shard
 from zoo.metrics import WindowedMetrics
 from zoo.models.ema import EMA
@@ -35,6 +36,8 @@ class ZooModule(LightningModule):
         optimizer: factory of the optimizer.
         lr_scheduler: factory of the learning-rate schedule, or None.
         layer_decay: ratio of the learning rates of neighboring layers.
+        trained_on: what is known of the training data: names of classes, preprocessing of pictures. Taken from the data
+            module in `fit`, and stored in checkpoints; set it for training without a data module.
         compile_network: compile the network with torch.compile before training.
         window: means that are logged every `log_every_n_steps` batches, or None.
     """
@@ -46,6 +49,7 @@ class ZooModule(LightningModule):
     lr_scheduler: LRSchedulerCallable | None = None
     layer_decay: float = 1.0
     ema: EMA | None
+    trained_on: TrainingData = TrainingData()
     compile_network: bool = False
     window: WindowedMetrics | None = None
     _images_since_step = 0
@@ -67,6 +71,9 @@ class ZooModule(LightningModule):
         return [self.network, *([] if self.ema is None else [self.ema.network])]
 
     def setup(self, stage: str) -> None:
+        data = data_of(attached_trainer(self))
+        if data is not None and (stage == "fit" or self.trained_on == TrainingData()):
+            self.trained_on = TrainingData.of(data)
         if stage == "fit" and self.compile_network:
             self.network.compile()
 
@@ -140,8 +147,8 @@ class ZooModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(describe_model(self))
         trainer = attached_trainer(self)
+        checkpoint.update(describe_model(self, trainer))
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             checkpoint["training"] = {
                 "random": gather_random_states(capture_random_state(self.device)),
@@ -149,6 +156,7 @@ class ZooModule(LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_on = TrainingData.parse(checkpoint.get("data") or {})
         # Restored only by a Trainer that resumes; `load_from_checkpoint` loads the weights alone.
         self._resumed = checkpoint.get("training") if attached_trainer(self) is not None else None
 

@@ -12,7 +12,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +22,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
-from zoo.contracts import MirrorSymmetry, data_of, offers
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
@@ -35,7 +33,9 @@ from zoo.models.finetuning import (
     follow_unfreezing,
     load_initial_weights,
 )
+from zoo.models.inputs import input_batches
 from zoo.models.networks import build_network, check_output
+from zoo.models.predictions import Predictions, entropy
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
 
 ClassifierNetworkFactory = Callable[[Sequence[int], int], nn.Module]
@@ -48,28 +48,6 @@ DROPOUT_LAYERS = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
-
-
-@dataclass
-class Predictive:
-    """A predictive distribution and its uncertainty, in nats.
-
-    Attributes:
-        log_probabilities: logarithm of the mean probabilities, (N, C).
-        entropy: predictive entropy, that of the mean probabilities, (N,).
-        mutual_information: mutual information of class and ensemble member, (N,): predictive entropy minus the mean
-            entropy of the members, the part of the uncertainty that is due to their disagreement (Houlsby et al. 2011,
-            arXiv 1112.5745, eq. 2); zero for one member.
-    """
-
-    log_probabilities: Tensor
-    entropy: Tensor
-    mutual_information: Tensor
-
-    @property
-    def probabilities(self) -> Tensor:
-        """Mean probabilities, (N, C)."""
-        return self.log_probabilities.exp()
 
 
 def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -242,10 +220,8 @@ class Classifier(ZooModule):
         return logits.log_softmax(1)
 
     def _mirrors(self) -> bool:
-        """Whether the data module's classes are mirror-symmetric; true if it does not say."""
-        data = data_of(attached_trainer(self))
-        symmetric = data.mirror_symmetric if offers(data, MirrorSymmetry) else True
-        return len(self.input_shape) == 3 and symmetric
+        """Whether images are mirrored: the classes are mirror-symmetric, or the training data did not say."""
+        return len(self.input_shape) == 3 and self.trained_on.mirror_symmetric is not False
 
     def _member_log_probs(self, x: Tensor, seed: int) -> Iterator[Tensor]:
         """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""
@@ -256,7 +232,7 @@ class Classifier(ZooModule):
                 with dropout_on(model, seed=hash((self.mc_seed, seed, index, number)) % 2**63):
                     yield model._log_probabilities(x)
 
-    def predictive(self, x: Tensor, seed: int = 0) -> Predictive:
+    def predictive(self, x: Tensor, seed: int = 0) -> Predictions:
         """The predictive distribution: by weight scaling, Monte Carlo dropout, or an ensemble.
 
         The module's mode and the global random state are left unchanged.
@@ -272,7 +248,31 @@ class Classifier(ZooModule):
                 entropies = entropies + entropy(log_p)
                 count += 1
         mean = total - math.log(count)
-        return Predictive(mean, entropy(mean), (entropy(mean) - entropies / count).clamp_min(0))
+        information = (entropy(mean) - entropies / count).clamp_min(0)
+        return Predictions(mean, entropy(mean), information, self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; their numbers if the training data had none."""
+        names = self.trained_on.class_names
+        return tuple(map(str, range(self.num_classes))) if names is None else names
+
+    def predict(self, samples: Any, batch_size: int = 256) -> Predictions:
+        """Classifies pictures, brought to the model's input as in training, or other samples.
+
+        Args:
+            samples: one picture or a sequence: paths, PIL images, uint8 arrays (H, W) or (H, W, C), uint8 tensors (C,
+                H, W), of any size; or floats of the model's input shape, images in [-1, 1]. Arrays and tensors can have
+                a batch dimension.
+            batch_size: number of samples that are computed at a time.
+
+        Raises:
+            UserError: a file is missing or broken, a sample has another type or shape, or the checkpoint does not say
+                how pictures are brought to the model's input.
+        """
+        batches = input_batches(samples, self.input_shape, self.trained_on.preprocessing, batch_size)
+        parts = [self.predictive(x.to(self.device), seed) for seed, x in enumerate(batches)]
+        return Predictions.concatenate(parts, self.classes)
 
     def _members_on(self, device: torch.device) -> list[Classifier]:
         """The other members of the ensemble, loaded on first use."""
@@ -358,13 +358,8 @@ class Classifier(ZooModule):
             self.log(f"test/{name}", metric)
         return predictive
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Predictive:
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Predictions:
         return self.predictive(batch[0], seed=batch_idx)
-
-
-def entropy(log_probabilities: Tensor) -> Tensor:
-    """Entropy of each row of log-probabilities (N, C), in nats, (N,)."""
-    return -(log_probabilities.exp() * log_probabilities.clamp_min(torch.finfo(log_probabilities.dtype).min)).sum(1)
 
 
 @contextmanager

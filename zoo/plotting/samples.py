@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from PIL import Image
 from torch import Tensor
 
 from zoo.plotting.images import RGBImage, image_grid
 from zoo.plotting.points import plot_points
+
+
+def show(samples: Tensor, columns: int | None = None) -> Image.Image:
+    """Renders samples as a picture, which a notebook shows by itself and `.save("samples.png")` writes.
+
+    Args:
+        samples: images (N, C, H, W) or one image (C, H, W), in [-1, 1]; or points (N, D).
+        columns: images per row.
+    """
+    return Image.fromarray(render_samples(samples[None] if samples.ndim == 3 else samples, columns))
 
 
 def render_samples(samples: Tensor, columns: int | None = None, data: Tensor | None = None) -> RGBImage:

@@ -12,7 +12,7 @@ from zoo import MLPClassifier
 from zoo.callbacks import OutOfDistribution
 from zoo.datamodules import Digits, InMemoryDataModule, Points
 from zoo.errors import UserError
-from zoo.models.classifier import Predictive
+from zoo.models.predictions import Predictions
 
 
 class Scores(InMemoryDataModule):
@@ -42,7 +42,7 @@ class GivenUncertainty(LightningModule):
 
     def predictive(self, x, seed=0):
         self.seeds.append(seed)
-        return Predictive(torch.full((len(x), 2), 0.5), x[:, 0], x[:, 1])
+        return Predictions(torch.full((len(x), 2), 0.5), x[:, 0], x[:, 1], ("a", "b"))
 
     def test_step(self, batch, batch_idx):
         return self.predictive(batch[0], seed=batch_idx)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from zoo.datamodules import ImageFolder
 from zoo.datamodules.image_folder import choose_size
-from zoo.datamodules.pictures import decode_files, decode_image, prepare_image
 from zoo.errors import UserError
+from zoo.pictures import decode_files, decode_image, prepare_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 
 import pytest
 import torch
 
-from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some, map_in_threads, usable_cores
+from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
 from zoo.errors import UserError
 
 X = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -54,36 +52,6 @@ def test_nothing_is_cached_if_nothing_can_be_read(tmp_path):
         with pytest.raises(UserError, match=r"none of the 2 images of the training split can be read: bad0 \(broken\)"):
             read()
     assert not source(2, 0).is_cached(tmp_path)
-
-
-def test_results_come_in_order_and_only_a_few_ahead():
-    started = []
-
-    def square(number: int) -> int:
-        started.append(number)
-        time.sleep(0.001 * (number % 3))
-        return number**2
-
-    ahead = 2 * usable_cores() + 2
-    for number, result in enumerate(map_in_threads(square, range(100))):
-        assert result == number**2
-        assert len(started) <= number + ahead
-    assert number == 99
-
-
-def test_an_error_in_a_thread_is_passed_on_and_ends_the_others():
-    started = []
-
-    def fail(number: int) -> None:
-        started.append(number)
-        if number == 20:
-            raise RuntimeError("twenty")
-
-    before = threading.active_count()
-    with pytest.raises(RuntimeError, match="twenty"):
-        list(map_in_threads(fail, range(10_000)))
-    assert len(started) < 200
-    assert threading.active_count() == before
 
 
 def test_the_digest_of_files_depends_on_names_sizes_and_times(tmp_path):

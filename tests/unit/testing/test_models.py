@@ -14,7 +14,7 @@ from zoo import MLPClassifier
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.models.base import ZooModule, eval_mode
-from zoo.models.classifier import Predictive
+from zoo.models.predictions import Predictions
 from zoo.seeding import SampleNoise
 from zoo.testing import MODEL_CHECKS, ContractError, check_model
 
@@ -286,7 +286,7 @@ class InterpolatesOneRow(Good):
 class PredictsLogits(MLPClassifier):
     def predictive(self, x, seed=0):
         found = super().predictive(x, seed)
-        return Predictive(found.log_probabilities + 1, found.entropy, found.mutual_information)
+        return Predictions(found.log_probabilities + 1, found.entropy, found.mutual_information, found.class_names)
 
 
 class PredictsNoEntropy(MLPClassifier):
