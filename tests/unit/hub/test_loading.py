@@ -13,7 +13,7 @@ import zoo
 from tests.helpers.checkpoints import save_untrained
 from zoo.datamodules import Digits
 from zoo.errors import UserError
-from zoo.plotting.samples import show
+from zoo.plotting import show
 
 
 @pytest.fixture(scope="module")
