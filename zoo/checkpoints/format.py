@@ -4,7 +4,7 @@
     format        version of the format
     data          what the model was trained on: class names, preprocessing, mirror symmetry
     versions      versions of Python and of the packages that wrote the file
-    monitor       metric by which the best checkpoint is chosen, its mode, and its value when the file was written
+    monitor       metric by which the best checkpoint is chosen, its mode, and its best value so far: in best.ckpt, its own
 
 All of them are plain values. They are checked when a checkpoint is read; nothing in them is run.
 """
@@ -110,12 +110,11 @@ def versions() -> tuple[tuple[str, str], ...]:
 
 
 def _monitor(trainer: Any) -> dict[str, Any] | None:
-    """Metric, mode and current value of the first checkpoint callback that monitors one."""
+    """Metric, mode and best value of the first checkpoint callback that monitors one."""
     for callback in trainer.checkpoint_callbacks:
         if name := getattr(callback, "monitor", None):
-            value = trainer.callback_metrics.get(name)
-            measured = value is not None and not math.isnan(value)
-            return {"metric": name, "mode": callback.mode, "value": float(value) if measured else None}
+            best = getattr(callback, "best_model_score", None)
+            return {"metric": name, "mode": callback.mode, "best": None if best is None else float(best)}
     return None
 
 
@@ -129,7 +128,7 @@ def parse_description(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(known, Mapping) and all(isinstance(one, str) for pair in known.items() for one in pair)):
         raise UserError(f"versions is {known!r}; it must map names to versions")
     if monitor is not None and not _is_monitor(monitor):
-        raise UserError(f"monitor is {monitor!r}; it must have a metric, its mode and its value")
+        raise UserError(f"monitor is {monitor!r}; it must have a metric, its mode and its best value")
     return {
         "data": TrainingData.parse(checkpoint.get("data") or {}),
         "versions": dict(known),
@@ -138,8 +137,8 @@ def parse_description(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_monitor(monitor: Any) -> bool:
-    if not isinstance(monitor, Mapping) or set(monitor) != {"metric", "mode", "value"}:
+    if not isinstance(monitor, Mapping) or set(monitor) != {"metric", "mode", "best"}:
         return False
-    value = monitor["value"]
-    number = value is None or (isinstance(value, (int, float)) and not math.isnan(value))
+    best = monitor["best"]
+    number = best is None or (isinstance(best, (int, float)) and not math.isnan(best))
     return isinstance(monitor["metric"], str) and monitor["mode"] in ("min", "max") and number

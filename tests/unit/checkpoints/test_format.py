@@ -50,7 +50,7 @@ def test_a_checkpoint_knows_the_metric_that_it_was_chosen_by(folder):
     saved = next(state for name, state in best["callbacks"].items() if "BestAndLast" in name)
     assert best["monitor"]["metric"] == "val/acc"
     assert best["monitor"]["mode"] == "max"
-    assert best["monitor"]["value"] == pytest.approx(saved["best_model_score"].item())
+    assert best["monitor"]["best"] == pytest.approx(saved["best_model_score"].item())
 
 
 def test_a_loaded_model_knows_what_it_was_trained_on(folder):
@@ -83,7 +83,7 @@ GOOD = {"size": [8, 8]}
         ({"data": {"preprocessing": {**GOOD, "range": [1.0, 0.0]}}}, "range"),
         ({"versions": {"torch": 2}}, "versions"),
         ({"monitor": {"metric": "val/acc"}}, "monitor"),
-        ({"monitor": {"metric": "val/acc", "mode": "max", "value": "0.9"}}, "monitor"),
+        ({"monitor": {"metric": "val/acc", "mode": "max", "best": "0.9"}}, "monitor"),
     ],
 )
 def test_damage_is_reported_in_one_line_when_the_file_is_read(entries, message, tmp_path):

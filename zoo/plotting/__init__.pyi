@@ -1,0 +1,1 @@
+from .samples import show as show
