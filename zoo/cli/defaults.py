@@ -11,6 +11,7 @@ from zoo.callbacks import PredictionWriter, ShortProgressBar, StopOnNonFinite, S
 from zoo.callbacks.logger_state import LoggerState
 from zoo.callbacks.stay_stopped import StayStopped
 from zoo.checkpoints.writing import AtomicCheckpointIO
+from zoo.errors import UserError
 
 
 def as_list(value: Any) -> list[Any]:
@@ -29,13 +30,32 @@ def default_callbacks(command: str, given: list[Callback], progress_bar: bool) -
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
         added.append(ShortProgressBar())
-    if command == "predict" and not _has(given, BasePredictionWriter):
-        added.append(PredictionWriter())
     if command == "fit":
         added += [StopOnSignal(), LoggerState(), StayStopped()]
         if not _has(given, StopOnNonFinite):
             added.append(StopOnNonFinite())
     return added
+
+
+def with_prediction_writer(given: list[Callback], out: str | None, overwrite: bool) -> list[Callback]:
+    """The user's callbacks for `predict`, with one that writes the predictions.
+
+    Args:
+        given: the user's callbacks.
+        out: file to write; None for the default.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        UserError: the user has given a callback that writes predictions, and a file for another one.
+    """
+    if not _has(given, BasePredictionWriter):
+        return [*given, PredictionWriter(out, overwrite)]
+    if out is not None:
+        raise UserError(f"--out {out} is for the default table, and a callback is given that writes one: leave it out")
+    for writer in given:
+        if isinstance(writer, PredictionWriter):
+            writer.overwrite |= overwrite
+    return given
 
 
 def default_plugins(given: list[Any]) -> list[Any]:

@@ -19,8 +19,9 @@ from lightning.pytorch.loggers import WandbLogger
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
 from zoo.cli.messages import as_user_error
+from zoo.cli.options import add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
@@ -28,10 +29,13 @@ from zoo.cli.summary import print_summary
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
+from zoo.program import program
 from zoo.registry import entries, load_all
 from zoo.tracking.run import run_loggers
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
+
+OUT_HELP = "file to write, ending in .csv or .parquet (default: predictions.csv, with a number if it exists)."
 
 
 class SaveConfig(SaveConfigCallback):
@@ -60,6 +64,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         self.folders = folders
         self.resumed: ResumePoint | None = None
         super().__init__(
+            parser_kwargs={"prog": program()},
             save_config_callback=SaveConfig,
             parser_class=OneLineParser,
             subclass_mode_model=True,
@@ -80,6 +85,12 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
         for name, argument in {"tokenizer_description": "tokenizer", "output_length": "output_length"}.items():
             parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
+
+    def add_arguments_to_command(self, command: str, parser: Any) -> None:
+        """Adds the file that `predict` writes."""
+        if command == "predict":
+            parser.add_argument("--out", type=str | None, help=OUT_HELP)
+            add_overwrite(parser)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -119,6 +130,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         if kwargs.get("logger", config.trainer.logger) is False:
             self.save_config_callback = None  # there is no folder for it
         callbacks = as_list(config.trainer.callbacks)
+        if self.subcommand == "predict":
+            callbacks = with_prediction_writer(callbacks, config.out, config.overwrite)
         bar = config.trainer.enable_progress_bar is not False
         config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar)]
         plugins = as_list(config.trainer.plugins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.cli.own_networks import own_networks
 from zoo.models.classifier import Classifier
+from zoo.program import as_word, program
 
 
 def print_summary(trainer: Trainer, model: Any) -> None:
@@ -37,20 +37,20 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     if best is not None and best.best_model_score is not None:
         rank_zero_info(
             f"  best {best.monitor}: {best.best_model_score.item():.4g} after epoch "
-            f"{_epoch_of(best.best_model_path)}, in {_relative(best.best_model_path)}"
+            f"{_epoch_of(best.best_model_path)}, in {as_word(best.best_model_path)}"
         )
     folders = (folder / "samples", folder / "attention")
     shown = [path for path in (*folders, *sorted(folder.glob("*.png"))) if path.exists()]
     if shown:
         rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
     if path and isinstance(model, Classifier):
-        rank_zero_info(f"Next: python cli.py test --ckpt_path {_relative(path)}")
+        rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}")
     if path and callable(getattr(model, "sample", None)):
         text = callable(getattr(model, "stream", None))
-        options = "--max_new_tokens 500" if text else "--n 64 --out samples.png"
+        options = "--max_new_tokens 500" if text else "--n 64"
         if own_networks(model.hparams):
-            options += f" --config {_relative(str(folder / 'config.yaml'))}"
-        rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} {options}")
+            options += f" --config {as_word(folder / 'config.yaml')}"
+        rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}")
 
 
 def _reason_for_end(trainer: Trainer, stopping: EarlyStopping) -> str:
@@ -73,8 +73,3 @@ def _validations(count: int) -> str:
 def _epoch_of(path: str) -> int:
     """Epoch, counted from 1, in which a checkpoint was written."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1
-
-
-def _relative(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

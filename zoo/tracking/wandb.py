@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from zoo._lightning import drop_anonymous
 from zoo.checkpoints.resume import ResumePoint
 from zoo.errors import one_line
+from zoo.program import as_word, wandb_program
 from zoo.tracking.loggers import RunWandbLogger
 
 WANDB_URL = "https://api.wandb.ai"
@@ -78,7 +79,7 @@ def wandb_logger(
     mode = wandb_mode(options)
     if mode == "disabled":
         return None
-    upload = f"to upload it later: wandb sync {folder}/wandb/offline-run-*"
+    upload = f"to upload it later: {wandb_program()} sync {as_word(folder)}/wandb/offline-run-*"
     if mode == "online" and first:
         logger, problem = _online_logger(folder, options, name, resumed)
         if not problem:
