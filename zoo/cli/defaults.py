@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 
 from zoo.callbacks import PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
+from zoo.callbacks.progress import ShortModelSummary
 from zoo.callbacks.stay_stopped import StayStopped
 from zoo.checkpoints.writing import AtomicCheckpointIO
 from zoo.errors import UserError
@@ -19,17 +20,22 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-def default_callbacks(command: str, given: list[Callback], progress_bar: bool) -> list[Callback]:
+def default_callbacks(
+    command: str, given: list[Callback], progress_bar: bool, model_summary: bool = True
+) -> list[Callback]:
     """Callbacks to add to the user's.
 
     Args:
         command: fit, validate, test or predict.
         given: the user's callbacks.
         progress_bar: whether the Trainer shows a progress bar.
+        model_summary: whether the Trainer shows a summary of the model.
     """
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
         added.append(ShortProgressBar())
+    if model_summary and not _has(given, ModelSummary):
+        added.append(ShortModelSummary())
     if command == "fit":
         added += [StopOnSignal(), LoggerState(), StayStopped()]
         if not _has(given, StopOnNonFinite):

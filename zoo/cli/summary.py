@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.callbacks.run_folder import run_folder
 from zoo.cli.own_networks import own_networks
 from zoo.models.classifier import Classifier
 from zoo.program import as_word, program
@@ -23,10 +24,8 @@ def print_summary(trainer: Trainer, model: Any) -> None:
         trainer: Trainer after `fit`.
         model: trained model.
     """
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    folder = Path(trainer.log_dir or "")  # on every rank: a broadcast from rank 0
-    if not trainer.is_global_zero:
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero:
         return
     checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
@@ -56,6 +55,8 @@ def print_summary(trainer: Trainer, model: Any) -> None:
 def _reason_for_end(trainer: Trainer, stopping: EarlyStopping) -> str:
     """Whether early stopping ended the run, when and why, in one line."""
     if stopping.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
+        if not math.isfinite(stopping.best_score):
+            return f"not stopped early: {stopping.monitor} was not measured"
         waited = stopping.wait_count
         when = f"{_validations(waited)} before the end" if waited else "at the end"
         return f"not stopped early: {stopping.monitor} was best {when}"

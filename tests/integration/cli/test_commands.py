@@ -88,11 +88,6 @@ def test_two_runs_never_share_a_folder():
         assert (Path("runs/mlpclassifier") / f"version_{version}" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_run_without_loggers_leaves_only_its_checkpoint():
-    main([*MLP_RUN, "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint"])
-    assert [p.name for p in Path.cwd().rglob("*") if p.is_file()] == ["epoch=0-step=6.ckpt"]
-
-
 def test_fast_dev_run_writes_nothing():
     main([*GAN_RUN, "--trainer.fast_dev_run=true"])
     assert not list(Path.cwd().iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelSummary, TQDMProgressBar
 
 from zoo.callbacks import PredictionWriter, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
@@ -26,12 +26,13 @@ def names(added) -> list[str]:
     ],
 )
 def test_callbacks_of_each_command(command, expected):
-    assert names(default_callbacks(command, [], progress_bar=True)) == expected
-    assert names(default_callbacks(command, [], progress_bar=False)) == expected[1:]
+    assert names(default_callbacks(command, [], progress_bar=True, model_summary=False)) == expected
+    assert names(default_callbacks(command, [], progress_bar=False, model_summary=False)) == expected[1:]
 
 
 def test_callbacks_of_the_user_replace_the_defaults():
-    assert names(default_callbacks("predict", [TQDMProgressBar()], progress_bar=True)) == []
+    assert names(default_callbacks("predict", [TQDMProgressBar(), ModelSummary()], progress_bar=True)) == []
+    assert names(default_callbacks("predict", [TQDMProgressBar()], progress_bar=True)) == ["ShortModelSummary"]
     assert "StopOnNonFinite" not in names(default_callbacks("fit", [StopOnNonFinite(5)], progress_bar=False))
 
 

@@ -81,6 +81,7 @@ def test_a_run_that_ended_before_its_first_validation_has_no_best_metric(lines):
     fit(patience=5, max_steps=1)
     assert "Run finished after 1 steps" in lines()
     assert "best val/loss:" not in lines()
+    assert "not stopped early: val/loss was not measured" in lines()
     assert "Next: zoo test --ckpt_path run/checkpoints/last.ckpt" in lines()
 
 
