@@ -14,6 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.contracts import ClassNames, ClassPrediction, data_of, lacking, left_out, offers
 from zoo.errors import UserError
+from zoo.files import output_path, write_output
+
+DEFAULT = "predictions.csv"
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -27,22 +30,23 @@ class PredictionWriter(BasePredictionWriter):
     Without `ClassNames` of the data, `class_name` is the class's number.
 
     Args:
-        path: file to write, ending in .csv or .parquet (which needs pyarrow); an existing file is never overwritten.
+        path: file to write, ending in .csv or .parquet (which needs pyarrow); by default predictions.csv, with a number
+            if it exists.
+        overwrite: replace the file if it exists.
     """
 
-    def __init__(self, path: str = "predictions.csv") -> None:
+    def __init__(self, path: str | None = None, overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
-        self.path = Path(path)
-        if self.path.suffix not in (".csv", ".parquet"):
-            raise UserError(f"PredictionWriter's path {path} must end in .csv or .parquet")
+        if path is not None and Path(path).suffix not in (".csv", ".parquet"):
+            raise UserError(f"the file of predictions {path} must end in .csv or .parquet")
+        self.path = path
+        self.overwrite = overwrite
         self._rows: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        if self.path.exists():
-            raise UserError(f"{self.path} exists already; move it away, or give PredictionWriter another path")
-        if self.path.suffix == ".parquet":
+        if output_path(self.path, DEFAULT, self.overwrite).suffix == ".parquet":
             try:
                 import pyarrow  # noqa: F401
             except ImportError as error:
@@ -92,21 +96,21 @@ class PredictionWriter(BasePredictionWriter):
         rows = sorted(rows, key=lambda row: row["index"])
         self._rows = []
         if trainer.is_global_zero and rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            (_write_csv if self.path.suffix == ".csv" else _write_parquet)(self.path, rows)
-            rank_zero_info(f"{len(rows)} predictions in {self.path}")
+            path = output_path(self.path, DEFAULT, self.overwrite)
+            (_write_csv if path.suffix == ".csv" else _write_parquet)(path, rows, self.overwrite)
+            rank_zero_info(f"{len(rows)} predictions in {path}")
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("x", newline="", encoding="utf-8") as file:
+def _write_csv(path: Path, rows: list[dict[str, Any]], overwrite: bool) -> None:
+    with write_output(path, overwrite, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: list[dict[str, Any]], overwrite: bool) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    with path.open("xb") as file:
+    with write_output(path, overwrite) as file:
         parquet.write_table(pyarrow.Table.from_pylist(rows), file)

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""The progress bar, and the summary of the model before it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import math
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from rich import get_console
 
 from zoo._lightning import ProgressBarHooks
+
+
+class ShortModelSummary(RichModelSummary):
+    """Lightning's table of modules and parameters, without the line of FLOPs where they were not counted."""
+
+    @staticmethod
+    def summarize(*args: Any, total_flops: int, **options: Any) -> None:
+        console = get_console()
+        with console.capture() as captured:
+            RichModelSummary.summarize(*args, total_flops=total_flops, **options)
+        lines = captured.get().splitlines(keepends=True)
+        console.out(
+            "".join(line for line in lines if total_flops or "Total FLOPs" not in line), end="", highlight=False
+        )
 
 
 class ShortProgressBar(ProgressBarHooks, RichProgressBar):

@@ -13,17 +13,20 @@ def run_folder(trainer: Trainer, missing: str = "") -> Path | None:
 
     Args:
         trainer: Trainer of the run.
-        missing: beginning of a warning if the Trainer has no logger; empty for no warning.
+        missing: beginning of a warning if there is no folder; empty for no warning.
 
     Returns:
-        None for a fast_dev_run, or if the Trainer has no logger.
+        None for a fast_dev_run, or if the Trainer has neither a logger nor a `default_root_dir`.
     """
     folder = trainer.log_dir
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    if folder is None or not trainer.loggers:
+    # Without either, Lightning takes the working folder, which is not for a run's files.
+    if folder is None or (not trainer.loggers and Path(folder) == Path.cwd()):
         if missing:
-            rank_zero_warn(f"{missing}: the Trainer has no logger, so there is no folder for it")
+            rank_zero_warn(
+                f"{missing}: the Trainer has no logger and no default_root_dir, so there is no folder for it"
+            )
         return None
     return Path(folder)
 

@@ -149,7 +149,7 @@ class SampleLogger(Callback):
 
     def _write_texts(self, trainer: Trainer, step: int, texts: list[str]) -> None:
         assert self._folder is not None
-        save_texts(self._folder / f"step_{step:07d}.txt", texts)
+        save_texts(unused_path(self._folder / f"step_{step:07d}.txt"), texts)
         for logger in trainer.loggers:
             if offers(logger, TextLogger):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)

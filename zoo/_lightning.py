@@ -33,6 +33,7 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
     ("lightning.pytorch.cli.LightningCLI", "_parse_ckpt_path", "CommandLineHooks"),
+    ("lightning.pytorch.cli.LightningCLI", "_prepare_subcommand_parser", "CommandLineHooks"),
     ("lightning.pytorch.callbacks.RichProgressBar", "_get_train_description", "ProgressBarHooks"),
     ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", "_check_log_dir_exists", "MetricsFileHooks"),
     ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", "_rewrite_with_new_header", "MetricsFileHooks"),
@@ -192,13 +193,25 @@ class MetricsFileHooks:
 
 
 class CommandLineHooks:
-    """Mixin for `LightningCLI`: calls `check_ckpt_path` instead of reading hyperparameters from `--ckpt_path`."""
+    """Mixin for `LightningCLI`, which has no public hook at these two points.
+
+    Calls `check_ckpt_path` instead of reading hyperparameters from `--ckpt_path`, and `add_arguments_to_command` when a
+    command's parser is complete.
+    """
 
     def _parse_ckpt_path(self) -> None:
         self.check_ckpt_path()
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)  # type: ignore[misc]
+        self.add_arguments_to_command(subcommand, parser)
+        return parser
+
     def check_ckpt_path(self) -> None:
         """Called when the command line has been parsed."""
+
+    def add_arguments_to_command(self, command: str, parser: Any) -> None:
+        """Called for each command, to add options that the others do not have."""
 
 
 class ProgressBarHooks:

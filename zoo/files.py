@@ -1,4 +1,8 @@
-"""Writing files: atomically, and without overwriting anything."""
+"""Writing files: atomically, and without overwriting anything unless the user asks for it.
+
+The rule of all commands and callbacks that write a file for the user is `output_path` when they start, and
+`write_output` when they write.
+"""
 
 from __future__ import annotations
 
@@ -57,25 +61,46 @@ def remove_partial(folder: Path) -> None:
             path.unlink()
 
 
-def refuse_existing(path: Path) -> Path:
-    """Returns the path if no file is there.
+def output_path(given: str | Path | None, default: str | Path, overwrite: bool = False) -> Path:
+    """Path of a file to write.
+
+    Args:
+        given: path that the user gave; None for the default.
+        default: default path; without `overwrite` it gets a number if it exists.
+        overwrite: whether an existing file is replaced.
 
     Raises:
-        UserError: the file exists.
+        UserError: the given file exists and is not to be replaced, or the path is a folder.
     """
-    if path.exists():
-        raise UserError(f"{path} exists already and is not overwritten; choose another name")
+    path = Path(default if given is None else given)
+    if given is None and not overwrite:
+        return unused_path(path)
+    return check_output(path, overwrite)
+
+
+def check_output(path: Path, overwrite: bool = False) -> Path:
+    """Returns the path if a file may be written there.
+
+    Raises:
+        UserError: a file exists and is not to be replaced, or the path is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; choose another name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; choose another name, or replace the file with --overwrite")
     return path
 
 
-def new_file(path: Path) -> Path:
-    """Returns the path of a file that does not exist yet, and creates its folder.
+@contextmanager
+def write_output(path: Path, overwrite: bool = False, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """Opens a file by `atomic_write`, in a folder that is created if necessary.
 
     Raises:
-        UserError: the file exists.
+        UserError: a file exists and is not to be replaced, or the path is a folder.
     """
-    refuse_existing(path).parent.mkdir(parents=True, exist_ok=True)
-    return path
+    check_output(path, overwrite).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, mode, **options) as file:
+        yield file
 
 
 def unused_path(path: Path) -> Path:
@@ -87,8 +112,7 @@ def unused_path(path: Path) -> Path:
     return candidate
 
 
-def save_texts(path: Path, texts: list[str]) -> None:
-    """Writes texts with a separator line between them; if the file exists, to `unused_path(path)`."""
-    path = unused_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEXT_SEPARATOR.join(texts) + "\n", encoding="utf-8")
+def save_texts(path: Path, texts: list[str], overwrite: bool = False) -> None:
+    """Writes texts with a separator line between them."""
+    with write_output(path, overwrite, "w", encoding="utf-8") as file:
+        file.write(TEXT_SEPARATOR.join(texts) + "\n")

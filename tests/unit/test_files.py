@@ -5,7 +5,7 @@ import os
 import pytest
 
 from zoo.errors import UserError
-from zoo.files import atomic_write, new_file, refuse_existing, remove_partial, save_texts, unused_path
+from zoo.files import atomic_write, check_output, output_path, remove_partial, save_texts, unused_path, write_output
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path):
@@ -55,14 +55,28 @@ def test_partial_files_of_a_killed_process_are_removed_and_no_others(tmp_path):
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
-def test_an_existing_file_is_refused_and_a_new_one_gets_its_folder(tmp_path):
+def test_an_existing_output_is_refused_or_replaced_and_a_new_one_gets_its_folder(tmp_path):
     path = tmp_path / "new" / "a.png"
-    assert new_file(path) == refuse_existing(path) == path
-    assert path.parent.is_dir() and not path.exists()
-    path.touch()
-    for function in (new_file, refuse_existing):
-        with pytest.raises(UserError, match=r"a\.png exists already and is not overwritten; choose another name"):
-            function(path)
+    with write_output(path) as file:
+        file.write(b"old")
+    for write in (check_output, lambda path: write_output(path).__enter__(), lambda path: output_path(path, "b.png")):
+        with pytest.raises(UserError, match=r"a\.png exists already; choose another name, or .* with --overwrite"):
+            write(path)
+    assert output_path(path, "b.png", overwrite=True) == path
+    with write_output(path, overwrite=True) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    with pytest.raises(UserError, match=r"new is a folder; choose another name"):
+        output_path(path.parent, "b.png", overwrite=True)
+
+
+def test_a_default_output_that_exists_gets_a_number_unless_it_is_replaced(tmp_path):
+    default = tmp_path / "samples.png"
+    assert output_path(None, default) == default
+    default.touch()
+    assert output_path(None, default) == tmp_path / "samples-1.png"
+    assert output_path(None, default, overwrite=True) == default
 
 
 def test_an_unused_path_has_the_first_free_number(tmp_path):
@@ -73,9 +87,7 @@ def test_an_unused_path_has_the_first_free_number(tmp_path):
     assert unused_path(path) == tmp_path / "a.b-2.csv"
 
 
-def test_texts_are_saved_with_a_line_between_them_beside_existing_files(tmp_path):
+def test_texts_are_saved_with_a_line_between_them(tmp_path):
     path = tmp_path / "samples" / "a.txt"
-    for _ in range(2):
-        save_texts(path, ["Äpfel", "pears"])
-    for saved in (path, path.with_name("a-1.txt")):
-        assert saved.read_text(encoding="utf-8") == f"Äpfel\n{'-' * 40}\npears\n"
+    save_texts(path, ["Äpfel", "pears"])
+    assert path.read_text(encoding="utf-8") == f"Äpfel\n{'-' * 40}\npears\n"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 
 from zoo.callbacks import PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
+from zoo.callbacks.progress import ShortModelSummary
 from zoo.callbacks.stay_stopped import StayStopped
 from zoo.checkpoints.writing import AtomicCheckpointIO
+from zoo.errors import UserError
 
 
 def as_list(value: Any) -> list[Any]:
@@ -18,24 +20,48 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-def default_callbacks(command: str, given: list[Callback], progress_bar: bool) -> list[Callback]:
+def default_callbacks(
+    command: str, given: list[Callback], progress_bar: bool, model_summary: bool = True
+) -> list[Callback]:
     """Callbacks to add to the user's.
 
     Args:
         command: fit, validate, test or predict.
         given: the user's callbacks.
         progress_bar: whether the Trainer shows a progress bar.
+        model_summary: whether the Trainer shows a summary of the model.
     """
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
         added.append(ShortProgressBar())
-    if command == "predict" and not _has(given, BasePredictionWriter):
-        added.append(PredictionWriter())
+    if model_summary and not _has(given, ModelSummary):
+        added.append(ShortModelSummary())
     if command == "fit":
         added += [StopOnSignal(), LoggerState(), StayStopped()]
         if not _has(given, StopOnNonFinite):
             added.append(StopOnNonFinite())
     return added
+
+
+def with_prediction_writer(given: list[Callback], out: str | None, overwrite: bool) -> list[Callback]:
+    """The user's callbacks for `predict`, with one that writes the predictions.
+
+    Args:
+        given: the user's callbacks.
+        out: file to write; None for the default.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        UserError: the user has given a callback that writes predictions, and a file for another one.
+    """
+    if not _has(given, BasePredictionWriter):
+        return [*given, PredictionWriter(out, overwrite)]
+    if out is not None:
+        raise UserError(f"--out {out} is for the default table, and a callback is given that writes one: leave it out")
+    for writer in given:
+        if isinstance(writer, PredictionWriter):
+            writer.overwrite |= overwrite
+    return given
 
 
 def default_plugins(given: list[Any]) -> list[Any]:

@@ -12,16 +12,19 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from zoo.cli.options import add_function_options
 from zoo.cli.own_networks import load_model_with_config
 from zoo.errors import UserError, check_choice
-from zoo.files import refuse_existing
+from zoo.files import check_output, output_path
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
 from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
+from zoo.program import program
 from zoo.seeding import SampleNoise, sample_seeds
 
+DESCRIPTION = "Edits an image with the checkpoint of a diffusion model."
 # Options without a default, by the task that takes them.
 TASKS = {
     "inpaint": ("mask", "box"),
@@ -39,8 +42,8 @@ def run_edit(args: Sequence[str]) -> None:
     """Parses the command line and prints what was written."""
     from zoo.cli.parser import OneLineParser
 
-    parser = OneLineParser(prog="zoo edit", description="Edits an image with the checkpoint of a diffusion model.")
-    parser.add_function_arguments(edit)
+    parser = OneLineParser(prog=f"{program()} edit", description=DESCRIPTION)
+    add_function_options(parser, edit)
     print(edit(**parser.parse_args(list(args[1:])).as_dict()))
 
 
@@ -48,8 +51,9 @@ def edit(
     ckpt_path: str,
     task: Task,
     image: str,
-    out: str = "edited.png",
+    out: str | None = None,
     compare: str | None = None,
+    overwrite: bool = False,
     mask: str | None = None,
     box: list[int] | None = None,
     other: str | None = None,
@@ -74,8 +78,10 @@ def edit(
             the noise that generates the image, and generate it again. denoise: remove noise of the level `sigma`.
             super_resolve: draw an image that averages to the given one.
         image: input image; it is cropped and resized to the model's size and converted to its channels.
-        out: .png file to write: the result in its own size, or a grid of several results.
+        out: .png file to write: the result in its own size, or a grid of several results (default: edited.png, with a
+            number if it exists).
         compare: .png file for input and result side by side, enlarged.
+        overwrite: replace files that exist.
         mask: mask image for inpaint, white where pixels are kept and black where they are redrawn.
         box: left, top, right and bottom of the area to redraw for inpaint, in the model's pixels, instead of a mask.
         other: second image for interpolate.
@@ -96,9 +102,9 @@ def edit(
         A sentence that says what was written.
     """
     check_choice("task", task, TASKS)
-    paths = [Path(name) for name in (out, compare) if name is not None]
+    paths = [output_path(out, "edited.png", overwrite), *([Path(compare)] if compare else [])]
     if len(set(paths)) != len(paths):
-        raise UserError(f"--out and --compare are both {out}; give two names")
+        raise UserError(f"--out and --compare are both {compare}; give two names")
     for name, given in {"mask": mask, "box": box, "other": other, "sigma": sigma, "to": to}.items():
         if given is not None and name not in TASKS[task]:
             raise UserError(f"--{name} has no effect on the task {task}: leave it out")
@@ -107,7 +113,7 @@ def edit(
     for path in paths:
         if path.suffix != ".png":
             raise UserError(f"{path} must end in .png")
-        refuse_existing(path)
+        check_output(path, overwrite)
     for name, value in {"n": n, "steps": steps, "resamples": resamples, "factor": factor}.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
@@ -136,12 +142,12 @@ def edit(
         else:
             result = {"vary": session.vary, "invert": session.invert, "denoise": session.denoise}[task]()
     if len(result.after) == 1:
-        save_png(paths[0], _single(result.after))
+        save_png(paths[0], _single(result.after), overwrite)
     else:
-        save_png(paths[0], image_grid(result.after.float()))
+        save_png(paths[0], image_grid(result.after.float()), overwrite)
     if compare is not None:
         images = torch.cat([image.float() for image in (*result.before, result.after)])
-        save_png(paths[1], image_grid(images, columns=len(images)))
+        save_png(paths[1], image_grid(images, columns=len(images)), overwrite)
     return f"{result.description} in {' and '.join(map(str, paths))}"
 
 

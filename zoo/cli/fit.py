@@ -19,8 +19,10 @@ from lightning.pytorch.loggers import WandbLogger
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
+from zoo.cli.loggers import DEFAULT_LOGGERS, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
+from zoo.cli.options import add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
@@ -28,10 +30,13 @@ from zoo.cli.summary import print_summary
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
+from zoo.program import program
 from zoo.registry import entries, load_all
-from zoo.tracking.run import run_loggers
+from zoo.tracking.run import open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
+
+OUT_HELP = "file to write, ending in .csv or .parquet (default: predictions.csv, with a number if it exists)."
 
 
 class SaveConfig(SaveConfigCallback):
@@ -53,13 +58,19 @@ class ZooCLI(CommandLineHooks, LightningCLI):
     Args:
         recipe: name of the run if the user gives none.
         folders: creates the run's folder.
+        logger_typed: whether --trainer.logger is typed. An evaluation does not have the loggers of the run that the
+            configuration is of.
     """
 
-    def __init__(self, recipe: str, folders: RunFolders) -> None:
+    def __init__(self, recipe: str, folders: RunFolders, logger_typed: bool = False) -> None:
         self.recipe = recipe
         self.folders = folders
+        self.logger_typed = logger_typed
+        self.loggers_given: Any = None
         self.resumed: ResumePoint | None = None
         super().__init__(
+            parser_kwargs={"prog": program()},
+            trainer_defaults={"logger": DEFAULT_LOGGERS},
             save_config_callback=SaveConfig,
             parser_class=OneLineParser,
             subclass_mode_model=True,
@@ -80,6 +91,12 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
         for name, argument in {"tokenizer_description": "tokenizer", "output_length": "output_length"}.items():
             parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
+
+    def add_arguments_to_command(self, command: str, parser: Any) -> None:
+        """Adds the file that `predict` writes."""
+        if command == "predict":
+            parser.add_argument("--out", type=str | None, help=OUT_HELP)
+            add_overwrite(parser)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -103,30 +120,42 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             raise UserError("no data is given: take a recipe that has some, such as --config gan.yaml, or --data NAME")
         if self.subcommand != "fit":
             self.save_config_callback = None
+        # Loggers are built in the run's folder, which exists when model and data have been built.
+        self.loggers_given, config.trainer.logger = config.trainer.logger, None
 
     # Building the Trainer
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
+        self.config[self.subcommand].trainer.logger = self.loggers_given
         check_match(self.model, self.datamodule)
         self._find_checkpoint(config)
         check_trainer_options(config.trainer, self.model)
-        if config.trainer.fast_dev_run:
-            kwargs["logger"] = False
-        elif config.trainer.logger in (None, True):
-            options = (config.run, config.wandb, self.recipe, self.folders, self.resumed)
-            kwargs["logger"] = run_loggers(*options) if self.subcommand == "fit" else False
-        if kwargs.get("logger", config.trainer.logger) is False:
-            self.save_config_callback = None  # there is no folder for it
+        kwargs |= self._loggers_and_folder(config)
         callbacks = as_list(config.trainer.callbacks)
+        if self.subcommand == "predict":
+            callbacks = with_prediction_writer(callbacks, config.out, config.overwrite)
         bar = config.trainer.enable_progress_bar is not False
-        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar)]
+        summary = config.trainer.enable_model_summary is not False and not config.trainer.barebones
+        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar, summary)]
+        kwargs["enable_model_summary"] = False  # it is one of the callbacks
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)
         trainer = super().instantiate_trainer(**kwargs)
         check_port(trainer)
         return trainer
+
+    def _loggers_and_folder(self, config: Any) -> dict[str, Any]:
+        """Arguments of the Trainer: the loggers, and the folder of the run, which Lightning uses if there are none."""
+        if config.trainer.fast_dev_run:
+            self.save_config_callback = None
+            return {"logger": False}
+        if self.subcommand != "fit":
+            return {"logger": loggers_of_evaluation(self.loggers_given if self.logger_typed else None)}
+        run = open_run(config.run, self.recipe, self.folders, self.resumed)
+        folder = config.trainer.default_root_dir or run.folder
+        return {"logger": loggers_of_run(self.loggers_given, run, config.wandb), "default_root_dir": folder}
 
     def _find_checkpoint(self, config: Any) -> None:
         """Replaces `--ckpt_path last` by the newest checkpoint of the run; checks that one given by path fits."""
@@ -185,7 +214,7 @@ def run_trainer(args: list[str]) -> ZooCLI:
     # Not passed as an argument: DDP starts its processes by repeating sys.argv.
     sys.argv = [typed[0], *args]
     try:
-        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
+        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders, any(a.startswith("--trainer.logger") for a in args))
     except Exception as error:
         mistake = as_user_error(error)
         # After a mistake nothing is kept; what a full disk has left of a run is kept.

@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
+from zoo.program import NAME, program
 
 if TYPE_CHECKING:
     from logging import LogRecord
 
-PROGRAM = "zoo"
 #: Module and function of each command; the function is given the words after the program's name.
 COMMANDS = {
     "fit": ("zoo.cli.fit", "run_command"),
@@ -27,18 +27,18 @@ COMMANDS = {
     "list": ("zoo.cli.list", "run_list"),
 }
 
-HELP = f"""usage: {PROGRAM} COMMAND [options]
+HELP = """usage: {program} COMMAND [options]
 
 commands:
-  fit        train a model:  {PROGRAM} fit --config gan.yaml
+  fit        train a model:  {program} fit --config gan.yaml
   validate   measure a checkpoint on the validation split
   test       measure a checkpoint on the test split
   predict    write a classifier's predictions to a table
-  sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
-  edit       edit an image with a diffusion model:  {PROGRAM} edit --ckpt_path FILE --task vary --image in.png --sigma 1
+  sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
+  edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   list       list models, data, callbacks, recipes and weights
 
-{PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints the version."""
+{program} COMMAND --help lists the options of a command; {program} --version prints the version."""
 
 #: Warnings of Lightning and torch that a user cannot act on.
 IRRELEVANT = (
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     typed = list(sys.argv[1:] if args is None else args)
     if not typed or typed[0] in ("-h", "--help"):
-        print(HELP)
+        print(HELP.format(program=program()))
         return
     if typed[0] == "--version":
         from zoo import __version__
@@ -102,5 +102,5 @@ def _is_relevant(record: LogRecord) -> bool:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"{PROGRAM}: error: {one_line(message)}", file=sys.stderr)
+    print(f"{NAME}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

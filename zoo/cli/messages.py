@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers as lightning_loggers
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.errors import UserError, did_you_mean, nearest, one_line
@@ -24,6 +26,17 @@ DISK_ERRORS = {
     getattr(errno, name, None)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
 } - {None}
+#: Arguments of optimizers, which are mistaken for a model's own.
+OPTIMIZER_OPTIONS = {name for kind in (SGD, AdamW) for name in inspect.signature(kind).parameters} - {"params"}
+#: Options by the names that they had in older versions of Lightning, or have elsewhere.
+OTHER_NAMES = {
+    "trainer.gpus": "trainer.devices",
+    "trainer.num_gpus": "trainer.devices",
+    "trainer.num_processes": "trainer.devices",
+    "trainer.tpu_cores": "trainer.devices",
+    "trainer.epochs": "trainer.max_epochs",
+    "trainer.steps": "trainer.max_steps",
+}
 # Functions that build objects from the command line, and errors that constructors raise about their arguments.
 BUILDERS = ("instantiate_classes", "instantiate_trainer", "configure_optimizers", "setup_data", "_set_seed")
 ARGUMENT_ERRORS = (ValueError, TypeError, ImportError, RuntimeError, OverflowError)
@@ -64,6 +77,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     for pattern in _UNKNOWN:
         if match := re.search(pattern, message):
             name = f"--{match[1]}"
+            if other := OTHER_NAMES.get(match[1]):
+                return f"{name} is not an option; did you mean --{other}?"
             return f"{name} is not an option{nearest(name, options, 0.7) or '; --help names them'}"
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         return f"{match[1]} is not an option: options begin with --, and --help names them"
@@ -80,6 +95,11 @@ def _unknown_class(key: str, name: str) -> str:
     short = name.rsplit(".", 1)[-1]
     if key.endswith(".augment"):
         return f"--{key} {name} is not a callable that can be imported{nearest(short, AUGMENTATIONS)}"
+    if key == "trainer.logger":
+        names = [n for n in lightning_loggers.__all__ if issubclass(getattr(lightning_loggers, n), Logger)]
+        names.remove("Logger")
+        hint = _in_this_folder(name) or did_you_mean(short, names)
+        return f"--{key} {name} is neither a logger of Lightning nor a class that can be imported{hint}"
     if key not in KIND_OF_KEY:
         from zoo.optim import WarmupDecay
 
@@ -101,10 +121,13 @@ def _path(target: type) -> str:
 def _unknown_option(key: str, class_path: str, name: str) -> str:
     """Message about an option that a class lacks: which other class has it, or a similar option."""
     key, first = key.removesuffix(".init_args"), name.split(".")[0]
-    target = _import(class_path)
+    target = import_class(class_path)
     known = sorted(_options(target))
     if first in known:  # the mistake is in a nested part
         return f"--{key}.{name} is not an option"
+    if nested := [option for option in known if option.startswith("optimizer") and first in OPTIMIZER_OPTIONS]:
+        near = " or ".join(f"--{key}.{option}.{first}" for option in nested)
+        return f"--{key}.{name} is not an option of {target.__name__}; did you mean {near}?"
     others = [e.name for e in entries(KIND_OF_KEY[key]) if first in _options(e.load())] if key in KIND_OF_KEY else []
     if others:
         hint = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
@@ -123,7 +146,7 @@ def _wrong_argument_of_callable(key: str, value: str, class_path: str) -> str:
     return f"--{key} {_short(value)} is not possible for {class_path}"
 
 
-def _import(class_path: str) -> type:
+def import_class(class_path: str) -> type:
     """Class at an import path that the parser has imported already."""
     module, _, name = class_path.rpartition(".")
     return getattr(import_module(module), name)
@@ -205,6 +228,13 @@ def _unknown_metric(key: str, name: str, listed: str) -> str:
     return f"the monitor {name} is not a metric of this run{nearest(name, known)}; there are {', '.join(known)}"
 
 
+def _no_device(key: str, name: str = "gpu") -> str:
+    return (
+        f"--trainer.accelerator {name.lower()} is not possible: there is no such device on this machine, or this torch "
+        "does not support it; use --trainer.accelerator auto, or cpu"
+    )
+
+
 def _said_by_constructor(key: str, sentence: str) -> str:
     return sentence
 
@@ -236,6 +266,9 @@ _ANSWERS: list[tuple[str, Callable[..., str]]] = [
     (r"given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", _unknown_option),
     (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", _wrong_choice),
     (r"Expected a <class '(\w+)'>\. Got value: (.+?)(?: - |\. Got value: |$)", _wrong_type),
+    (r"`(CUDA|MPS|XLA)Accelerator` can not run on your system", _no_device),
+    (r"No supported gpu backend found", _no_device),
+    (r"Requirement 'torch_xla", lambda key: _no_device(key, "tpu")),
     (r"metric `(\S+)` which is not available.* following: (.*)", _unknown_metric),
     (r"\(monitor='(\S+)'\)` could not find the monitored key in the returned metrics: \[(.*?)\]", _unknown_metric),
     (r"following arguments are required: ([\w.-]+(?:, [\w.-]+)*)", _missing),

@@ -99,6 +99,17 @@ def add_options(parser: Any, options: Iterable[Option]) -> None:
         parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=text or None)
 
 
+def add_function_options(parser: Any, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
+    """Adds the arguments of a command's function to its parser; `overwrite` is the option `add_overwrite`."""
+    parser.add_function_arguments(function, skip={*skip, "overwrite"})
+    add_overwrite(parser)
+
+
+def add_overwrite(parser: Any) -> None:
+    """Adds `--overwrite`, which is typed without a value."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist.")
+
+
 def typed_options(words: Sequence[str]) -> dict[str, str | None]:
     """Options among the words of a command line, by name without dashes, with their values as typed, the last one each.
 

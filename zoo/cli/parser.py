@@ -5,11 +5,13 @@ from __future__ import annotations
 from numbers import Number
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo._lightning import option_names
+from zoo.cli.loggers import with_save_dir
+from zoo.cli.main import COMMANDS
 from zoo.cli.messages import explain
 from zoo.datamodules import Augment
 from zoo.errors import UserError
@@ -38,6 +40,16 @@ class OneLineParser(LightningArgumentParser):
         if args is not None:
             args = [f"{arg[:-4]}null" if isinstance(arg, str) and arg.endswith("=None") else arg for arg in args]
         return super().parse_args(args, *rest, **options)
+
+    def validate(self, namespace: Namespace, *args: Any, **options: Any) -> None:
+        """Checks a configuration, in which loggers may lack `save_dir`: they are given a folder when they are built."""
+        namespace = namespace.clone()
+        for key in ("trainer.logger", *(f"{command}.trainer.logger" for command in COMMANDS)):
+            given = namespace.get(key)
+            if isinstance(given, (Namespace, list)):
+                specs = [with_save_dir(spec) for spec in given] if isinstance(given, list) else with_save_dir(given)
+                namespace[key] = specs
+        super().validate(namespace, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser that tries one type of a union

@@ -14,14 +14,23 @@ import torch
 from torch import Tensor
 
 from zoo._lightning import option_names
-from zoo.cli.options import Option, accepts, add_options, own_options, select_options, typed_options
+from zoo.cli.options import (
+    Option,
+    accepts,
+    add_function_options,
+    add_options,
+    own_options,
+    select_options,
+    typed_options,
+)
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
 from zoo.cli.text import sample_text
 from zoo.errors import UserError, nearest
-from zoo.files import refuse_existing
+from zoo.files import check_output, output_path
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
+from zoo.program import program
 from zoo.seeding import sample_seeds
 
 CHUNK = 1000  # samples drawn at a time, to bound the memory
@@ -49,6 +58,7 @@ RESERVED = {
     "n",
     "seed",
     "out",
+    "overwrite",
     "labels",
     "per_class",
     "interpolate",
@@ -90,7 +100,7 @@ def run_sample(args: Sequence[str]) -> None:
 def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) -> None:
     """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise."""
     parser = _start_parser(MODEL_DECIDES)
-    parser.add_function_arguments(sample_images, skip={"network", "options"})
+    add_function_options(parser, sample_images, {"network", "options"})
     known = option_names(parser)
     for name in typed:
         if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
@@ -139,7 +149,7 @@ def _typeable(own: dict[str, dict[str, Option]], *methods: str) -> list[Option]:
 
 
 def _start_parser(description: str) -> OneLineParser:
-    parser = OneLineParser(prog="zoo sample", description=description)
+    parser = OneLineParser(prog=f"{program()} sample", description=description)
     parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
     parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
     parser.add_argument("--config", type=str, help=CONFIG_HELP)
@@ -151,11 +161,11 @@ def _build_parser(network: Any, own: dict[str, dict[str, Option]]) -> OneLinePar
     name = type(network).__name__
     parser = _start_parser(DESCRIPTION)
     if _generates_text(network):
-        parser.add_function_arguments(sample_text, skip={"network", "options"})
+        add_function_options(parser, sample_text, {"network", "options"})
     else:
         absent = {method for method in ("interpolate", "trajectory") if method not in own}
         labels = set() if _count_classes(network) else {"labels", "per_class"}
-        parser.add_function_arguments(sample_images, skip={"network", "options", *absent, *labels})
+        add_function_options(parser, sample_images, {"network", "options", *absent, *labels})
     added: set[str] = set()
     for method in own:
         new = [option for option in _typeable(own, method) if option.name not in added]
@@ -206,11 +216,12 @@ def sample_images(
     options: dict[str, Any],
     n: int = 64,
     seed: int = 0,
-    out: str = "samples.png",
+    out: str | None = None,
     labels: list[int] | None = None,
     per_class: bool = False,
     interpolate: int = 0,
     trajectory: str | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Draws images or points and writes them to a file.
 
@@ -220,17 +231,19 @@ def sample_images(
         n: number of samples; rows per class with `per_class`, pairs with `interpolate`.
         seed: random seed of the noise.
         out: file to write. The ending chooses the format: .png for a grid, .npz for raw samples (`arr_0`, uint8
-            (N, H, W, C); labels as `arr_1`), .gif for an animation of the model's trajectory.
+            (N, H, W, C); labels as `arr_1`), .gif for an animation of the model's trajectory (default: samples.png,
+            with a number if it exists).
         labels: classes to draw from a conditional model, cycled through.
         per_class: draw `n` samples of each class of a conditional model, one class per row.
         interpolate: number of samples on the path between two latent vectors, one pair per row; 0 for none.
         trajectory: .gif file for an animation of the same samples along the model's trajectory.
+        overwrite: replace files that exist.
 
     Returns:
         A sentence that says what was written.
     """
-    path, animation = Path(out), Path(trajectory) if trajectory else None
-    _check_files(path, animation)
+    path, animation = output_path(out, "samples.png", overwrite), Path(trajectory) if trajectory else None
+    _check_files(path, animation, overwrite)
     if interpolate and animation is not None:
         raise UserError("--trajectory cannot be combined with --interpolate: leave one out")
     if interpolate:
@@ -244,23 +257,23 @@ def sample_images(
     if classes is None and _count_classes(network) and hasattr(network, "draw_labels"):
         classes = network.draw_labels(count, torch.Generator().manual_seed(seed))
     if interpolate:
-        return _sample_interpolation(network, path, n, interpolate, classes, seed, selected["interpolate"])
+        return _sample_interpolation(network, path, n, interpolate, classes, seed, selected["interpolate"], overwrite)
     if path.suffix == ".gif":
-        _animate(network, path, count, classes, columns, seed, selected["trajectory"])
+        _animate(network, path, count, classes, columns, seed, selected["trajectory"], overwrite)
         return f"an animation of {count} samples of {type(network).__name__} in {path}"
     samples = _draw_samples(network, count, classes, seed, selected["sample"])
     if animation is not None:
-        _animate(network, animation, count, classes, columns, seed, selected["trajectory"])
+        _animate(network, animation, count, classes, columns, seed, selected["trajectory"], overwrite)
     if path.suffix == ".npz":
-        save_npz(path, samples, classes)
+        save_npz(path, samples, classes, overwrite)
     else:
-        save_png(path, render_samples(samples, columns))
+        save_png(path, render_samples(samples, columns), overwrite)
     also = f", an animation of them in {animation}" if animation else ""
     return f"{count} samples of {type(network).__name__} in {path}{also}"
 
 
-def _check_files(path: Path, animation: Path | None) -> None:
-    """Raises a `UserError` if a file has another ending, or exists."""
+def _check_files(path: Path, animation: Path | None, overwrite: bool) -> None:
+    """Raises a `UserError` if a file has another ending, or exists and is not to be replaced."""
     if path.suffix == ".txt":
         raise UserError(f"--out {path} is for text; let it end in .png, .npz or .gif")
     if path.suffix not in ENDINGS:
@@ -272,7 +285,7 @@ def _check_files(path: Path, animation: Path | None) -> None:
             f"--out {path} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
         )
     for file in filter(None, (path, animation)):
-        refuse_existing(file)
+        check_output(file, overwrite)
 
 
 def _select_by_method(network: Any, methods: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -327,7 +340,14 @@ def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bo
 
 
 def _sample_interpolation(
-    network: Any, path: Path, rows: int, steps: int, labels: Tensor | None, seed: int, options: dict[str, Any]
+    network: Any,
+    path: Path,
+    rows: int,
+    steps: int,
+    labels: Tensor | None,
+    seed: int,
+    options: dict[str, Any],
+    overwrite: bool,
 ) -> str:
     if steps < 2:
         raise UserError(f"--interpolate is {steps}; it must be at least 2")
@@ -336,19 +356,26 @@ def _sample_interpolation(
     source = _random_source(network, "interpolate", rows, seed)
     paths = network.interpolate(rows, steps, labels=labels, **source, **options)
     if path.suffix == ".gif":
-        save_gif(path, render_frames(paths.transpose(0, 1)))
+        save_gif(path, render_frames(paths.transpose(0, 1)), overwrite=overwrite)
     elif path.suffix == ".npz":
-        save_npz(path, paths.flatten(0, 1), None if labels is None else labels.repeat_interleave(steps))
+        save_npz(path, paths.flatten(0, 1), None if labels is None else labels.repeat_interleave(steps), overwrite)
     else:
-        save_png(path, render_samples(paths.flatten(0, 1), columns=steps))
+        save_png(path, render_samples(paths.flatten(0, 1), columns=steps), overwrite)
     return f"{rows} interpolations of {steps} steps in the latent space of {type(network).__name__} in {path}"
 
 
 def _animate(
-    network: Any, path: Path, n: int, labels: Tensor | None, columns: int | None, seed: int, options: dict[str, Any]
+    network: Any,
+    path: Path,
+    n: int,
+    labels: Tensor | None,
+    columns: int | None,
+    seed: int,
+    options: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options)
-    save_gif(path, render_frames(states, columns))
+    save_gif(path, render_frames(states, columns), overwrite=overwrite)
 
 
 def _random_source(network: Any, method: str, n: int, seed: int) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import math
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.callbacks.run_folder import run_folder
 from zoo.cli.own_networks import own_networks
 from zoo.models.classifier import Classifier
+from zoo.program import as_word, program
 
 
 def print_summary(trainer: Trainer, model: Any) -> None:
@@ -23,10 +24,8 @@ def print_summary(trainer: Trainer, model: Any) -> None:
         trainer: Trainer after `fit`.
         model: trained model.
     """
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    folder = Path(trainer.log_dir or "")  # on every rank: a broadcast from rank 0
-    if not trainer.is_global_zero:
+    folder = run_folder(trainer)
+    if folder is None or not trainer.is_global_zero:
         return
     checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
@@ -37,25 +36,27 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     if best is not None and best.best_model_score is not None:
         rank_zero_info(
             f"  best {best.monitor}: {best.best_model_score.item():.4g} after epoch "
-            f"{_epoch_of(best.best_model_path)}, in {_relative(best.best_model_path)}"
+            f"{_epoch_of(best.best_model_path)}, in {as_word(best.best_model_path)}"
         )
     folders = (folder / "samples", folder / "attention")
     shown = [path for path in (*folders, *sorted(folder.glob("*.png"))) if path.exists()]
     if shown:
         rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
     if path and isinstance(model, Classifier):
-        rank_zero_info(f"Next: python cli.py test --ckpt_path {_relative(path)}")
+        rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}")
     if path and callable(getattr(model, "sample", None)):
         text = callable(getattr(model, "stream", None))
-        options = "--max_new_tokens 500" if text else "--n 64 --out samples.png"
+        options = "--max_new_tokens 500" if text else "--n 64"
         if own_networks(model.hparams):
-            options += f" --config {_relative(str(folder / 'config.yaml'))}"
-        rank_zero_info(f"Next: python cli.py sample --ckpt_path {_relative(path)} {options}")
+            options += f" --config {as_word(folder / 'config.yaml')}"
+        rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}")
 
 
 def _reason_for_end(trainer: Trainer, stopping: EarlyStopping) -> str:
     """Whether early stopping ended the run, when and why, in one line."""
     if stopping.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
+        if not math.isfinite(stopping.best_score):
+            return f"not stopped early: {stopping.monitor} was not measured"
         waited = stopping.wait_count
         when = f"{_validations(waited)} before the end" if waited else "at the end"
         return f"not stopped early: {stopping.monitor} was best {when}"
@@ -73,8 +74,3 @@ def _validations(count: int) -> str:
 def _epoch_of(path: str) -> int:
     """Epoch, counted from 1, in which a checkpoint was written."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1
-
-
-def _relative(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

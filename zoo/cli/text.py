@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.files import TEXT_SEPARATOR, refuse_existing, save_texts
+from zoo.files import TEXT_SEPARATOR, check_output, save_texts
 
 MAX_TOKENS_PER_CHARACTER = 4  # bytes of a character in UTF-8
 
 
-def sample_text(network: Any, options: dict[str, Any], n: int = 1, seed: int = 0, out: str | None = None) -> str:
+def sample_text(
+    network: Any, options: dict[str, Any], n: int = 1, seed: int = 0, out: str | None = None, overwrite: bool = False
+) -> str:
     """Generates text and shows it while it is generated.
 
     Args:
@@ -24,6 +26,7 @@ def sample_text(network: Any, options: dict[str, Any], n: int = 1, seed: int = 0
         n: number of texts.
         seed: random seed.
         out: .txt file to write as well (default: none).
+        overwrite: replace the file if it exists.
 
     Returns:
         A sentence that says what was generated.
@@ -31,14 +34,14 @@ def sample_text(network: Any, options: dict[str, Any], n: int = 1, seed: int = 0
     if out is not None:
         if Path(out).suffix != ".txt":
             raise UserError(f"--out {out} is not a file for text; let it end in .txt, or leave it out")
-        refuse_existing(Path(out))
+        check_output(Path(out), overwrite)
     generator = torch.Generator().manual_seed(seed)
     text = generate_texts(network, n, generator, lambda piece: print(piece, end="", flush=True), options)
     print()
     written = f"{n} text{'s' if n > 1 else ''} of {type(network).__name__}"
     if out is None:
         return written
-    save_texts(Path(out), [text])
+    save_texts(Path(out), [text], overwrite)
     return f"{written} in {out}"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from zoo.connection import connection_problem
 from zoo.errors import nearest, one_line
 from zoo.models.base import eval_mode
 
@@ -89,7 +91,8 @@ def _create(name: str, pretrained: bool | str, input_shape: Sequence[int], optio
         config = timm.get_pretrained_cfg(name)
         if config is not None and config.fixed_input_size:
             arguments["img_size"] = tuple(input_shape[1:])
-        backbone: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **arguments)
+        with _without_retries() if pretrained is True else nullcontext():
+            backbone: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **arguments)
     except Exception as error:  # of the download, of the weights, or of an option
         reason = one_line(str(error))[:200]
         if pretrained is True and not isinstance(error, (TypeError, AssertionError)):
@@ -106,6 +109,19 @@ def _create(name: str, pretrained: bool | str, input_shape: Sequence[int], optio
         if len(own & set(weights)) < len(own) / 2:  # timm leaves out what it does not know
             raise ValueError(f"{pretrained} does not hold weights of {name}: it has no {min(own - set(weights))}")
     return backbone
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Lets the Hugging Face hub look in its cache only if it cannot be reached; by itself it tries for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(connection_problem(constants.ENDPOINT))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _read_weights(path: str, name: str) -> dict[str, Tensor]:

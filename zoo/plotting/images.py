@@ -1,4 +1,4 @@
-"""Images as arrays and files: conversion to bytes, grids, PNG, GIF and NPZ. No function overwrites a file."""
+"""Images as arrays and files: conversion to bytes, grids, PNG, GIF and NPZ. A file is overwritten on request only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from zoo.files import new_file
+from zoo.files import write_output
 
 #: uint8 (height, width, 3).
 RGBImage = np.ndarray[Any, np.dtype[np.uint8]]
@@ -48,19 +48,22 @@ def image_grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int =
     return picture
 
 
-def save_png(path: Path, image: RGBImage) -> None:
+def save_png(path: Path, image: RGBImage, overwrite: bool = False) -> None:
     """Writes an image (height, width, 3)."""
-    Image.fromarray(image).save(new_file(path))
+    with write_output(path, overwrite) as file:
+        Image.fromarray(image).save(file, "PNG")
 
 
-def save_gif(path: Path, frames: Sequence[RGBImage], seconds: float = 0.08) -> None:
+def save_gif(path: Path, frames: Sequence[RGBImage], seconds: float = 0.08, overwrite: bool = False) -> None:
     """Writes frames of one size as an endless animation that shows each for `seconds`."""
     first, *rest = [Image.fromarray(frame).quantize(64, method=Image.Quantize.FASTOCTREE) for frame in frames]
-    first.save(new_file(path), save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+    with write_output(path, overwrite) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
 
 
-def save_npz(path: Path, samples: Tensor, labels: Tensor | None = None) -> None:
+def save_npz(path: Path, samples: Tensor, labels: Tensor | None = None, overwrite: bool = False) -> None:
     """Writes samples as `arr_0`, images as uint8 (N, H, W, C), points as float32 (N, D); labels as `arr_1`."""
     array = to_uint8(samples) if samples.ndim == 4 else samples.cpu().float().numpy()
     arrays = [array] if labels is None else [array, labels.cpu().numpy()]
-    np.savez_compressed(new_file(path), *arrays)
+    with write_output(path, overwrite) as file:
+        np.savez_compressed(file, *arrays)

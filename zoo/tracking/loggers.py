@@ -84,7 +84,7 @@ class RunWandbLogger(WandbLogger):
     """
 
     def __init__(self, folder: Path, rows: int = 0, **kwargs: Any) -> None:
-        super().__init__(save_dir=str(folder), **kwargs)
+        super().__init__(**{"save_dir": str(folder), **kwargs})
         self.rows = rows
         self._count_file = folder / "wandb" / COUNT_FILE
         self._logged = int(self._count_file.read_text()) if self._count_file.is_file() else 0

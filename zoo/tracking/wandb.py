@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import netrc
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo._lightning import drop_anonymous
-from zoo.checkpoints.resume import ResumePoint
+from zoo.connection import connection_problem
 from zoo.errors import one_line
+from zoo.program import as_word, wandb_program
 from zoo.tracking.loggers import RunWandbLogger
+from zoo.tracking.run import Run
 
 WANDB_URL = "https://api.wandb.ai"
-CONNECT_TIMEOUT = 5.0  # seconds, for the first connection to the server
 INIT_TIMEOUT = 30.0  # seconds, for the start of a run
 
 
@@ -36,6 +36,10 @@ class WandbOptions:
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "lightning-zoo"
     log_model: bool | Literal["all"] = False
+
+
+class RunWandb(DummyLogger):
+    """Stands in `trainer.logger` for the run's own Weights & Biases, which the options `--wandb.*` describe."""
 
 
 def has_wandb_credentials() -> bool:
@@ -63,39 +67,37 @@ def wandb_mode(options: WandbOptions) -> str:
     return "online" if has_wandb_credentials() else "offline"
 
 
-def wandb_logger(
-    folder: Path, options: WandbOptions, name: str, first: bool, resumed: ResumePoint | None
-) -> RunWandbLogger | None:
+def wandb_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> RunWandbLogger | None:
     """The Weights & Biases logger of a run, or None if it is disabled. Falls back to offline, with one line on why.
 
     Args:
-        folder: folder of the run.
+        run: the run; its rank 0 alone contacts the server.
         options: mode, project and artifacts.
-        name: name of the run.
-        first: whether this is rank 0, which alone contacts the server.
-        resumed: run that is resumed, under its id.
+        given: arguments of Lightning's WandbLogger that the user gives; they win over the options.
     """
-    mode = wandb_mode(options)
+    given = dict(given)
+    if given.pop("offline", False):
+        given["mode"] = "offline"
+    mode = given.pop("mode", None) or wandb_mode(options)
     if mode == "disabled":
         return None
-    upload = f"to upload it later: wandb sync {folder}/wandb/offline-run-*"
-    if mode == "online" and first:
-        logger, problem = _online_logger(folder, options, name, resumed)
+    folder = Path(given.get("save_dir", run.folder))
+    upload = f"to upload it later: {wandb_program()} sync {as_word(folder)}/wandb/offline-run-*"
+    if mode == "online" and run.first:
+        logger, problem = _online_logger(run, options, given)
         if not problem:
             return logger
         rank_zero_warn(f"Weights & Biases is not available ({problem}), so the run is kept on disk; {upload}")
-        return _new_logger(folder, "offline", options, name, resumed)
+        return _new_logger(run, "offline", options, given)
     if mode == "offline" and options.mode == "auto" and "WANDB_MODE" not in os.environ:
         rank_zero_info(f"Weights & Biases has no API key, so the run is kept on disk; {upload}")
-    return _new_logger(folder, mode, options, name, resumed)
+    return _new_logger(run, mode, options, given)
 
 
-def _online_logger(
-    folder: Path, options: WandbOptions, name: str, resumed: ResumePoint | None
-) -> tuple[RunWandbLogger, str]:
+def _online_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> tuple[RunWandbLogger, str]:
     """A logger whose run has started, or the reason why it cannot, in a few words."""
-    logger = _new_logger(folder, "online", options, name, resumed)
-    if problem := _connection_problem():
+    logger = _new_logger(run, "online", options, given)
+    if problem := connection_problem(os.environ.get("WANDB_BASE_URL", WANDB_URL)):
         return logger, problem
     from wandb.errors import Error
 
@@ -106,35 +108,18 @@ def _online_logger(
     return logger, ""
 
 
-def _connection_problem() -> str:
-    """Reason why the server cannot be reached; empty if it can, or if a proxy is configured."""
-    url = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL))
-    if getproxies() or not url.hostname:
-        return ""
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        socket.create_connection((url.hostname, port), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
-        return f"no connection to {url.hostname}: {error.strerror or error}"
-    return ""
-
-
-def _new_logger(
-    folder: Path, mode: str, options: WandbOptions, name: str, resumed: ResumePoint | None
-) -> RunWandbLogger:
+def _new_logger(run: Run, mode: str, options: WandbOptions, given: dict[str, Any]) -> RunWandbLogger:
     import wandb
 
     settings: dict[str, Any] = {"silent": True} if mode == "offline" else {"init_timeout": INIT_TIMEOUT}
-    logger = RunWandbLogger(
-        folder,
-        rows=resumed.logged.get(RunWandbLogger.__name__, 0) if resumed else 0,
-        id=wandb_id(folder) if resumed else None,
-        name=f"{name}-{folder.name}",
-        project=options.project,
-        log_model=options.log_model,
-        mode=mode,
-        settings=wandb.Settings(**settings),
-    )
+    arguments = {
+        "id": wandb_id(run.folder) if run.resumed else None,
+        "name": f"{run.name}-{run.folder.name}",
+        "project": options.project,
+        "log_model": options.log_model,
+        "settings": wandb.Settings(**settings),
+    }
+    logger = RunWandbLogger(run.folder, run.rows_logged(RunWandbLogger), **{**arguments, **given, "mode": mode})
     drop_anonymous(logger)
     return logger
 

@@ -219,7 +219,12 @@ VALUES: dict[str, tuple[Case, str]] = {
     "logs after -1 steps": ([*FIT, "--trainer.log_every_n_steps=-1"], r"trainer\.log_every_n_steps is -1"),
     "a share above 1": ([*FIT, "--trainer.limit_train_batches=1.5"], "limit_train_batches"),
     "a precision that does not exist": ([*FIT, "--trainer.precision", "9"], r"--trainer\.precision 9 is not possible"),
-    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], "torch_xla|TPU"),
+    "an accelerator that is not there": ([*FIT, "--trainer.accelerator", "tpu"], r"^--trainer\.accelerator tpu is not possible: .* use --trainer\.accelerator auto, or cpu$"),
+    "a logger that does not exist": ([*FIT, "--trainer.logger+=TensorBordLogger"], r"^--trainer\.logger TensorBordLogger is neither .*; did you mean TensorBoardLogger\?$"),
+    "an option that a logger lacks": ([*FIT, "--trainer.logger+=CSVLogger", "--trainer.logger.save_dri=x"], r"save_dri is not an option of CSVLogger; did you mean save_dir\?$"),
+    "a learning rate of a model with two": ([*FIT, "--model.lr=1"], r"^--model\.lr is not an option of GAN; did you mean --model\.optimizer_d\.lr or --model\.optimizer_g\.lr\?$"),
+    "an option of the optimizer": (["fit", *MLP, "--data=Digits", "--model.momentum=1"], r"did you mean --model\.optimizer\.momentum\?$"),
+    "a name of older versions": ([*FIT, "--trainer.gpus=1"], r"^--trainer\.gpus is not an option; did you mean --trainer\.devices\?$"),
     "a word for devices": ([*FIT, "--trainer.accelerator=cpu", "--trainer.devices=x"], "devices"),
     "no devices": ([*FIT, "--trainer.accelerator=cpu", "--trainer.devices=0"], "devices"),
     "a strategy that does not exist": ([*FIT, "--trainer.strategy", "foo"], "strategy='foo'"),
@@ -357,10 +362,13 @@ MACHINE: dict[str, tuple[Case, str]] = {
     "a port that is taken": (port_in_use, r"cannot meet at MASTER_PORT \d+ .*; unset MASTER_PORT, or set it to a free port"),
 }  # fmt: skip
 if not torch.cuda.is_available():
-    MACHINE["a GPU that is not there"] = ([*FIT, "--trainer.accelerator=gpu"], "No supported gpu backend found")
+    MACHINE["a GPU that is not there"] = (
+        [*FIT, "--trainer.accelerator=gpu"],
+        r"^--trainer\.accelerator gpu is not possible: .* use --trainer\.accelerator auto, or cpu$",
+    )
     MACHINE["seven GPUs"] = (
         [*FIT, "--trainer.accelerator=cuda", "--trainer.devices=7"],
-        r"accelerator is not available.*\['cpu'\]",
+        r"^--trainer\.accelerator cuda is not possible: .* use --trainer\.accelerator auto, or cpu$",
     )
 
 CASES = {

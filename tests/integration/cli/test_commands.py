@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.helpers.command import GAN_RUN, MLP_RUN, TINY, fails, read_rows, run_program
+from tests.helpers.command import CHECKOUT, GAN_RUN, MLP_RUN, TINY, fails, read_rows, run_program
 from tests.helpers.wandb_reader import read_offline_run
 from zoo import GAN
 from zoo.cli.main import main
@@ -49,7 +50,9 @@ def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
     assert "stopped early" in last[1]
     assert "best val/fd" in last[2]
     assert "runs/gan/version_0/samples" in last[3] and "curves.png" in last[3]
-    assert last[4].startswith("Next: python cli.py sample --ckpt_path runs/gan/version_0/checkpoints/")
+    assert re.search(
+        r"^Next: \S+ \S+cli\.py sample --ckpt_path runs/gan/version_0/checkpoints/\w+\.ckpt --n 64$", last[4]
+    )
 
 
 def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):
@@ -83,11 +86,6 @@ def test_two_runs_never_share_a_folder():
     assert sorted(p.name for p in Path("runs/mlpclassifier").iterdir()) == ["version_0", "version_1"]
     for version in (0, 1):
         assert (Path("runs/mlpclassifier") / f"version_{version}" / "checkpoints" / "last.ckpt").is_file()
-
-
-def test_a_run_without_loggers_leaves_only_its_checkpoint():
-    main([*MLP_RUN, "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint"])
-    assert [p.name for p in Path.cwd().rglob("*") if p.is_file()] == ["epoch=0-step=6.ckpt"]
 
 
 def test_fast_dev_run_writes_nothing():
@@ -209,11 +207,25 @@ def test_sample_interpolates_and_makes_animations(run):
     assert Image.open("trajectory.gif").n_frames == 9
 
 
-def test_sample_overwrites_nothing(run, capsys):
+def test_sample_overwrites_nothing_unasked(run, capsys):
     Path("mine.png").write_text("precious")
-    args = ["sample", "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), "--out", "mine.png"]
-    assert fails(capsys, *args) == "mine.png exists already and is not overwritten; choose another name"
+    args = ["sample", "--ckpt_path", str(run[0] / "checkpoints" / "last.ckpt"), "--n=1"]
+    answer = "mine.png exists already; choose another name, or replace the file with --overwrite"
+    assert fails(capsys, *args, "--out", "mine.png") == answer
     assert Path("mine.png").read_text() == "precious"
+    main([*args, "--out", "mine.png", "--overwrite"])
+    assert Image.open("mine.png").size == (32, 32)
+
+
+def test_the_command_that_is_printed_next_can_be_typed_twice(run, capsys, monkeypatch):
+    _, command = run[1].splitlines()[-1].split("Next: ")
+    _, script, *words = shlex.split(command)
+    monkeypatch.chdir(run[0].parents[2])
+    assert Path(script).samefile(CHECKOUT / "cli.py")
+    for name in ("samples.png", "samples-1.png"):
+        main(words)
+        assert capsys.readouterr().out.endswith(f"in {name}\n")
+        assert Path(name).is_file()
 
 
 # list and help

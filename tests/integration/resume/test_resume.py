@@ -193,7 +193,7 @@ def test_the_animation_of_a_resumed_run_is_written_by_rank_0_only():
         callback.setup(trainer, model, "fit")
         callback.load_state_dict({"last_step": 10, "images": names})
         callback.on_train_start(trainer, model)
-        trainer.loggers = []
+        trainer.loggers = []  # there is nothing to send the animation to
         callback.on_train_end(trainer, model)
         films.append((folder / "film.gif").exists())
     assert films == [False, True]

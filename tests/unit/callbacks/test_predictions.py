@@ -1,4 +1,4 @@
-"""PredictionWriter: the columns of its table, and that it overwrites nothing."""
+"""PredictionWriter: the columns of its table, and that it overwrites nothing unasked."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_parquet_has_the_same_table(tmp_path):
 def test_a_second_prediction_writes_only_its_own_rows(tmp_path):
     callback = PredictionWriter(str(tmp_path / "a.csv"))
     predict(callback)
-    callback.path = tmp_path / "b.csv"
+    callback.path = str(tmp_path / "b.csv")
     predict(callback)
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
 
@@ -103,13 +103,15 @@ def test_an_existing_file_is_refused_before_prediction_and_not_changed(tmp_path)
         def predict_step(self, batch, batch_idx):
             raise AssertionError("a batch was predicted")
 
-    with pytest.raises(UserError, match=r"table\.csv exists already; move it away, or give PredictionWriter another"):
+    with pytest.raises(UserError, match=r"table\.csv exists already; choose another name, or .* with --overwrite"):
         predict(PredictionWriter(str(path)), model=Idle((3,), 3, nn.Identity()))
     assert path.read_text() == "existing"
+    predict(PredictionWriter(str(path), overwrite=True))
+    assert [read(row) for row in rows_of(path)] == expected()
 
 
 def test_unknown_endings_and_parquet_without_pyarrow_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"path table\.xlsx must end in \.csv or \.parquet"):
+    with pytest.raises(UserError, match=r"predictions table\.xlsx must end in \.csv or \.parquet"):
         PredictionWriter("table.xlsx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"writing \.parquet needs pyarrow: pip install pyarrow, or write \.csv"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelSummary, TQDMProgressBar
 
 from zoo.callbacks import PredictionWriter, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
+from zoo.errors import UserError
 
 
 def names(added) -> list[str]:
@@ -21,21 +22,32 @@ def names(added) -> list[str]:
         ("fit", ["ShortProgressBar", "StopOnSignal", "LoggerState", "StayStopped", "StopOnNonFinite"]),
         ("validate", ["ShortProgressBar"]),
         ("test", ["ShortProgressBar"]),
-        ("predict", ["ShortProgressBar", "PredictionWriter"]),
+        ("predict", ["ShortProgressBar"]),
     ],
 )
 def test_callbacks_of_each_command(command, expected):
-    assert names(default_callbacks(command, [], progress_bar=True)) == expected
-    assert names(default_callbacks(command, [], progress_bar=False)) == expected[1:]
+    assert names(default_callbacks(command, [], progress_bar=True, model_summary=False)) == expected
+    assert names(default_callbacks(command, [], progress_bar=False, model_summary=False)) == expected[1:]
 
 
 def test_callbacks_of_the_user_replace_the_defaults():
+    assert names(default_callbacks("predict", [TQDMProgressBar(), ModelSummary()], progress_bar=True)) == []
+    assert names(default_callbacks("predict", [TQDMProgressBar()], progress_bar=True)) == ["ShortModelSummary"]
+    assert "StopOnNonFinite" not in names(default_callbacks("fit", [StopOnNonFinite(5)], progress_bar=False))
+
+
+def test_predictions_are_written_by_default_or_by_a_callback_of_the_user():
     class OwnWriter(BasePredictionWriter):
         pass
 
-    assert names(default_callbacks("predict", [TQDMProgressBar(), OwnWriter("batch")], progress_bar=True)) == []
-    assert names(default_callbacks("predict", [PredictionWriter("own.csv")], progress_bar=False)) == []
-    assert "StopOnNonFinite" not in names(default_callbacks("fit", [StopOnNonFinite(5)], progress_bar=False))
+    (writer,) = with_prediction_writer([], "a.csv", overwrite=True)
+    assert isinstance(writer, PredictionWriter) and (writer.path, writer.overwrite) == ("a.csv", True)
+    own = OwnWriter("batch")
+    assert with_prediction_writer([own], None, overwrite=False) == [own]
+    given = PredictionWriter("mine.csv")
+    assert with_prediction_writer([given], None, overwrite=True) == [given] and given.overwrite
+    with pytest.raises(UserError, match=r"--out b\.csv is for the default table"):
+        with_prediction_writer([given], "b.csv", overwrite=False)
 
 
 def test_checkpoints_are_written_atomically_unless_the_user_has_a_plugin_for_them():

@@ -37,7 +37,7 @@ OPTIONS = [
 ]
 
 
-def test_predict_writes_a_table_by_default_and_does_not_overwrite_it(checkpoints, tmp_path, monkeypatch, capsys):
+def test_predict_writes_a_new_table_each_time_unless_it_is_to_overwrite_one(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["predict", *OPTIONS, "--ckpt_path", checkpoints[0], "--model.mc_samples=3"]
     main([*command, f"--model.ensemble=[{checkpoints[1]}]"])
@@ -48,6 +48,10 @@ def test_predict_writes_a_table_by_default_and_does_not_overwrite_it(checkpoints
     assert [int(row["index"]) for row in rows] == list(range(297))
     assert [int(row["label"]) for row in rows] == labels.tolist()
     assert all(float(row["mutual_information"]) > 0 for row in rows)
-    message = fails(capsys, *command)
-    assert message == "predictions.csv exists already; move it away, or give PredictionWriter another path"
+    main([*command, "--trainer.limit_predict_batches=1"])
     assert Path("predictions.csv").read_text() == text
+    first = Path("predictions-1.csv").read_text()
+    message = fails(capsys, *command, "--out", "predictions.csv")
+    assert message == "predictions.csv exists already; choose another name, or replace the file with --overwrite"
+    main([*command, "--trainer.limit_predict_batches=1", "--out", "predictions.csv", "--overwrite"])
+    assert Path("predictions.csv").read_text() == first

@@ -55,7 +55,7 @@ def test_an_early_stopped_run_reports_when_and_why_and_its_best_checkpoint(lines
     best = re.search(rf"best val/loss: (\S+) after epoch 1, in {re.escape(path)}", lines())
     assert best
     assert torch.load(path, weights_only=True)["epoch"] == 0
-    assert f"Next: python cli.py test --ckpt_path {path}" in lines()
+    assert f"Next: zoo test --ckpt_path {path}" in lines()
     model = MLPClassifier.load_from_checkpoint(path, weights_only=True)
     (metrics,) = quiet_trainer().validate(model, datamodule=Digits(), verbose=False)
     assert metrics["val/loss"] == pytest.approx(float(best[1]), rel=1e-3)
@@ -81,7 +81,8 @@ def test_a_run_that_ended_before_its_first_validation_has_no_best_metric(lines):
     fit(patience=5, max_steps=1)
     assert "Run finished after 1 steps" in lines()
     assert "best val/loss:" not in lines()
-    assert "Next: python cli.py test --ckpt_path run/checkpoints/last.ckpt" in lines()
+    assert "not stopped early: val/loss was not measured" in lines()
+    assert "Next: zoo test --ckpt_path run/checkpoints/last.ckpt" in lines()
 
 
 def test_a_generative_model_is_followed_by_the_command_sample_and_its_images(lines):
@@ -89,8 +90,8 @@ def test_a_generative_model_is_followed_by_the_command_sample_and_its_images(lin
     Path("run/curves.png").touch()
     fit(5, GAN((1, 8, 8), **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
     assert "to look at: run/samples, run/curves.png" in lines()
-    assert "Next: python cli.py sample --ckpt_path run/checkpoints/last.ckpt --n 64 --out samples.png" in lines()
-    assert "cli.py test" not in lines()
+    assert "Next: zoo sample --ckpt_path run/checkpoints/last.ckpt --n 64" in lines()
+    assert "zoo test" not in lines()
 
 
 def test_fast_dev_run_prints_nothing(lines):

@@ -133,8 +133,23 @@ def test_weights_that_cannot_be_downloaded_are_a_one_line_error(monkeypatch):
         raise OSError("no network\nat all")
 
     monkeypatch.setattr("timm.create_model", no_network)
+    monkeypatch.setattr("zoo.models.timm_network.connection_problem", lambda url: "")
     with pytest.raises(UserError, match=r"^the pretrained weights of .* are not available \(no network at all\)"):
         classifier(pretrained=True)
+
+
+def test_without_a_connection_the_hub_looks_in_its_cache_only(monkeypatch):
+    from huggingface_hub import constants
+
+    def create_model(*args, **kwargs):
+        raise OSError(f"offline: {constants.HF_HUB_OFFLINE}")
+
+    monkeypatch.setattr("timm.create_model", create_model)
+    for problem in ("no connection to the hub", ""):
+        monkeypatch.setattr("zoo.models.timm_network.connection_problem", lambda url, problem=problem: problem)
+        with pytest.raises(UserError, match=f"offline: {bool(problem)}"):
+            classifier(pretrained=True)
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_files_that_are_not_weights_of_the_model_are_refused(tmp_path):

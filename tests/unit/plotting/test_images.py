@@ -28,7 +28,7 @@ def test_the_grid_keeps_colors():
     assert image_grid(red)[10, 10].tolist() == [255, 0, 0]
 
 
-def test_existing_files_are_not_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten_unasked(tmp_path):
     image = np.zeros((4, 4, 3), dtype=np.uint8)
     (tmp_path / "a.png").write_text("existing")
     for save in (
@@ -36,9 +36,11 @@ def test_existing_files_are_not_overwritten(tmp_path):
         lambda: save_gif(tmp_path / "a.png", [image]),
         lambda: save_npz(tmp_path / "a.png", torch.zeros(1, 1, 2, 2)),
     ):
-        with pytest.raises(UserError, match=r"a\.png exists already and is not overwritten"):
+        with pytest.raises(UserError, match=r"a\.png exists already"):
             save()
     assert (tmp_path / "a.png").read_text() == "existing"
+    save_png(tmp_path / "a.png", image, overwrite=True)
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == image).all()
 
 
 def test_npz_of_images_is_bytes_with_channels_last_and_labels(tmp_path):

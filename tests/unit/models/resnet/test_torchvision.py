@@ -46,16 +46,23 @@ def test_a_backbone_of_torchvision_takes_one_or_three_channels():
         classifier((2, 32, 32))
 
 
-@pytest.mark.parametrize("error", [OSError("no network\nat all"), ValueError("IMAGENET9"), KeyError("x")])
-def test_weights_that_cannot_be_loaded_are_a_one_line_error(error, monkeypatch):
+def test_weights_that_cannot_be_downloaded_say_where_to_put_the_file(monkeypatch):
     def refuse(name, weights=None):
-        raise error
+        raise OSError("no network\nat all")
 
     monkeypatch.setattr("torchvision.models.get_model", refuse)
     with pytest.raises(UserError) as caught:
+        classifier((3, 32, 32), weights="DEFAULT")
+    message = str(caught.value)
+    assert message.startswith(
+        "the weights DEFAULT of resnet18 cannot be downloaded (no network); put https://download."
+    )
+    assert message.endswith(f".pth into {torch.hub.get_dir()}/checkpoints, or give null for random weights")
+
+
+def test_weights_that_do_not_exist_are_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"^resnet18 has no weights IMAGENET9; did you mean IMAGENET1K_V1\?$"):
         classifier((3, 32, 32), weights="IMAGENET9")
-    assert str(caught.value).startswith("the weights IMAGENET9 of resnet18 are not available (")
-    assert "\n" not in str(caught.value)
 
 
 class SmallBackbone(nn.Module):
