@@ -7,6 +7,7 @@ several recipes are stacked.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,11 @@ class ZooCLI(CommandLineHooks, LightningCLI):
                     "there is not one training batch (on each device): use a smaller --data.batch_size, fewer "
                     "--trainer.devices, or more of --trainer.limit_train_batches"
                 )
-            print_summary(self.trainer, self.model)
+            self.summarize()
+
+    def summarize(self) -> None:
+        """Called on all ranks when training has ended."""
+        print_summary(self.trainer, self.model)
 
     def validate(self, **kwargs: Any) -> None:
         with ending_together(self.trainer):
@@ -166,25 +171,39 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.trainer.predict(**kwargs, weights_only=True)
 
 
-def run_trainer(args: list[str]) -> ZooCLI:
-    """Runs fit, validate, test or predict.
+def resolve_arguments(args: list[str]) -> tuple[list[str], str]:
+    """Replaces names of recipes and classes by paths.
 
     Args:
         args: command and its options.
 
     Returns:
-        The finished command line, with its model and Trainer.
+        Arguments for the parser, and the name of the run if the user gives none.
     """
     load_all()  # so that short names of classes are known
     args, recipe = resolve_recipes(with_config_of_run(args))
     args = with_import_paths(args)
     name = recipe or _model_name(args) or "run"
+    return args, name.rsplit(".", 1)[-1].lower()
+
+
+def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = ZooCLI) -> ZooCLI:
+    """Runs fit, validate, test or predict.
+
+    Args:
+        args: command and its options.
+        make: builds the command line, which parses `sys.argv` and runs the command.
+
+    Returns:
+        The finished command line, with its model and Trainer.
+    """
+    args, name = resolve_arguments(args)
     folders = RunFolders()
     typed = sys.argv
     # Not passed as an argument: DDP starts its processes by repeating sys.argv.
     sys.argv = [typed[0], *args]
     try:
-        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders)
+        return make(name, folders)
     except Exception as error:
         mistake = as_user_error(error)
         # After a mistake nothing is kept; what a full disk has left of a run is kept.
