@@ -141,6 +141,8 @@ class Search:
         try:
             if self.own_values is not None:
                 study.start_with(self.own_values)
+            else:
+                print("The recipe's own options are not in the search space, so no trial has them")
             while len(study.ended) < trials:
                 self._run_trial(study)
             self._report(study)

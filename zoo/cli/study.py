@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import optuna
 import yaml
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -169,8 +170,10 @@ class Study:
     def write_picture(self, metric: str) -> None:
         """Writes trials.png."""
         trials = [PlottedTrial(t.number, _best(t), t.state == TrialState.COMPLETE, t.params) for t in self.ended]
-        logarithmic = [key for key, one in self.space.distributions.items() if getattr(one, "log", False)]
-        picture = plot_trials(trials, metric, self.mode, logarithmic)
+        distributions = self.space.distributions.items()
+        logarithmic = [key for key, one in distributions if getattr(one, "log", False)]
+        choices = {key: one.choices for key, one in distributions if isinstance(one, CategoricalDistribution)}
+        picture = plot_trials(trials, metric, self.mode, logarithmic, choices)
         with atomic_write(self.folder / "trials.png") as file:
             Image.fromarray(picture).save(file, format="png")
 

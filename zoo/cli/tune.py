@@ -16,8 +16,8 @@ OWN = ("search", "trials", "metric", "mode", "seeds", "pruning")
 #: Options of `fit` without a dot, and those that a search cannot have.
 OF_FIT = ("config", "model", "data", "seed_everything", "ckpt_path", "print_config", "help")
 DESCRIPTION = (
-    "Searches for better options of a recipe, by Optuna. All other options are those of fit, and every trial is a run of "
-    "fit: zoo tune --config gan.yaml --search gan_space.yaml --trials 20"
+    "Searches for better options of a recipe, by Optuna. All other options are those of fit, and every trial is a run "
+    "of fit: zoo tune --config gan.yaml --search gan_space.yaml --trials 20"
 )
 
 

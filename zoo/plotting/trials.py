@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from zoo.plotting.figures import new_figure, render_figure
@@ -27,7 +27,11 @@ class PlottedTrial(NamedTuple):
 
 
 def plot_trials(
-    trials: Sequence[PlottedTrial], metric: str, mode: Literal["min", "max"], logarithmic: Collection[str] = ()
+    trials: Sequence[PlottedTrial],
+    metric: str,
+    mode: Literal["min", "max"],
+    logarithmic: Collection[str] = (),
+    choices: Mapping[str, Sequence[Any]] | None = None,
 ) -> RGBImage:
     """Plots the metric over the trials, with the best so far, and in a panel for each option over its values.
 
@@ -38,21 +42,22 @@ def plot_trials(
         metric: name of the metric.
         mode: "min" if lower values are better, "max" if higher values are.
         logarithmic: options with a logarithmic axis.
+        choices: choices of those options that have some, which become ticks in their order.
     """
     names = list(trials[0].options)
     figure, axes = new_figure(1 + len(names))
     values = [trial.value for trial in trials if trial.value is not None]
-    wide = bool(values) and min(values) > 0 and max(values) / min(values) > 100
+    wide = bool(values) and min(values) > 0 and max(values) / min(values) > 10
     _scatter(axes[0], [trial.number for trial in trials], trials)
     _plot_best(axes[0], trials, min if mode == "min" else max)
     axes[0].set(xlabel="trial", ylabel=metric)
     axes[0].legend(fontsize="small")
     for ax, name in zip(axes[1:], names, strict=True):
-        positions, labels = _positions([trial.options[name] for trial in trials])
-        _scatter(ax, positions, trials)
-        if labels:
-            ax.set_xticks(range(len(labels)), labels)
-            ax.margins(x=0.2)
+        positions, ticks = [trial.options[name] for trial in trials], (choices or {}).get(name)
+        _scatter(ax, positions if ticks is None else [list(ticks).index(value) for value in positions], trials)
+        if ticks is not None:
+            ax.set_xticks(range(len(ticks)), map(str, ticks))
+            ax.set_xlim(-0.5, len(ticks) - 0.5)
         elif name in logarithmic:
             ax.set_xscale("log")
         ax.set(xlabel=_short(name), ylabel=metric)
@@ -84,14 +89,6 @@ def _plot_best(ax: Any, trials: Sequence[PlottedTrial], better: Any) -> None:
         best = list(itertools.accumulate(values, better))
         end = trials[-1].number
         ax.step([*numbers, end], [*best, best[-1]], where="post", color="tab:orange", label=f"best {best[-1]:.4g}")
-
-
-def _positions(values: Sequence[Any]) -> tuple[list[float], list[str]]:
-    """Positions on an axis, and the labels of its ticks if the values are not numbers."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return list(values), []
-    labels = sorted({str(value) for value in values})
-    return [labels.index(str(value)) for value in values], labels
 
 
 def _short(name: str, length: int = 36) -> str:
