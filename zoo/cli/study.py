@@ -58,13 +58,23 @@ class Study:
         self._lock = _create_and_lock(folder)
         self._journal = folder / JOURNAL
         self._new = not self._journal.exists()
+        try:
+            self._study = self._open()
+            self._check_same(described)
+            self._repeat_interrupted()
+        except BaseException:
+            self.close()
+            raise
+        # Another seed after each continuation: the same one would draw the first values again.
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed + len(self._study.trials))
+
+    def _open(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            storage = JournalStorage(JournalFileBackend(str(self._journal)))
-            self._study = optuna.create_study(
+            return optuna.create_study(
                 study_name="tune",
-                storage=storage,
-                direction="minimize" if mode == "min" else "maximize",
+                storage=JournalStorage(JournalFileBackend(str(self._journal))),
+                direction="minimize" if self.mode == "min" else "maximize",
                 pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, n_warmup_steps=UNPRUNED_VALIDATIONS + 1),
                 load_if_exists=True,
             )
@@ -72,10 +82,6 @@ class Study:
             raise UserError(
                 f"{self._journal} is damaged ({one_line(str(error))[:100]}): move it away, or give another --run.name"
             ) from error
-        self._check_same(described)
-        self._repeat_interrupted()
-        # Another seed after each continuation: the same one would draw the first values again.
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed + len(self._study.trials))
 
     def _check_same(self, described: dict[str, Any]) -> None:
         before = self._study.user_attrs.get("described")

@@ -127,7 +127,7 @@ def test_a_trial_is_pruned_if_it_is_worse_than_the_median_of_the_completed_ones(
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_the_table_has_the_best_first_and_the_picture_shows_them(mode, tmp_path):
+def test_the_table_has_the_best_first_and_the_picture_shows_them(mode, tmp_path, monkeypatch):
     study = open_study(tmp_path, mode=mode)
     for state, value in (("completed", 3.0), ("pruned", 9.0), ("failed", None), ("completed", 1.0), ("completed", 2.0)):
         add(study, state, value, "" if state != "failed" else "the loss became nan")
@@ -143,6 +143,14 @@ def test_the_table_has_the_best_first_and_the_picture_shows_them(mode, tmp_path)
     for row in rows:
         assert (float(row[LR]), int(row[SIZE])) == (trials[row["trial"]][LR], trials[row["trial"]][SIZE])
         assert (row["steps"], row["seconds"], row["folder"]) == ("6", "0.1", "runs/a/version_0")
+    pictures = iter((np.full((1, 1, 3), 10, np.uint8), np.full((1, 1, 3), 20, np.uint8)))
+    drawn = []
+    monkeypatch.setattr("zoo.cli.study.plot_trials", lambda *args: drawn.append(args) or next(pictures))
     for _ in range(2):  # the second one replaces the first
         study.write_picture("val/loss")
-    assert np.asarray(Image.open(study.folder / "trials.png")).std() > 5
+    shown, *others = drawn[0]
+    assert others == ["val/loss", mode, [LR], {SIZE: (32, 64)}]
+    assert [(t.number, t.value, t.completed) for t in shown] == [
+        (0, 3.0, True), (1, 9.0, False), (2, None, False), (3, 1.0, True), (4, 2.0, True),
+    ]  # fmt: skip
+    assert np.asarray(Image.open(study.folder / "trials.png")).max() == 20

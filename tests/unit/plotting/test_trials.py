@@ -36,7 +36,7 @@ def test_values_the_best_so_far_and_each_option_are_shown(mode, best, figure):
     over_trials, over_lr, over_loss = figure[0].axes
     completed, pruned = (collection.get_offsets().tolist() for collection in over_trials.collections)
     assert (completed, pruned) == ([[0, 3], [4, 1], [5, 2]], [[1, 5]])
-    line, failed = over_trials.lines
+    failed, line = over_trials.lines
     assert line.get_xydata().tolist() == [[0, best[0]], [4, best[1]], [5, best[2]], [5, best[3]]]
     assert failed.get_xdata() == [2]
     assert [x for x, _ in over_lr.collections[0].get_offsets()] == [0.1, 0.03, 0.02]
