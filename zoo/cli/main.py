@@ -38,7 +38,7 @@ commands:
   tune       search for better options of a recipe:  {PROGRAM} tune --config gan.yaml --search gan_space.yaml
   sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {PROGRAM} edit --ckpt_path FILE --task vary --image in.png --sigma 1
-  list       list models, data, callbacks, recipes and weights
+  list       list models, data, callbacks, recipes, search spaces and weights
 
 {PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints the version."""
 

@@ -91,7 +91,7 @@ class Search:
         _check_trainer(self.dry.trainer)
         self.metric, self.mode = _metric_and_mode(self.dry.trainer, metric, mode)
         self._check_space()
-        self.config = self._plain(self._parse({}))
+        self.config = self._plain(self.dry.config)
         self.own_values = self.space.values_of(self.config)
         run = self.config["run"]
         self.name: str = run["name"] or f"{self.dry.recipe}_tune"

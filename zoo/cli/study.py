@@ -24,6 +24,7 @@ from zoo.plotting.trials import PlottedTrial, plot_trials
 from zoo.tracking.run_folders import lock_folder
 
 JOURNAL = "study.journal"
+NAME = "tune"  # of the only study in a journal
 #: Trials that end before the first is pruned, and validations of a trial before it may be pruned.
 UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS = 5, 2
 #: What is kept of a trial beside its options and its value.
@@ -70,14 +71,13 @@ class Study:
 
     def _open(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(UNPRUNED_TRIALS, n_warmup_steps=UNPRUNED_VALIDATIONS + 1)
         try:
-            return optuna.create_study(
-                study_name="tune",
-                storage=JournalStorage(JournalFileBackend(str(self._journal))),
-                direction="minimize" if self.mode == "min" else "maximize",
-                pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, n_warmup_steps=UNPRUNED_VALIDATIONS + 1),
-                load_if_exists=True,
-            )
+            storage = JournalStorage(JournalFileBackend(str(self._journal)))
+            if self._new:
+                direction = "minimize" if self.mode == "min" else "maximize"
+                return optuna.create_study(study_name=NAME, storage=storage, direction=direction, pruner=pruner)
+            return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"{self._journal} is damaged ({one_line(str(error))[:100]}): move it away, or give another --run.name"

@@ -25,7 +25,7 @@ LARGE = ("grid.png", "raw.npz", "ways.png", "walk.gif", "film.gif", "predictions
 
 def run_of(command: str) -> str:
     """Name of the run that a command begins or reads."""
-    found = re.search(r"runs/(\w+)/", command) or re.search(r"--config (?:[\w/]+/)?(\w+)\.yaml", command)
+    found = re.search(r"runs/(\w+?)(?:_tune)?/", command) or re.search(r"--config (?:[\w/]+/)?(\w+)\.yaml", command)
     return found[1] if found else "no_recipe"
 
 
@@ -64,10 +64,11 @@ def shortened(command: str) -> list[str]:
     arguments = shlex.split(command)[2:]
     if arguments[0] in ("validate", "test", "predict"):
         return [*arguments, *SHORT_EVALUATION]
-    if arguments[0] != "fit":
+    if arguments[0] not in ("fit", "tune"):
         return arguments
     device = [] if "--trainer.accelerator" in command else TINY[:1]
-    return [*arguments, *device, *TINY[1:], *SHORT]
+    trials = ["--trials=1"] if arguments[0] == "tune" else []
+    return [*arguments, *device, *TINY[1:], *SHORT, *trials]
 
 
 def files_written(arguments: list[str]) -> list[str]:
@@ -77,6 +78,11 @@ def files_written(arguments: list[str]) -> list[str]:
     if arguments[0] == "predict":
         paths = [a.partition("=")[2] for a in arguments if a.startswith("--trainer.callbacks.path=")]
         return paths or ["predictions.csv"]
+    if arguments[0] == "tune":
+        return [
+            f"runs/{run_of(shlex.join(['', *arguments]))}_tune/{name}"
+            for name in ("trials.csv", "trials.png", "best.yaml")
+        ]
     return named
 
 
