@@ -58,7 +58,8 @@ class TrialRun(ZooCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        trainer.callbacks.append(self.objective)  # type: ignore[attr-defined]
+        # First, so that a metric that does not exist ends the run before there is a checkpoint.
+        trainer.callbacks.insert(0, self.objective)  # type: ignore[attr-defined]
         return trainer
 
     def summarize(self) -> None:
@@ -88,8 +89,8 @@ class Search:
         self.options = [name for key in self.space.distributions for name in option_names_of(key)]
         with _quiet():
             self.dry = run_trainer(["fit", *words, "--trainer.logger=false"], DryRun)
-        _check_trainer(self.dry.trainer)
-        self.metric, self.mode = _metric_and_mode(self.dry.trainer, metric, mode)
+        check_trainer(self.dry.trainer)
+        self.metric, self.mode = metric_and_mode(self.dry.trainer, metric, mode)
         self._check_space()
         self.config = self._plain(self.dry.config)
         self.own_values = self.space.values_of(self.config)
@@ -145,13 +146,13 @@ class Search:
                 print("The recipe's own options are not in the search space, so no trial has them")
             while len(study.ended) < trials:
                 self._run_trial(study)
+            study.write_picture(self.metric)
             self._report(study)
         except (KeyboardInterrupt, SystemExit) as stop:
+            study.write_picture(self.metric)
             print(f"Stopped after {len(study.ended)} trials; the same command continues the study in {self.folder}")
             raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from stop
         finally:
-            if study.ended:
-                study.write_picture(self.metric)
             study.close()
 
     def _run_trial(self, study: Study) -> None:
@@ -236,15 +237,20 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
-def _check_trainer(trainer: Trainer) -> None:
+def check_trainer(trainer: Trainer) -> None:
+    """Raises a `UserError` if a Trainer is not one for trials."""
     if trainer.world_size > 1:
         raise UserError(f"tune trains on one device, not on {trainer.world_size}: give --trainer.devices 1")
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise UserError("--trainer.fast_dev_run measures nothing: shorten the trials by --trainer.max_steps instead")
 
 
-def _metric_and_mode(trainer: Trainer, metric: str | None, mode: Mode | None) -> tuple[str, Mode]:
-    """The metric of the search and its mode: those that are given, else those of a checkpoint callback."""
+def metric_and_mode(trainer: Trainer, metric: str | None, mode: Mode | None) -> tuple[str, Mode]:
+    """The metric of a search and its mode: those that are given, else those of a checkpoint callback.
+
+    Raises:
+        UserError: nothing says what they are, or the metric is of the test split.
+    """
     monitored = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     found = next((c for c in monitored if metric in (None, c.monitor)), None)
     if found is None and metric is None:

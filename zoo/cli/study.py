@@ -174,7 +174,9 @@ class Study:
                 writer.writerow([trial.number, self.state_of(trial), _best(trial), *options, *facts])
 
     def write_picture(self, metric: str) -> None:
-        """Writes trials.png."""
+        """Writes trials.png, if a trial has ended."""
+        if not self.ended:
+            return
         trials = [PlottedTrial(t.number, _best(t), t.state == TrialState.COMPLETE, t.params) for t in self.ended]
         distributions = self.space.distributions.items()
         logarithmic = [key for key, one in distributions if getattr(one, "log", False)]

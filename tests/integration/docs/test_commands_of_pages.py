@@ -79,10 +79,8 @@ def files_written(arguments: list[str]) -> list[str]:
         paths = [a.partition("=")[2] for a in arguments if a.startswith("--trainer.callbacks.path=")]
         return paths or ["predictions.csv"]
     if arguments[0] == "tune":
-        return [
-            f"runs/{run_of(shlex.join(['', *arguments]))}_tune/{name}"
-            for name in ("trials.csv", "trials.png", "best.yaml")
-        ]
+        study = f"runs/{run_of(shlex.join(arguments))}_tune"
+        return [f"{study}/{name}" for name in ("trials.csv", "trials.png", "best.yaml")]
     return named
 
 
