@@ -1,4 +1,4 @@
-"""What is in the zoo: models, networks, data modules, callbacks, recipes, weights and plugins, with a line about each.
+"""What is in the zoo, with a line about each: models, networks, data, callbacks, recipes, spaces, weights and plugins.
 
 Names and summaries of the built-in classes are read from their source files, so that listing them imports neither
 torch nor Lightning. A package adds its own classes by the entry point group `zoo.plugins`: each entry point names a
@@ -22,7 +22,7 @@ BUILT_IN = {"models": "zoo", "networks": "zoo.models", "data": "zoo.datamodules"
 #: Public names in these packages that cannot be built from the command line alone.
 NOT_LISTED = frozenset({"Augment", "PerSample", "InMemoryDataModule"})
 #: Kinds of entries, in the order in which they are listed.
-KINDS = (*BUILT_IN, "recipes", "weights")
+KINDS = (*BUILT_IN, "recipes", "spaces", "weights")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
 
 
@@ -101,6 +101,11 @@ def recipe_files() -> dict[str, Path]:
     return {file.name: file for folder in folders for file in _package_files(folder, ".yaml")}
 
 
+def space_files() -> dict[str, Path]:
+    """Search spaces that ship with the package, by file name."""
+    return {file.name: file for file in _package_files("zoo.configs.spaces", ".yaml")}
+
+
 def _built_in(kind: str) -> Iterator[Entry]:
     """Public classes of a built-in package, found in its source files."""
     if kind not in BUILT_IN:
@@ -116,9 +121,9 @@ def _built_in(kind: str) -> Iterator[Entry]:
 
 
 def _files(kind: str) -> Iterator[Entry]:
-    """Recipes, described by their first line, and weights, by size and hash."""
-    if kind == "recipes":
-        for name, file in recipe_files().items():
+    """Recipes and search spaces, described by their first line, and weights, by size and hash."""
+    if kind in ("recipes", "spaces"):
+        for name, file in (recipe_files() if kind == "recipes" else space_files()).items():
             first = file.read_text(encoding="utf-8").split("\n")[0]
             yield Entry(kind, name, first.lstrip("# ") if first.startswith("#") else "")
     elif kind == "weights":

@@ -7,6 +7,7 @@ several recipes are stacked.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,11 @@ class ZooCLI(CommandLineHooks, LightningCLI):
     Args:
         recipe: name of the run if the user gives none.
         folders: creates the run's folder.
-        logger_typed: whether --trainer.logger is typed. An evaluation does not have the loggers of the run that the
-            configuration is of.
     """
 
-    def __init__(self, recipe: str, folders: RunFolders, logger_typed: bool = False) -> None:
+    def __init__(self, recipe: str, folders: RunFolders) -> None:
         self.recipe = recipe
         self.folders = folders
-        self.logger_typed = logger_typed
         self.loggers_given: Any = None
         self.resumed: ResumePoint | None = None
         super().__init__(
@@ -152,7 +150,9 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.save_config_callback = None
             return {"logger": False}
         if self.subcommand != "fit":
-            return {"logger": loggers_of_evaluation(self.loggers_given if self.logger_typed else None)}
+            # An evaluation does not have the loggers of the run that the configuration is of.
+            typed = any(word.startswith("--trainer.logger") for word in sys.argv)
+            return {"logger": loggers_of_evaluation(self.loggers_given if typed else None)}
         run = open_run(config.run, self.recipe, self.folders, self.resumed)
         folder = config.trainer.default_root_dir or run.folder
         return {"logger": loggers_of_run(self.loggers_given, run, config.wandb), "default_root_dir": folder}
@@ -181,7 +181,11 @@ class ZooCLI(CommandLineHooks, LightningCLI):
                     "there is not one training batch (on each device): use a smaller --data.batch_size, fewer "
                     "--trainer.devices, or more of --trainer.limit_train_batches"
                 )
-            print_summary(self.trainer, self.model)
+            self.summarize()
+
+    def summarize(self) -> None:
+        """Called on all ranks when training has ended."""
+        print_summary(self.trainer, self.model)
 
     def validate(self, **kwargs: Any) -> None:
         with ending_together(self.trainer):
@@ -196,25 +200,39 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.trainer.predict(**kwargs, weights_only=True)
 
 
-def run_trainer(args: list[str]) -> ZooCLI:
-    """Runs fit, validate, test or predict.
+def resolve_arguments(args: list[str]) -> tuple[list[str], str]:
+    """Replaces names of recipes and classes by paths.
 
     Args:
         args: command and its options.
 
     Returns:
-        The finished command line, with its model and Trainer.
+        Arguments for the parser, and the name of the run if the user gives none.
     """
     load_all()  # so that short names of classes are known
     args, recipe = resolve_recipes(with_config_of_run(args))
     args = with_import_paths(args)
     name = recipe or _model_name(args) or "run"
+    return args, name.rsplit(".", 1)[-1].lower()
+
+
+def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = ZooCLI) -> ZooCLI:
+    """Runs fit, validate, test or predict.
+
+    Args:
+        args: command and its options.
+        make: builds the command line, which parses `sys.argv` and runs the command.
+
+    Returns:
+        The finished command line, with its model and Trainer.
+    """
+    args, name = resolve_arguments(args)
     folders = RunFolders()
     typed = sys.argv
     # Not passed as an argument: DDP starts its processes by repeating sys.argv.
     sys.argv = [typed[0], *args]
     try:
-        return ZooCLI(name.rsplit(".", 1)[-1].lower(), folders, any(a.startswith("--trainer.logger") for a in args))
+        return make(name, folders)
     except Exception as error:
         mistake = as_user_error(error)
         # After a mistake nothing is kept; what a full disk has left of a run is kept.

@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": ("zoo.cli.fit", "run_command"),
     "test": ("zoo.cli.fit", "run_command"),
     "predict": ("zoo.cli.fit", "run_command"),
+    "tune": ("zoo.cli.tune", "run_tune"),
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
     "list": ("zoo.cli.list", "run_list"),
@@ -34,9 +35,10 @@ commands:
   validate   measure a checkpoint on the validation split
   test       measure a checkpoint on the test split
   predict    write a classifier's predictions to a table
+  tune       search for better options of a recipe:  {program} tune --config gan.yaml --search gan_space.yaml
   sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
-  list       list models, data, callbacks, recipes and weights
+  list       list models, data, callbacks, recipes, search spaces and weights
 
 {program} COMMAND --help lists the options of a command; {program} --version prints the version."""
 

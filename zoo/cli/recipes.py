@@ -73,13 +73,7 @@ def recipe_path(name: str) -> str:
 
 def check_recipe(path: str) -> None:
     """Raises a `UserError` that names file and line, unless the file is a valid configuration."""
-    node = _read(path)
-    if node is None:
-        raise UserError(f"{path} is empty; a recipe begins with a line such as 'model: GAN'")
-    _require_mapping(path, node, "a recipe")
-    for where, twice in _duplicates(node, set()):
-        raise UserError(f"{_place(path, twice.start_mark)}: {where} appears twice; remove one of them")
-    for name, value in _items(node):
+    for name, value in _items(read_mapping(path, "a recipe", "model: GAN")):
         if name in SECTIONS and not _is_null(value):
             _require_mapping(path, value, name)
         if name in ("model", "data"):
@@ -88,7 +82,27 @@ def check_recipe(path: str) -> None:
             _check_class(path, "trainer.callbacks", callback)
 
 
-def _read(path: str) -> yaml.Node | None:
+def read_mapping(path: str, what: str, example: str) -> yaml.Node:
+    """Root node of a YAML file of lines 'name: value', none of which appears twice.
+
+    Args:
+        path: path to the file.
+        what: kind of file, for messages.
+        example: line with which such a file may begin.
+
+    Raises:
+        UserError: the file is no such file; the message names the line.
+    """
+    node = _read(path, what)
+    if node is None:
+        raise UserError(f"{path} is empty; {what} begins with a line such as '{example}'")
+    _require_mapping(path, node, what)
+    for where, twice in _duplicates(node, set()):
+        raise UserError(f"{place(path, twice.start_mark)}: {where} appears twice; remove one of them")
+    return node
+
+
+def _read(path: str, what: str) -> yaml.Node | None:
     """Root node of the file's only document."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -101,14 +115,15 @@ def _read(path: str) -> yaml.Node | None:
         return yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise UserError(f"{_place(path, mark)}: {_problem(error)}") from error
+        raise UserError(f"{place(path, mark)}: {_problem(error)}") from error
     except yaml.YAMLError as error:  # characters that YAML does not allow
         raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     except (ValueError, TypeError, RecursionError) as error:  # a date of the 13th month; a key that is a list; depth
-        raise UserError(f"{path} is not a valid recipe: {error}") from error
+        raise UserError(f"{path} is not a valid {what.removeprefix('a ')}: {error}") from error
 
 
-def _place(path: str, mark: yaml.Mark | None) -> str:
+def place(path: str, mark: yaml.Mark | None) -> str:
+    """File, line and column of a mistake."""
     return path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
 
 
@@ -136,7 +151,7 @@ def _is_null(node: yaml.Node) -> bool:
 def _require_mapping(path: str, node: yaml.Node, what: str) -> None:
     if not isinstance(node, yaml.MappingNode):
         found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise UserError(f"{_place(path, node.start_mark)}: {what} must be lines of 'name: value', not {found}")
+        raise UserError(f"{place(path, node.start_mark)}: {what} must be lines of 'name: value', not {found}")
 
 
 def _duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
@@ -163,6 +178,6 @@ def _check_class(path: str, name: str, node: yaml.Node) -> None:
     """Checks a section that names a class: a name, or a mapping of `class_path` and `init_args`."""
     for key, value in _items(node):
         if key not in CLASS_KEYS and (hint := nearest(key, CLASS_KEYS)):
-            raise UserError(f"{_place(path, value.start_mark)}: {key} is not a key of {name}{hint}")
+            raise UserError(f"{place(path, value.start_mark)}: {key} is not a key of {name}{hint}")
         if key == "init_args" and not _is_null(value):
             _require_mapping(path, value, f"{name}.init_args")

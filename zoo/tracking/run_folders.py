@@ -65,9 +65,7 @@ class RunFolders:
         Args:
             keep_metrics: keep folders that hold metrics; a folder with checkpoints is always kept.
         """
-        wandb = sys.modules.get("wandb")
-        if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=1)
+        finish_wandb(exit_code=1)
         for folder in self._made:
             started = (folder / "checkpoints").exists() or (keep_metrics and (folder / "metrics.csv").exists())
             if folder.name.startswith("version_") and not started:
@@ -75,6 +73,32 @@ class RunFolders:
             with suppress(OSError):  # not empty
                 folder.rmdir()
         self._made = []
+
+
+def finish_wandb(exit_code: int = 0) -> None:
+    """Ends the run of Weights & Biases in this process, if there is one; a later run would be logged into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Locks a folder until the handle is closed or the process ends; None where the system has no such locks.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 class RunLock:
@@ -90,19 +114,14 @@ class RunLock:
             UserError: another process trains there.
         """
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = lock_folder(folder)
         except OSError as error:
-            os.close(handle)
             raise UserError(
                 f"the run in {folder} is still in progress, so it cannot be resumed; leave out --ckpt_path last to "
                 "start a new run"
             ) from error
-        cls._held[folder] = handle
+        if handle is not None:
+            cls._held[folder] = handle
 
     @classmethod
     def release(cls) -> None:

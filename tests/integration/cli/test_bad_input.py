@@ -356,6 +356,31 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
     "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN makes no predictions; .* command sample"),
 }  # fmt: skip
 
+
+def searching(space: str, *args: str) -> Case:
+    def make(_: Path) -> list[str]:
+        Path("space.yaml").write_text(space, encoding="utf-8")
+        return ["tune", "--search", "space.yaml", *(args or FIT[1:])]
+
+    return make
+
+
+GOOD_SPACE = "model.latent_dim: [4, 8]\n"
+TUNE: dict[str, tuple[Case, str]] = {
+    "no space": (["tune", *FIT[1:]], "--search must be given"),
+    "a space": (["tune", *FIT[1:], "--search=gan_spac.yaml"], r"gan_spac\.yaml is neither a file nor a search space; did you mean gan_space\.yaml\?"),
+    "a range upside down": (searching("model.latent_dim: {low: 8, high: 4}\n"), r"space\.yaml, line 1, column 1: model\.latent_dim: low is 8; it must be below high"),
+    "an option of tune": (searching(GOOD_SPACE, *FIT[1:], "--trails=3"), r"--trails is not an option; did you mean --trials\?"),
+    "no trials": (searching(GOOD_SPACE, *FIT[1:], "--trials=0"), "--trials is 0; it must be at least 1"),
+    "a metric of the test split": (searching(GOOD_SPACE, *FIT[1:], "--metric=test/fd"), "--metric test/fd is of the test split"),
+    "a checkpoint": (searching(GOOD_SPACE, *FIT[1:], "--ckpt_path=last"), "--ckpt_path is for one run"),
+    "a metric that is not measured": (searching(GOOD_SPACE, *GAN_RUN[1:], "--metric=val/df", "--mode=min"), r"val/df is not measured in validation; did you mean val/fd\?"),
+    "an option that the model lacks": (searching("model.latent_dmi: [4, 8]\n"), r"space\.yaml: --model\.latent_dmi is not an option of GAN; did you mean latent_dim\?"),
+    "a choice that the option lacks": (searching("model.latent_dim: [4, 8]\nmodel.loss: [hinge, hing]\n"), r"space\.yaml: --model\.loss hing is not possible; choose one of"),
+    "a low end that the model refuses": (searching("model.latent_dim: {low: 0, high: 8}\n"), r"space\.yaml: latent_dim is 0; it must be at least 1"),
+    "several devices": (searching(GOOD_SPACE, *FIT[1:], "--trainer.accelerator=cpu", "--trainer.devices=2"), "one device, not on 2: give --trainer.devices 1"),
+}  # fmt: skip
+
 MACHINE: dict[str, tuple[Case, str]] = {
     "a file where the runs belong": (run_here, "the run's folder cannot be created in runs/gan: .*; choose another --run.root"),
     "a place that cannot be written to": ([*GAN_RUN, "--run.root=/proc/runs"], "the run's folder cannot be created in /proc/runs/gan: .*; choose another --run.root"),
@@ -375,6 +400,7 @@ CASES = {
     f"{what}: {name}": case
     for what, cases in {
         "names": NAMES, "values": VALUES, "files": FILES, "recipes": RECIPES, "data": DATA, "checkpoints": CHECKPOINTS,
+        "tune": TUNE,
         "machine": MACHINE,
     }.items()
     for name, case in cases.items()
@@ -401,6 +427,9 @@ QUICK = {
     "checkpoints: fit with a hostile checkpoint",
     "checkpoints: sample with a hostile checkpoint",
     "checkpoints: fit on data of another shape",
+    "tune: a range upside down",
+    "tune: an option of tune",
+    "tune: a metric of the test split",
     "machine: a file where the runs belong",
 }
 

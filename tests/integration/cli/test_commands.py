@@ -237,7 +237,7 @@ def test_list_names_everything_with_a_line_each(capsys):
     for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan.yaml", "digits.safetensors"):
         assert re.search(rf"^  {re.escape(name)} +\S+", output, re.MULTILINE), name
     assert [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "models:", "networks:", "data:", "callbacks:", "recipes:", "weights:",
+        "models:", "networks:", "data:", "callbacks:", "recipes:", "spaces:", "weights:",
     ]  # fmt: skip
     assert "InMemoryDataModule" not in output, "bases are no data modules"
 
@@ -245,7 +245,10 @@ def test_list_names_everything_with_a_line_each(capsys):
 def test_help_names_every_command(capsys):
     main([])
     output = capsys.readouterr().out
-    assert all(f"  {command} " in output for command in ("fit", "validate", "test", "predict", "sample", "list"))
+    assert all(
+        f"  {command} " in output
+        for command in ("fit", "validate", "test", "predict", "tune", "sample", "edit", "list")
+    )
 
 
 # Mistakes of sample; others are in test_bad_input.py

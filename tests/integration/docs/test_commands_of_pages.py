@@ -25,7 +25,7 @@ LARGE = ("grid.png", "raw.npz", "ways.png", "walk.gif", "film.gif", "predictions
 
 def run_of(command: str) -> str:
     """Name of the run that a command begins or reads."""
-    found = re.search(r"runs/(\w+)/", command) or re.search(r"--config (?:[\w/]+/)?(\w+)\.yaml", command)
+    found = re.search(r"runs/(\w+?)(?:_tune)?/", command) or re.search(r"--config (?:[\w/]+/)?(\w+)\.yaml", command)
     return found[1] if found else "no_recipe"
 
 
@@ -66,16 +66,20 @@ def shortened(command: str) -> list[str]:
     arguments = shlex.split(command)[2:]
     if arguments[0] in ("validate", "test", "predict"):
         return [*arguments, *SHORT_EVALUATION]
-    if arguments[0] != "fit":
+    if arguments[0] not in ("fit", "tune"):
         return arguments
     device = [] if "--trainer.accelerator" in command else TINY[:1]
-    return [*arguments, *device, *TINY[1:], *SHORT]
+    trials = ["--trials=1"] if arguments[0] == "tune" else []
+    return [*arguments, *device, *TINY[1:], *SHORT, *trials]
 
 
 def files_written(arguments: list[str]) -> list[str]:
     """Names of the files that a command must leave."""
     options = ("--out", "--compare", "--trajectory")
     named = [value for option, value in pairwise(arguments) if option in options]
+    if arguments[0] == "tune":
+        study = f"runs/{run_of(shlex.join(arguments))}_tune"
+        return [f"{study}/{name}" for name in ("trials.csv", "trials.png", "best.yaml")]
     return ["predictions.csv"] if arguments[0] == "predict" and not named else named
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from tests.helpers.command import CHECKOUT
 from tests.integration.docs.pages import OTHERS, PAGES, Page
-from zoo.registry import entries, recipe_files
+from zoo.registry import entries, recipe_files, space_files
 from zoo.tracking.run_folders import RunOptions
 from zoo.tracking.wandb import WandbOptions
 
@@ -76,9 +76,9 @@ def _lines(text: str) -> list[str]:
 @every_page
 def test_recipes_that_are_named_exist(page):
     # Of a run, of the reader's own, a typing error, and of an example.
-    own = {"config.yaml", "my_recipe.yaml", "gna.yaml", "vae.yaml"}
+    own = {"config.yaml", "my_recipe.yaml", "gna.yaml", "vae.yaml", "sweep.yaml", "best.yaml", "space.yaml"}
     for recipe in set(re.findall(r"(?<![\w/>])[\w-]+\.yaml\b", page.text)) - own:
-        assert recipe in recipe_files(), recipe
+        assert recipe in recipe_files() | space_files(), recipe
 
 
 def options_by_section() -> dict[str, set[str]]:
@@ -120,7 +120,7 @@ def test_benchmarks_take_the_options_that_are_named(page):
 
 def test_everything_in_the_registry_is_named():
     text = "".join(page.text for page in PAGES)
-    for entry in entries("models", "data", "callbacks", "recipes"):
+    for entry in entries("models", "data", "callbacks", "recipes", "spaces"):
         assert f"`{entry.name}`" in text, f"{entry.name} is not in README.md or docs/"
 
 
