@@ -16,10 +16,19 @@ class ShortModelSummary(RichModelSummary):
     """Lightning's table of modules and parameters, without the line of FLOPs where they were not counted."""
 
     @staticmethod
-    def summarize(*args: Any, total_flops: int, **options: Any) -> None:
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int,
+        **summarize_kwargs: Any,
+    ) -> None:
+        sizes = (total_parameters, trainable_parameters, model_size)
         console = get_console()
         with console.capture() as captured:
-            RichModelSummary.summarize(*args, total_flops=total_flops, **options)
+            RichModelSummary.summarize(summary_data, *sizes, total_training_modes, total_flops, **summarize_kwargs)
         lines = captured.get().splitlines(keepends=True)
         console.out(
             "".join(line for line in lines if total_flops or "Total FLOPs" not in line), end="", highlight=False

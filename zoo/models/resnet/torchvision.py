@@ -46,7 +46,7 @@ class TorchvisionResNet(nn.Module):
             raise ValueError(f"torchvision has no {name}{did_you_mean(name, known)}")
         if len(input_shape) != 3 or input_shape[0] not in (1, 3):
             raise ValueError(f"{name} takes grey or color images (C, H, W), not the shape {tuple(input_shape)}")
-        self.backbone: Any = _create(name, weights)
+        self.backbone = _create(name, weights)
         self.head = nn.Linear(self.backbone.fc.in_features, num_classes)
         self.backbone.fc = nn.Identity()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -58,7 +58,7 @@ class TorchvisionResNet(nn.Module):
         return self.head(self.backbone((x.expand(-1, 3, -1, -1) - self.mean) / self.std))
 
 
-def _create(name: str, weights: str | None) -> nn.Module:
+def _create(name: str, weights: str | None) -> Any:
     """Network of torchvision with pretrained weights, which are read from torch's cache or downloaded."""
     from torchvision.models import get_model, get_model_weights
 
