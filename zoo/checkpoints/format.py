@@ -4,7 +4,7 @@
     format        version of the format
     data          what the model was trained on: class names, preprocessing, mirror symmetry
     versions      versions of Python and of the packages that wrote the file
-    monitor       metric by which the best checkpoint is chosen, its mode, and its best value so far: in best.ckpt, its own
+    monitor       metric by which the best checkpoint is chosen, its mode, and its best value in the run so far
 
 All of them are plain values. They are checked when a checkpoint is read; nothing in them is run.
 """

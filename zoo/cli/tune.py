@@ -18,7 +18,7 @@ OWN = ("search", "trials", "metric", "mode", "seeds", "pruning")
 OF_FIT = ("config", "model", "data", "seed_everything", "ckpt_path", "print_config", "help")
 DESCRIPTION = (
     "Searches for better options of a recipe, by Optuna. All other options are those of fit, and every trial is a run "
-    "of fit: zoo tune --config gan.yaml --search gan_space.yaml --trials 20"
+    "of fit, such as --config gan.yaml --search gan_space.yaml --trials 20."
 )
 
 
