@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
@@ -25,6 +26,7 @@ from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
 from zoo.cli.summary import print_summary
+from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
@@ -163,6 +165,10 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.trainer.test(**kwargs, weights_only=True)
 
     def predict(self, **kwargs: Any) -> None:
+        if offers(self.datamodule, SamplePaths):
+            rank_zero_info(
+                "predict reads one split of the data; predict --images FOLDER reads all pictures of a folder"
+            )
         with ending_together(self.trainer):
             self.trainer.predict(**kwargs, weights_only=True)
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "fit": ("zoo.cli.fit", "run_command"),
     "validate": ("zoo.cli.fit", "run_command"),
     "test": ("zoo.cli.fit", "run_command"),
-    "predict": ("zoo.cli.fit", "run_command"),
+    "predict": ("zoo.cli.predict", "run_predict"),
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
     "list": ("zoo.cli.list", "run_list"),
@@ -33,7 +33,7 @@ commands:
   fit        train a model:  {PROGRAM} fit --config gan.yaml
   validate   measure a checkpoint on the validation split
   test       measure a checkpoint on the test split
-  predict    write a classifier's predictions to a table
+  predict    classify pictures into a table:  {PROGRAM} predict --ckpt_path FILE --images FOLDER --out predictions.csv
   sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {PROGRAM} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   list       list models, data, callbacks, recipes and weights
