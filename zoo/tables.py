@@ -106,7 +106,9 @@ def open_table(path: Path, columns: Columns) -> Iterator[WriteRows]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder of {path} cannot be created: {error.strerror}; choose another name") from error
+        raise UserError(
+            f"{path.parent} cannot be created as a folder ({error.strerror}); choose another name"
+        ) from error
     if path.suffix == ".csv":
         # Names of files need not be valid Unicode.
         with atomic_write(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def run_predict(args: Sequence[str]) -> None:
     words = list(args[1:])
     typed = typed_options(words)
     if "images" in typed or set(words) <= {"--help", "-h"}:
+        _refuse_foreign(typed)
         print(predict_images(**_parse(words)))
         return
     if name := next((name for name in OF_IMAGES if name in typed), None):
@@ -34,6 +35,15 @@ def run_predict(args: Sequence[str]) -> None:
     from zoo.cli.fit import run_command
 
     run_command(list(args))
+
+
+def _refuse_foreign(typed: Iterable[str]) -> None:
+    """Raises a `UserError` for the first option of models, data or the Trainer, which LightningCLI would take."""
+    for name in typed:
+        section, _, argument = name.partition(".")
+        if argument or section in ("data", "trainer"):
+            remedy = f"with --images it is --{argument}" if argument in OF_IMAGES else "leave it out"
+            raise UserError(f"--{name} is an option of predict without --images: {remedy}")
 
 
 def _parse(words: list[str]) -> dict[str, Any]:

@@ -49,5 +49,5 @@ def test_predict_writes_a_table_by_default_and_does_not_overwrite_it(checkpoints
     assert [int(row["label"]) for row in rows] == labels.tolist()
     assert all(float(row["mutual_information"]) > 0 for row in rows)
     message = fails(capsys, *command)
-    assert message == "predictions.csv exists already; move it away, or give PredictionWriter another path"
+    assert message == "predictions.csv exists already and is not overwritten; choose another name"
     assert Path("predictions.csv").read_text() == text
