@@ -62,6 +62,8 @@ def folder(tmp_path, monkeypatch, shared_data) -> Path:
 def shortened(command: str) -> list[str]:
     """Arguments of a command for a short run."""
     arguments = shlex.split(command)[2:]
+    if "--images" in arguments:
+        return arguments
     if arguments[0] in ("validate", "test", "predict"):
         return [*arguments, *SHORT_EVALUATION]
     if arguments[0] != "fit":
@@ -74,7 +76,7 @@ def files_written(arguments: list[str]) -> list[str]:
     """Names of the files that a command must leave."""
     options = ("--out", "--compare", "--trajectory")
     named = [value for option, value in pairwise(arguments) if option in options]
-    if arguments[0] == "predict":
+    if arguments[0] == "predict" and not named:
         paths = [a.partition("=")[2] for a in arguments if a.startswith("--trainer.callbacks.path=")]
         return paths or ["predictions.csv"]
     return named
