@@ -81,7 +81,7 @@ class PredictionWriter(BasePredictionWriter):
         count = len(prediction.probabilities)
         indices = list(batch_indices) if batch_indices else list(range(self._count, self._count + count))
         self._count += count
-        values = {
+        values: Values = {
             "index": indices,
             **({"path": [str(self._paths[i]) for i in indices]} if self._paths else {}),
             **_labels(batch),
