@@ -117,6 +117,8 @@ class InMemoryDataModule(LightningDataModule):
     fit: Fit = "crop"
     #: Color below transparent pixels of such an image.
     background: str = "white"
+    #: Split that `predict` reads.
+    predict_split: str = "test"
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: Sequence[str]
@@ -335,7 +337,13 @@ class InMemoryDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return evaluation_loader(self._splits["test"], self.eval_batch_size, identity_collate, self.trainer)
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> DataLoader[Any]:
+        dataset = self._splits[self.predict_split]
+        place = f" in {root}" if (root := getattr(self, "root", None)) else ""
+        things = "images" if len(self.input_shape) == 3 else "samples"
+        split = f"{self.predict_split} split of {type(self).__name__}{place}"
+        rank_zero_info(f"predicting the {split}: {dataset.samples:,} {things}")
+        return evaluation_loader(dataset, self.eval_batch_size, identity_collate, self.trainer)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         x, y = batch

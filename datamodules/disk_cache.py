@@ -33,7 +33,7 @@ from zoo.datamodules.memory import available_memory, in_words
 from zoo.errors import UserError
 
 #: Version of the files' layout; a cache of another one is built anew.
-FORMAT = 1
+FORMAT = 2
 HEADER = "header.json"
 PARTIAL = ".partial"
 CHECKED_BLOCKS = 256  # blocks of a file in its checksum, evenly spaced; reading all would take as long as an epoch

@@ -7,7 +7,6 @@ folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,8 @@ from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import CacheMode, InMemoryDataModule
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.pictures import Fit, check_fit, decode_files, endings, measure_sizes, parse_color
+from zoo.picture_files import image_files, subfolders, walk_folders
+from zoo.pictures import Fit, check_fit, decode_files, measure_sizes, parse_color
 
 Classes = Literal["first", "path"]
 
@@ -119,6 +119,7 @@ class ImageFolder(InMemoryDataModule):
         self._sizes = measure_sizes(files)
         size = choose_size(self._sizes) if image_size is None else image_size
         self.input_shape = (channels, size, size)
+        self._unreadable: dict[bool, set[int]] = {True: set(), False: set()}  # indices, known from setup() on
         self._described = False
 
     # Finding the files
@@ -129,7 +130,7 @@ class ImageFolder(InMemoryDataModule):
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder.absolute()} {what}; point root to a folder of images")
-        folders = set(_subfolders(folder))
+        folders = set(subfolders(folder))
         if folders and folders <= SPLIT_FOLDERS and not {"train", "test"} <= folders:
             raise UserError(
                 f"{folder.absolute()} has {list_some(sorted(folders))}, but not both train and test; "
@@ -154,7 +155,7 @@ class ImageFolder(InMemoryDataModule):
         Raises:
             UserError: there is no image, a class has none, or images lie beside the folders of classes.
         """
-        here, names = _image_files(folder), _subfolders(folder)
+        here, names = image_files(folder), subfolders(folder)
         if here and names:
             raise UserError(
                 f"{folder.absolute()} holds both images and folders; "
@@ -164,12 +165,14 @@ class ImageFolder(InMemoryDataModule):
             found = {Path(self.root).expanduser().resolve().name: here}
         elif self.classes == "path":
             found = {}
-            for path in _walk(folder):
-                if files := _image_files(path):
+            for path in walk_folders(folder):
+                if files := image_files(path):
                     found[path.relative_to(folder).as_posix()] = files
             found = dict(sorted(found.items()))
         else:
-            found = {name: [file for path in _walk(folder / name) for file in _image_files(path)] for name in names}
+            found = {
+                name: [file for path in walk_folders(folder / name) for file in image_files(path)] for name in names
+            }
         for name in [name for name, files in found.items() if not files] if found else [""]:
             empty = folder / name if names else folder
             raise UserError(f"{empty.absolute()} has no images; {LAYOUTS} below root")
@@ -200,7 +203,7 @@ class ImageFolder(InMemoryDataModule):
         def chunks() -> Iterator[Chunk]:
             for x, indices, problems in decode_files([f.path for f in files], size, channels, self.fit, color):
                 y = torch.tensor([files[i].label for i in indices], dtype=torch.int64)
-                yield Chunk(x, y, [f"{files[i].path} ({problem})" for i, problem in problems.items()])
+                yield Chunk(x, y, {i: f"{files[i].path} ({problem})" for i, problem in problems.items()})
 
         def content() -> Mapping[str, Any]:
             root = Path(self.root).expanduser()
@@ -215,7 +218,8 @@ class ImageFolder(InMemoryDataModule):
                 "pillow": PIL.__version__,  # versions can decode and resize differently
             }
 
-        return SplitSource(self.split_name(train), self.input_shape, len(files), content, chunks)
+        name = self.split_name(train)
+        return SplitSource(name, self.input_shape, len(files), content, chunks, self._unreadable[train])
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         return self.split_source(train).read()
@@ -231,6 +235,12 @@ class ImageFolder(InMemoryDataModule):
                 f"{first.parent.absolute()} has no readable image for the {'training' if train else 'test'} split; "
                 "add some, or remove the folder"
             )
+
+    def paths(self, name: str) -> list[Path]:
+        """Files of the samples of the split "train", "val" or "test", in their order, after `setup()`."""
+        train, index = name != "test", self._splits[name].index
+        files = [f.path for i, f in enumerate(self._split_files(train)) if i not in self._unreadable[train]]
+        return files if index is None else [files[i] for i in index.tolist()]
 
     def setup(self, stage: str | None = None) -> None:
         if not self._described:
@@ -277,24 +287,3 @@ def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
 
 def _labeled(classes: Mapping[str, Sequence[Path]]) -> list[LabeledFile]:
     return [LabeledFile(path, label) for label, files in enumerate(classes.values()) for path in files]
-
-
-def _walk(folder: Path, parents: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """A folder and all folders below it, sorted by name; links are followed, but not in circles."""
-    real = folder.resolve()
-    if real in parents:
-        return
-    yield folder
-    for name in _subfolders(folder):
-        yield from _walk(folder / name, parents | {real})
-
-
-def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    return [folder / name for name in sorted(names) if Path(name).suffix.lower() in endings()]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,27 +30,27 @@ class Chunk(NamedTuple):
     Attributes:
         x: samples, uint8 (n, *shape).
         y: labels, int64 (n,).
-        skipped: samples that cannot be read, each with the reason.
+        skipped: samples that cannot be read, each with the reason, by their index in the split.
     """
 
     x: Tensor
     y: Tensor
-    skipped: Sequence[str] = ()
+    skipped: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass
 class _Skipped:
-    """Samples that cannot be read: their number, and the first of them."""
+    """Samples that cannot be read: their indices, and the first of them with the reason."""
 
-    count: int = 0
+    indices: list[int] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
 
-    def add(self, names: Sequence[str]) -> None:
-        self.count += len(names)
-        self.first += names[: SHOWN - len(self.first)]
+    def add(self, samples: Mapping[int, str]) -> None:
+        self.indices += samples
+        self.first += list(samples.values())[: SHOWN - len(self.first)]
 
     def __str__(self) -> str:
-        return list_some(self.first, self.count)
+        return list_some(self.first, len(self.indices))
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class SplitSource:
         content: function that returns the plain values on which the samples depend, for the name of a cache; "class"
             is the beginning of that name.
         chunks: function that returns the chunks, in order.
+        skipped: set to which reading adds the indices of the samples that cannot be read.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SplitSource:
     count: int
     content: Callable[[], Mapping[str, Any]]
     chunks: Callable[[], Iterable[Chunk]]
+    skipped: set[int] = field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -115,7 +118,7 @@ class SplitSource:
         """Like `read`, but the samples stay on disk, in a memory-mapped file; it is built if it is not there."""
         cache = self.cache(folder)
         x, y = cache.arrays["samples"], cache.arrays["labels"]
-        self._check_read(len(x), _Skipped(cache.meta["skipped"], list(cache.meta["first_skipped"])))
+        self._check_read(len(x), _Skipped(list(cache.meta["skipped"]), list(cache.meta["first_skipped"])))
         return x, y
 
     def _write(self, writer: CacheWriter) -> None:
@@ -127,14 +130,16 @@ class SplitSource:
             count += len(chunk.x)
         if not count:
             self._check_read(count, skipped)
-        writer.meta.update(skipped=skipped.count, first_skipped=skipped.first)
+        writer.meta.update(skipped=skipped.indices, first_skipped=skipped.first)
 
     def _check_read(self, count: int, skipped: _Skipped) -> None:
-        total = count + skipped.count
-        if skipped.count and not count:
+        bad = len(skipped.indices)
+        total = count + bad
+        if bad and not count:
             raise UserError(f"none of the {total} images of the {self.name} can be read: {skipped}")
-        if skipped.count:
-            rank_zero_warn(f"{skipped.count} of {total} images cannot be read and are skipped: {skipped}")
+        if bad:
+            rank_zero_warn(f"{bad} of {total} images cannot be read and are skipped: {skipped}")
+        self.skipped.update(skipped.indices)
 
     def _with_progress_bar(self, verb: str) -> Iterator[Chunk]:
         with progress_bar(f"{verb} the {self.name}", self.count) as advance:

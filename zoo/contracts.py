@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -112,6 +113,19 @@ class SplitLabels(Protocol):
 
     def labels(self, name: str, /) -> Tensor:
         """Labels int64 (N,) of "train", "val" or "test"."""
+
+
+class SamplePaths(Protocol):
+    """Files that the samples were read from, after `setup()`. Without it, tables of predictions have no paths.
+
+    Attributes:
+        predict_split: split that `predict_dataloader` reads: "train", "val" or "test".
+    """
+
+    predict_split: str
+
+    def paths(self, name: str, /) -> Sequence[Path]:
+        """One file for each sample of "train", "val" or "test", in their order."""
 
 
 class KnownDistribution(Data, Protocol):
@@ -256,7 +270,7 @@ class ClassPrediction(Protocol):
 class PredictiveClassifier(Protocol):
     """A classifier with uncertainty, whose `test_step` and `predict_step` return a `ClassPrediction`.
 
-    Without it, there are no tables of predictions (`PredictionWriter`) and no `OutOfDistribution`.
+    Without it, there are no tables of predictions (`PredictionWriter`, `predict --images`) and no `OutOfDistribution`.
 
     Attributes:
         input_shape: shape of a sample.

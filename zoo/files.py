@@ -96,9 +96,13 @@ def write_output(path: Path, overwrite: bool = False, mode: str = "wb", **option
     """Opens a file by `atomic_write`, in a folder that is created if necessary.
 
     Raises:
-        UserError: a file exists and is not to be replaced, or the path is a folder.
+        UserError: a file exists and is not to be replaced, the path is a folder, or its folder cannot be created.
     """
-    check_output(path, overwrite).parent.mkdir(parents=True, exist_ok=True)
+    folder = check_output(path, overwrite).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created as a folder ({error.strerror}); choose another name") from error
     with atomic_write(path, mode, **options) as file:
         yield file
 

@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
@@ -23,11 +24,12 @@ from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
 from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
 from zoo.cli.loggers import DEFAULT_LOGGERS, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
-from zoo.cli.options import add_overwrite
+from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
 from zoo.cli.summary import print_summary
+from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
@@ -36,8 +38,6 @@ from zoo.registry import entries, load_all
 from zoo.tracking.run import open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
-
-OUT_HELP = "file to write, ending in .csv or .parquet (default: predictions.csv, with a number if it exists)."
 
 
 class SaveConfig(SaveConfigCallback):
@@ -196,6 +196,10 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.trainer.test(**kwargs, weights_only=True)
 
     def predict(self, **kwargs: Any) -> None:
+        if offers(self.datamodule, SamplePaths):
+            rank_zero_info(
+                "predict reads one split of the data; predict --images FOLDER reads all pictures of a folder"
+            )
         with ending_together(self.trainer):
             self.trainer.predict(**kwargs, weights_only=True)
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "fit": ("zoo.cli.fit", "run_command"),
     "validate": ("zoo.cli.fit", "run_command"),
     "test": ("zoo.cli.fit", "run_command"),
-    "predict": ("zoo.cli.fit", "run_command"),
+    "predict": ("zoo.cli.predict", "run_predict"),
     "tune": ("zoo.cli.tune", "run_tune"),
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
@@ -34,7 +34,7 @@ commands:
   fit        train a model:  {program} fit --config gan.yaml
   validate   measure a checkpoint on the validation split
   test       measure a checkpoint on the test split
-  predict    write a classifier's predictions to a table
+  predict    classify pictures into a table:  {program} predict --ckpt_path FILE --images FOLDER
   tune       search for better options of a recipe:  {program} tune --config gan.yaml --search gan_space.yaml
   sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from zoo.errors import UserError, one_line
 
+OUT_HELP = "table to write, .csv or .parquet (default: predictions.csv, with a number if it exists)."
 PLAIN_TYPES = (int, float, str, bool, NoneType, list, tuple)
 #: Types that are plain if their arguments are.
 CONTAINERS = (Union, UnionType, list, tuple, Sequence)

@@ -21,13 +21,14 @@ from zoo.errors import UserError, one_line
 from zoo.models.networks import NetworkFactory, import_path, is_known
 
 
-def load_model_with_config(ckpt_path: str, model: str | None = None, config: str | None = None) -> Any:
+def load_model_with_config(ckpt_path: str, model: str | None = None, config: str | None = None, **handed: Any) -> Any:
     """Loads a model from its checkpoint, with the networks that only the configuration of its run describes.
 
     Args:
         ckpt_path: path to the checkpoint.
         model: class of the model; by default the class that the checkpoint names.
         config: path to the config.yaml of the run; None if the zoo has all networks of the model.
+        **handed: further arguments of the class.
 
     Raises:
         UserError: a file is missing or damaged, or a network is missing or cannot be imported.
@@ -37,7 +38,7 @@ def load_model_with_config(ckpt_path: str, model: str | None = None, config: str
     if config is not None:
         for name, class_path in own_networks(described).items():
             networks[name] = _from_config(config, name, class_path)
-    return load_model(ckpt_path, model, **networks)
+    return load_model(ckpt_path, model, **networks, **handed)
 
 
 def own_networks(hyperparameters: Any) -> dict[str, str]:

@@ -44,12 +44,18 @@ def print_summary(trainer: Trainer, model: Any) -> None:
         rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
     if path and isinstance(model, Classifier):
         rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}")
+        if model.trained_on.preprocessing is not None:
+            options = f"--images FOLDER{_config_option(model, folder)}"
+            rank_zero_info(f"Next: {program()} predict --ckpt_path {as_word(path)} {options}")
     if path and callable(getattr(model, "sample", None)):
         text = callable(getattr(model, "stream", None))
-        options = "--max_new_tokens 500" if text else "--n 64"
-        if own_networks(model.hparams):
-            options += f" --config {as_word(folder / 'config.yaml')}"
+        options = ("--max_new_tokens 500" if text else "--n 64") + _config_option(model, folder)
         rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}")
+
+
+def _config_option(model: Any, folder: Path) -> str:
+    """The option by which a command builds networks of the user's own; empty if the model has none."""
+    return f" --config {as_word(folder / 'config.yaml')}" if own_networks(model.hparams) else ""
 
 
 def _reason_for_end(trainer: Trainer, stopping: EarlyStopping) -> str:

@@ -32,17 +32,32 @@ def load(source: str | Path, device: str | torch.device = "cpu", **handed: Any) 
     Raises:
         UserError: there is no such file, it does not hold a model of the zoo, or there is no such device.
     """
-    path = _find_checkpoint(Path(source))
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device} is not available here; use cpu") from error
+    path, target = find_checkpoint(Path(source)), find_device(device)
     return load_model(str(path), **handed).to(target)
 
 
-def _find_checkpoint(path: Path) -> Path:
-    """A checkpoint itself, or the preferred one of a run's folder."""
+def find_device(name: str | torch.device) -> torch.device:
+    """A device by its name; "auto" is cuda where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name} is not available here; use cpu") from error
+    return device
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint itself, or the preferred one of a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
     if path.is_file():
         return path
     if not path.is_dir():

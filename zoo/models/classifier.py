@@ -301,6 +301,9 @@ class Classifier(ZooModule):
             raise UserError(f"{path} in ensemble does not hold a classifier of samples of the shape {self.input_shape}")
         if member.num_classes != self.num_classes:
             raise UserError(f"{path} in ensemble has {member.num_classes} classes, not {self.num_classes}")
+        names = (self.trained_on.class_names, member.trained_on.class_names)
+        if None not in names and names[0] != names[1]:
+            raise UserError(f"{path} in ensemble has classes of other names, or in another order, than this classifier")
         return member
 
     def configure_optimizers(self) -> Any:

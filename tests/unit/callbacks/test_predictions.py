@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -16,11 +18,13 @@ from tests.unit.training import quiet_trainer
 from tests.unit.two_ranks import write_predictions
 from zoo import MLPClassifier
 from zoo.callbacks import PredictionWriter
-from zoo.datamodules import Digits, InMemoryDataModule
+from zoo.datamodules import Digits, ImageFolder, InMemoryDataModule
 from zoo.errors import UserError
 from zoo.models.classifier import Classifier
 
-COLUMNS = ["index", "label", "class", "class_name", "probability", "entropy", "mutual_information"]
+PROBABILITIES = ["p(ant)", "p(bee)", "p(cow, brown)"]
+UNCERTAINTY = ["entropy", "mutual_information"]
+COLUMNS = ["index", "label", "class", "class_name", "probability", *PROBABILITIES, *UNCERTAINTY]
 
 
 class Logits(InMemoryDataModule):
@@ -57,6 +61,7 @@ def expected() -> list[dict]:
             "class": p[i].argmax().item(),
             "class_name": names[p[i].argmax()],
             "probability": pytest.approx(p[i].max().item(), rel=1e-5),
+            **{name: pytest.approx(p[i, c].item(), rel=1e-5) for c, name in enumerate(PROBABILITIES)},
             "entropy": pytest.approx(-(p[i] * p[i].log()).sum().item(), rel=1e-5),
             "mutual_information": pytest.approx(0, abs=1e-9),
         }
@@ -114,7 +119,9 @@ def test_unknown_endings_and_parquet_without_pyarrow_are_refused(tmp_path, monke
     with pytest.raises(UserError, match=r"predictions table\.xlsx must end in \.csv or \.parquet"):
         PredictionWriter("table.xlsx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"writing \.parquet needs pyarrow: pip install pyarrow, or write \.csv"):
+    with pytest.raises(
+        UserError, match=r"writing \.parquet needs pyarrow: pip install lightning-zoo\[parquet\], or write"
+    ):
         predict(PredictionWriter(str(tmp_path / "table.parquet")))
 
 
@@ -123,7 +130,7 @@ def test_without_labels_there_is_no_label_column(tmp_path):
     path = tmp_path / "table.csv"
     predict(PredictionWriter(str(path)), DataLoader(TensorDataset(x), batch_size=4))
     rows = rows_of(path)
-    assert list(rows[0]) == [name for name in COLUMNS if name != "label"]
+    assert "label" not in rows[0] and [name for name in rows[0] if name.startswith("p(")] == ["p(0)", "p(1)", "p(2)"]
     names = [str(row["class"]) for row in expected()]
     assert [row["class_name"] for row in rows] == names, "the class's number if the data names no classes"
 
@@ -147,8 +154,45 @@ def test_samples_of_an_iterable_dataset_are_numbered_in_order(tmp_path):
 
     path = tmp_path / "table.csv"
     predict(PredictionWriter(str(path)), DataLoader(Stream(), batch_size=4))
-    table = [{**row, "class_name": str(row["class"])} for row in expected()]
-    assert [read(row) for row in rows_of(path)] == table
+    rows = rows_of(path)
+    assert [int(row["index"]) for row in rows] == list(range(11))
+    assert [int(row["class"]) for row in rows] == [row["class"] for row in expected()]
+
+
+def test_rows_are_written_while_predicting_and_an_error_leaves_no_file(tmp_path):
+    path = tmp_path / "table.csv"
+    seen = []
+
+    class Failing(Classifier):
+        def predict_step(self, batch, batch_idx):
+            seen.append([file.name for file in tmp_path.iterdir()])
+            if batch_idx == 2:
+                raise RuntimeError("the device is lost")
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        predict(PredictionWriter(str(path)), model=Failing((3,), 3, nn.Identity()))
+    assert [len(names) for names in seen] == [0, 1, 1] and "table.csv" not in seen[2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_of_an_image_folder_are_named(tmp_path):
+    for name, color in {"a": 0, "b": 200}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(10):
+            file = tmp_path / "pictures" / name / f"{index}.png"
+            Image.new("L", (8, 8), color + index).save(file)
+    (tmp_path / "pictures" / "a" / "3.png").write_bytes(b"broken")
+    data = ImageFolder(str(tmp_path / "pictures"), channels=1, image_size=8, test_size=0.5, eval_batch_size=4)
+    path = tmp_path / "table.csv"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the broken file
+        predict(PredictionWriter(str(path)), data, MLPClassifier((1, 8, 8), 2, width=4, depth=1))
+    rows, test = rows_of(path), data.dataset("test")
+    assert len(rows) == test.samples
+    for row, pixel, label in zip(rows, test.x[:, 0, 0, 0].tolist(), test.y.tolist(), strict=True):
+        assert Image.open(row["path"]).getpixel((0, 0)) == pixel
+        assert Path(row["path"]).parent.name == "ab"[label]
 
 
 def test_a_model_without_probabilities_is_refused(tmp_path):
@@ -179,6 +223,7 @@ def test_two_ranks_write_the_table_of_one_process(two_ranks, tmp_path):
     one, two = (rows_of(folder / "predictions.csv") for folder in (tmp_path, two_ranks))
     assert len(one) == 297, "an odd number, so that the ranks have different numbers of samples"
     for first, second in zip(one, two, strict=True):
-        assert {k: first[k] for k in COLUMNS[:4]} == {k: second[k] for k in COLUMNS[:4]}
-        for name in COLUMNS[4:]:
+        exact = ("index", "label", "class", "class_name")
+        assert {k: first[k] for k in exact} == {k: second[k] for k in exact}
+        for name in first.keys() - exact:
             assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-4, abs=1e-6)

@@ -56,6 +56,7 @@ def test_an_early_stopped_run_reports_when_and_why_and_its_best_checkpoint(lines
     assert best
     assert torch.load(path, weights_only=True)["epoch"] == 0
     assert f"Next: zoo test --ckpt_path {path}" in lines()
+    assert f"Next: zoo predict --ckpt_path {path} --images FOLDER" in lines()
     model = MLPClassifier.load_from_checkpoint(path, weights_only=True)
     (metrics,) = quiet_trainer().validate(model, datamodule=Digits(), verbose=False)
     assert metrics["val/loss"] == pytest.approx(float(best[1]), rel=1e-3)

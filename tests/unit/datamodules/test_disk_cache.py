@@ -125,9 +125,9 @@ DAMAGES = {
     "never written": (zero, "samples.bin has another checksum"),
     "a missing file": (lambda path: (path / "labels.bin").unlink(), "labels.bin cannot be read"),
     "a missing header": (lambda path: (path / HEADER).unlink(), "header.json cannot be read"),
-    "half a header": (lambda path: (path / HEADER).write_text('{"format": 1, "arr'), "its header is damaged"),
+    "half a header": (lambda path: (path / HEADER).write_text('{"format": 2, "arr'), "its header is damaged"),
     "an empty header": (lambda path: (path / HEADER).write_text("[]"), "its header is damaged"),
-    "another format": (change_header(lambda header: header.update(format=0)), "it has format 0, this version reads 1"),
+    "another format": (change_header(lambda header: header.update(format=0)), "it has format 0, this version reads 2"),
     "objects": (
         change_header(lambda header: header["arrays"]["labels"].update(dtype="object")),
         "labels.bin has the dtype object",

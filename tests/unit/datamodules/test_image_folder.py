@@ -446,6 +446,22 @@ def test_unreadable_files_are_skipped_and_named(tmp_path, name, reason):
     assert "\n" not in message
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_paths_are_those_of_the_samples_without_unreadable_files(tmp_path, cache):
+    for i in range(30):
+        save_image(tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png", (i, 0, 0))
+    for i in (0, 7, 16, 20):
+        (tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png").write_bytes(b"bad")
+    for _ in range(2):  # a cache on disk is built, and opened
+        data = ImageFolder(str(tmp_path / "images"), test_size=0.3, cache=cache, cache_dir=str(tmp_path / "caches"))
+        data.setup()
+        for split in ("train", "val", "test"):
+            red = data.dataset(split).first(30)[0][:, 0, 0, 0].tolist()
+            assert [int(path.stem) for path in data.paths(split)] == red
+        assert sum(len(data.paths(split)) for split in ("train", "val", "test")) == 26
+
+
 def test_many_unreadable_files_are_one_warning_with_the_first_and_the_number(tmp_path):
     save_images(tmp_path / "b class", 4, GREEN)
     save_images(tmp_path / "a class", 4, RED)

@@ -17,7 +17,7 @@ def source(skipped: int = 0, readable: int = 50) -> SplitSource:
     """Images in chunks of 7, of which some cannot be read."""
 
     def chunks():
-        yield Chunk(X[:0], torch.zeros(0, dtype=torch.int64), [f"bad{i} (broken)" for i in range(skipped)])
+        yield Chunk(X[:0], torch.zeros(0, dtype=torch.int64), {i: f"bad{i} (broken)" for i in range(skipped)})
         for start in range(0, readable, 7):
             yield Chunk(X[start : start + 7], torch.arange(start, min(start + 7, 50)))
 

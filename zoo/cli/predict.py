@@ -1,0 +1,146 @@
+"""The command `predict`: with --images, a table of predictions for files of pictures; without, LightningCLI's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.options import OUT_HELP, add_overwrite, typed_options
+from zoo.errors import UserError, check_at_least
+from zoo.program import program
+
+#: Options that only the command with --images has.
+OF_IMAGES = ("batch_size", "device", "ensemble", "mc_samples")
+SHOWN = 200  # files from which a progress bar is shown
+DESCRIPTION = (
+    "Classifies pictures with a trained model and writes a table, one row for each file: its path, the most probable "
+    "class, the probability of every class, the entropy and the mutual information in nats, and for a broken file why "
+    "it cannot be read. Without --images, predict runs on one split of a data module, as test does: predict --config "
+    "RECIPE --ckpt_path FILE; predict --config RECIPE --help lists those options."
+)
+
+
+def run_predict(args: Sequence[str]) -> None:
+    """Predicts files of pictures if --images is given, and a data module otherwise."""
+    words = list(args[1:])
+    typed = typed_options(words)
+    if "images" in typed or set(words) <= {"--help", "-h"}:
+        _refuse_foreign(typed)
+        print(predict_images(**_parse(words)))
+        return
+    if name := next((name for name in OF_IMAGES if name in typed), None):
+        raise UserError(
+            f"--{name} needs --images: give a folder of pictures, or leave it out to predict a split of a data module"
+        )
+    from zoo.cli.fit import run_command
+
+    run_command(list(args))
+
+
+def _refuse_foreign(typed: Iterable[str]) -> None:
+    """Raises a `UserError` for the first option of models, data or the Trainer, which LightningCLI would take."""
+    for name in typed:
+        section, _, argument = name.partition(".")
+        if argument or section in ("data", "trainer"):
+            remedy = f"with --images it is --{argument}" if argument in OF_IMAGES else "leave it out"
+            raise UserError(f"--{name} is an option of predict without --images: {remedy}")
+
+
+def _parse(words: list[str]) -> dict[str, Any]:
+    from zoo.cli.parser import OneLineParser
+    from zoo.cli.sample import CONFIG_HELP
+
+    parser = OneLineParser(prog=f"{program()} predict", description=DESCRIPTION)
+    several = {"type": str, "nargs": "+", "action": "extend"}
+    parser.add_argument(
+        "--images", **several, help='folders (with all below), files, or patterns in quotes such as "photos/*.jpg".'
+    )
+    parser.add_argument("--ckpt_path", type=str, help="path to the checkpoint, or to the folder of its run.")
+    parser.add_argument("--out", type=str | None, help=OUT_HELP)
+    add_overwrite(parser)
+    parser.add_argument("--batch_size", type=int, default=256, help="number of pictures that are predicted at a time.")
+    parser.add_argument("--device", type=str, default="auto", help="device, such as cuda:1; auto: cuda, else cpu.")
+    parser.add_argument("--ensemble", **several, help="further checkpoints whose probabilities are averaged with it.")
+    parser.add_argument(
+        "--mc_samples", type=int, help="passes with dropout on that are averaged (default: as the model was trained)."
+    )
+    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--config", type=str, help=CONFIG_HELP)
+    return parser.parse_args(words).as_dict()
+
+
+def predict_images(
+    images: list[str] | None,
+    ckpt_path: str | None,
+    out: str | None,
+    overwrite: bool,
+    batch_size: int,
+    device: str,
+    ensemble: list[str] | None,
+    mc_samples: int | None,
+    model: str | None,
+    config: str | None,
+) -> str:
+    """Classifies pictures and writes a table; the arguments are the options of the command.
+
+    Returns:
+        A sentence that says what was written.
+    """
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from zoo.datamodules.sources import progress_bar
+    from zoo.hub.loading import find_device
+    from zoo.hub.predicting import write_predictions
+    from zoo.picture_files import find_pictures
+    from zoo.tables import table_path
+
+    # What is quick to check comes first, so that a mistake is answered before anything is loaded.
+    table = table_path(out, "--out", overwrite)
+    check_at_least(1, **{"--batch_size": batch_size})
+    if not images:
+        raise UserError("--images must be given: folders, files or patterns of pictures")
+    if not ckpt_path:
+        raise UserError("--ckpt_path must be given: the checkpoint of a classifier, or the folder of its run")
+    target = find_device(device)
+    paths = find_pictures(images)
+    classifier = _load(ckpt_path, model, config, ensemble, mc_samples).to(target)
+    if getattr(getattr(classifier, "trained_on", None), "class_names", None) is None:
+        rank_zero_info(f"{ckpt_path} has no names of classes; they are numbered")
+    try:
+        with progress_bar(f"classifying {len(paths):,} pictures", len(paths), SHOWN) as advance:
+            broken = write_predictions(classifier, paths, table, batch_size, advance, overwrite)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"--batch_size {batch_size} does not fit into the memory of {target}; give less") from error
+    except KeyboardInterrupt as error:
+        raise UserError(f"interrupted; nothing is written to {table}") from error
+    unread = f"; {broken:,} file{'' if broken == 1 else 's'} cannot be read" if broken else ""
+    done = len(paths) - broken
+    return f"{done:,} prediction{'' if done == 1 else 's'} in {table}{unread}"
+
+
+def _load(
+    ckpt_path: str, model: str | None, config: str | None, ensemble: list[str] | None, mc_samples: int | None
+) -> Any:
+    """Loads a classifier, and checks that it has the options given."""
+    from zoo.checkpoints.reading import read_checkpoint
+    from zoo.cli.options import accepts
+    from zoo.cli.own_networks import load_model_with_config
+    from zoo.contracts import PredictiveClassifier, lacking
+    from zoo.hub.loading import find_checkpoint
+    from zoo.registry import find_class
+
+    path = str(find_checkpoint(Path(ckpt_path)))
+    name = model or read_checkpoint(path).get("model_class")
+    found = find_class(name, "models") if name else None
+    members = None if ensemble is None else [str(find_checkpoint(Path(member))) for member in ensemble]
+    given = {"ensemble": members, "mc_samples": mc_samples}
+    handed = {option: value for option, value in given.items() if value is not None}
+    for option in handed:
+        if found is not None and not accepts(found, "__init__", option):
+            raise UserError(f"--{option} has no effect on a {found.__name__}: leave it out")
+    classifier = load_model_with_config(path, model, config, **handed)
+    if lacking(classifier, PredictiveClassifier):
+        raise UserError(f"{path} holds a {type(classifier).__name__}, which is not a classifier of pictures")
+    return classifier
