@@ -56,6 +56,7 @@ class Study:
         self, folder: Path, space: SearchSpace, described: dict[str, Any], mode: Literal["min", "max"], seed: int
     ) -> None:
         self.folder, self.space, self.mode = folder, space, mode
+        self._made = [made for made in (folder, *folder.parents) if not made.exists()]
         self._lock = _create_and_lock(folder)
         self._journal = folder / JOURNAL
         self._new = not self._journal.exists()
@@ -151,8 +152,9 @@ class Study:
         """Removes a new study in which nothing was measured, so that a mistake can be corrected."""
         if self._new:
             self._journal.unlink()
-            with suppress(OSError):  # not empty
-                self.folder.rmdir()
+            for made in self._made:
+                with suppress(OSError):  # not empty
+                    made.rmdir()
 
     def close(self) -> None:
         """Lets other processes work on the study."""
