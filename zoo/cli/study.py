@@ -14,6 +14,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from PIL import Image
 
@@ -76,7 +77,7 @@ class Study:
         try:
             storage = JournalStorage(JournalFileBackend(str(self._journal)))
             if self._new:
-                direction = "minimize" if self.mode == "min" else "maximize"
+                direction = StudyDirection.MINIMIZE if self.mode == "min" else StudyDirection.MAXIMIZE
                 return optuna.create_study(study_name=NAME, storage=storage, direction=direction, pruner=pruner)
             return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
         except (ValueError, KeyError) as error:
