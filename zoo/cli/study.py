@@ -14,6 +14,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from PIL import Image
 
@@ -56,6 +57,7 @@ class Study:
         self, folder: Path, space: SearchSpace, described: dict[str, Any], mode: Literal["min", "max"], seed: int
     ) -> None:
         self.folder, self.space, self.mode = folder, space, mode
+        self._made = [made for made in (folder, *folder.parents) if not made.exists()]
         self._lock = _create_and_lock(folder)
         self._journal = folder / JOURNAL
         self._new = not self._journal.exists()
@@ -75,7 +77,7 @@ class Study:
         try:
             storage = JournalStorage(JournalFileBackend(str(self._journal)))
             if self._new:
-                direction = "minimize" if self.mode == "min" else "maximize"
+                direction = StudyDirection.MINIMIZE if self.mode == "min" else StudyDirection.MAXIMIZE
                 return optuna.create_study(study_name=NAME, storage=storage, direction=direction, pruner=pruner)
             return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
         except (ValueError, KeyError) as error:
@@ -151,8 +153,9 @@ class Study:
         """Removes a new study in which nothing was measured, so that a mistake can be corrected."""
         if self._new:
             self._journal.unlink()
-            with suppress(OSError):  # not empty
-                self.folder.rmdir()
+            for made in self._made:
+                with suppress(OSError):  # not empty
+                    made.rmdir()
 
     def close(self) -> None:
         """Lets other processes work on the study."""

@@ -97,10 +97,10 @@ def test_a_damaged_journal_is_named(tmp_path):
 
 
 def test_only_a_new_study_is_discarded(tmp_path):
-    study = open_study(tmp_path)
+    study = open_study(tmp_path / "a" / "b")
     study.ask()
     study.discard()
-    assert not (tmp_path / "study").exists()
+    assert tmp_path.is_dir() and not (tmp_path / "a").exists()
     open_study(tmp_path).close()
     open_study(tmp_path).discard()
     assert (tmp_path / "study" / "study.journal").is_file()
