@@ -52,7 +52,7 @@ def _parse(words: list[str]) -> dict[str, Any]:
     from zoo.cli.sample import CONFIG_HELP
 
     parser = OneLineParser(prog=f"{program()} predict", description=DESCRIPTION)
-    several = {"type": str, "nargs": "+", "action": "extend"}
+    several: dict[str, Any] = {"type": str, "nargs": "+", "action": "extend"}
     parser.add_argument(
         "--images", **several, help='folders (with all below), files, or patterns in quotes such as "photos/*.jpg".'
     )
