@@ -29,6 +29,7 @@ from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
 from zoo.registry import entries, load_all
+from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import run_loggers
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
@@ -116,11 +117,13 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         elif config.trainer.logger in (None, True):
             options = (config.run, config.wandb, self.recipe, self.folders, self.resumed)
             kwargs["logger"] = run_loggers(*options) if self.subcommand == "fit" else False
+            if self.subcommand == "test":
+                kwargs["logger"] = loggers_of_test(config.ckpt_path, config.wandb) or False
         if kwargs.get("logger", config.trainer.logger) is False:
             self.save_config_callback = None  # there is no folder for it
         callbacks = as_list(config.trainer.callbacks)
         bar = config.trainer.enable_progress_bar is not False
-        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar)]
+        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar, self.model)]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)

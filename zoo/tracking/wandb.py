@@ -95,7 +95,7 @@ def _online_logger(
 ) -> tuple[RunWandbLogger, str]:
     """A logger whose run has started, or the reason why it cannot, in a few words."""
     logger = _new_logger(folder, "online", options, name, resumed)
-    if problem := _connection_problem():
+    if problem := connection_problem():
         return logger, problem
     from wandb.errors import Error
 
@@ -106,7 +106,7 @@ def _online_logger(
     return logger, ""
 
 
-def _connection_problem() -> str:
+def connection_problem() -> str:
     """Reason why the server cannot be reached; empty if it can, or if a proxy is configured."""
     url = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL))
     if getproxies() or not url.hostname:
