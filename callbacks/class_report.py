@@ -48,9 +48,9 @@ class ClassScores(NamedTuple):
         quotients = [hits / predicted, hits / support, 2 * hits / (predicted + support)]
         return cls(*(quotient.double().nan_to_num(0) for quotient in quotients), support)
 
-    def macro(self) -> dict[str, float]:
-        """Means over the classes that occur, as labels or as predictions."""
-        occur = (self.support > 0) | (self.precision > 0)
+    def macro(self, confusion: Tensor) -> dict[str, float]:
+        """Means over the classes that occur in the confusion matrix, as labels or as predictions."""
+        occur = confusion.sum(0) + confusion.sum(1) > 0
         return {name: getattr(self, name)[occur].mean().item() for name in ("precision", "recall", "f1")}
 
 
@@ -105,7 +105,7 @@ class ClassReport(Callback):
             return
         confusion = self._confusion.compute().cpu()  # of all ranks
         scores = ClassScores.of(confusion)
-        macro = scores.macro()
+        macro = scores.macro(confusion)
         pl_module.log_dict({f"test/{name}": value for name, value in macro.items()}, sync_dist=True)
         names = self._class_names(trainer, len(confusion))
         if trainer.is_global_zero:
