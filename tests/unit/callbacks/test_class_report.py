@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from tests.unit.training import MemoryLogger, quiet_trainer
+from tests.unit.two_ranks import report_classes
 from zoo.callbacks import ClassReport
 from zoo.callbacks.class_report import MOST_ROWS, ClassScores
 from zoo.datamodules import InMemoryDataModule
@@ -36,11 +38,15 @@ class Logits(InMemoryDataModule):
         return logits, torch.randint(3, (103,), generator=generator)
 
 
+@pytest.fixture(autouse=True)
+def cheap_figure(monkeypatch):
+    """A picture of one pixel; the figure has tests of its own."""
+    monkeypatch.setattr("zoo.callbacks.class_report.plot_confusion", lambda *_: np.zeros((1, 1, 3), dtype=np.uint8))
+
+
 def run_test(callback: ClassReport, data=None, model=None, trainer=None, verbose=False, **options) -> dict[str, float]:
     trainer = trainer or quiet_trainer(callbacks=[callback])
-    given = (
-        {"dataloaders": data} if isinstance(data, DataLoader) else {"datamodule": data or Logits(eval_batch_size=40)}
-    )
+    given = {"datamodule": Logits(eval_batch_size=40)} if data is None else {"dataloaders": data}
     (metrics,) = trainer.test(model or Classifier((4,), 4, nn.Identity()), **given, verbose=verbose, **options)
     return metrics
 
@@ -175,3 +181,15 @@ def test_a_model_without_probabilities_is_refused(tmp_path):
     with pytest.raises(UserError, match="test_step of Other returns no probabilities, entropy, mutual_information"):
         run_test(ClassReport(str(tmp_path / "report")), model=Other())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_ranks_report_what_one_process_reports(two_ranks, tmp_path):
+    """Also the temperature, which is fitted on 101 validation samples: 51 of one rank, 50 of the other."""
+    report_classes(tmp_path)
+    one, two = (folder / "report" for folder in (tmp_path, two_ranks))
+    assert rows_of(two / "confusion.csv") == rows_of(one / "confusion.csv")
+    assert (two / "classes.csv").read_text() == (one / "classes.csv").read_text()
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (one, two))
+    assert second == pytest.approx(first, rel=1e-3)
+    assert first["T"] != 1

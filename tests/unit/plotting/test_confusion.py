@@ -8,21 +8,21 @@ import torch
 from zoo.plotting.confusion import plot_confusion
 
 
-def dark_cells(image) -> list[tuple[float, float]]:
+def dark_center(image) -> tuple[float, float]:
     """Center of the dark blue pixels, from the left and from the top, as fractions of the figure."""
     plot = image[:, : image.shape[1] * 3 // 4].astype(int)  # without the color bar
     rows, columns = ((plot[..., 2] - plot[..., 0] > 60) & (plot[..., 2] > 90)).nonzero()
-    return [(columns.mean() / image.shape[1], rows.mean() / image.shape[0])]
+    return columns.mean() / image.shape[1], rows.mean() / image.shape[0]
 
 
 def test_rows_are_true_classes_and_columns_predicted_ones():
     counts = torch.zeros(3, 3, dtype=torch.long)
     counts[0, 2] = 7
-    ((x, y),) = dark_cells(plot_confusion(counts, ["a", "b", "c"]))
+    x, y = dark_center(plot_confusion(counts, ["a", "b", "c"]))
     assert x > 0.5 and y < 0.4, "the first row from the top, the last column"
 
 
-@pytest.mark.parametrize(("classes", "least", "most"), [(2, 300, 600), (101, 2000, 3200)])
+@pytest.mark.parametrize(("classes", "least", "most"), [(2, 300, 600), (40, 1800, 2500)])
 def test_the_size_of_the_figure_grows_with_the_classes(classes, least, most):
     image = plot_confusion(torch.eye(classes, dtype=torch.long) * 12345, [f"class {c}" for c in range(classes)])
     assert all(least < side < most for side in image.shape[:2]) and image.shape[2] == 3
