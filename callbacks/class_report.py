@@ -68,6 +68,9 @@ class ClassReport(Callback):
     Args:
         folder: folder of the files; by default `test` in the folder of the checkpoint's run, or of the Trainer's run if
             there is no checkpoint, or in the working folder if there is neither. If it exists, its name gets a number.
+
+    Raises:
+        UserError: the model's `test_step` returns something else, or the folder cannot be created.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -77,6 +80,8 @@ class ClassReport(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._confusion = None
+        if self.folder is not None:
+            _check_folder(Path(self.folder))
         own = run_folder(trainer)  # on every rank
         place = Path(self.folder) if self.folder is not None else _default_folder(trainer.ckpt_path, own)
         self._place = None if trainer.fast_dev_run else place  # type: ignore[attr-defined]
@@ -145,6 +150,13 @@ def _default_folder(ckpt_path: Any, own: Path | None) -> Path:
     runs = [*inside, *([own] if own is not None else [])]
     # A run of someone else can be read, and not written to.
     return next((run for run in runs if os.access(run, os.W_OK)), Path()) / "test"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises a `UserError` if a folder cannot be created."""
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"ClassReport's folder {folder} cannot be created in {above}; choose another one")
 
 
 def score_table(scores: ClassScores, macro: dict[str, float], names: Sequence[str]) -> Table:

@@ -171,6 +171,7 @@ def test_the_test_of_a_classifier_is_reported_in_the_folder_and_the_wandb_run_of
     wandb.finish()  # as the end of the process does
     test = ["test", f"--ckpt_path={folder}/checkpoints/best.ckpt", "--model.calibrate=true"]
     main([*test, "--wandb.mode=offline"])
+    wandb.finish()
     output = capsys.readouterr().out
     assert "macro average" in output and "test/ece_uncalibrated" in output
     files = {"classes.csv", "confusion.csv", "confusion.png"}

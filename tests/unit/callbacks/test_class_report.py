@@ -173,6 +173,20 @@ def test_a_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
     assert "test/f1" in metrics and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_created_is_named_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"ClassReport's folder .*/file/report cannot be created in .*/file; choose"):
+        run_test(ClassReport(str(tmp_path / "file" / "report")), model=nothing_computed())
+
+
+def nothing_computed() -> Classifier:
+    class Idle(Classifier):
+        def test_step(self, batch, batch_idx):
+            raise AssertionError("a batch was tested")
+
+    return Idle((4,), 4, nn.Identity())
+
+
 def test_a_model_without_probabilities_is_refused(tmp_path):
     class Other(LightningModule):
         def test_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
