@@ -54,16 +54,19 @@ class Row:
 # Early stopping selects the best checkpoint but does not end the run, as if its patience were just long enough.
 NO_STOP = "--trainer.callbacks.patience=1000"
 NO_DROPOUT = ("--model.input_dropout=0", "--model.hidden_dropout=0", NO_STOP)
+CALIBRATED = ("--model.calibrate=true",)  # at the test, so that the trained network is the same
 TABLES = {
     "mlp": [
         Row("no dropout, last epoch", NO_DROPOUT, "last"),
+        Row("no dropout, last epoch, calibrated", NO_DROPOUT, "last", test=CALIBRATED),
         Row("no dropout, early stopping", NO_DROPOUT),
         Row("dropout, last epoch", (NO_STOP,), "last"),
         Row("dropout, early stopping", (NO_STOP,)),
+        Row("dropout, early stopping, calibrated", (NO_STOP,), test=CALIBRATED),
         Row("dropout, early stopping, 50 MC samples", (NO_STOP,), test=("--model.mc_samples=50",)),
         Row("ensemble of 4 without dropout, 1/4 of the epochs each", NO_DROPOUT, members=4),
     ],
-    "resnet": [Row("recipe")],
+    "resnet": [Row("recipe"), Row("recipe, calibrated", test=CALIBRATED)],
     "resnet_options": [
         Row("recipe", (), "last"),
         Row("no flip TTA", (), "last", test=("--model.flip_tta=false",)),

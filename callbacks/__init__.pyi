@@ -1,5 +1,6 @@
 from .attention_maps import AttentionMaps as AttentionMaps
 from .best_and_last import BestAndLastCheckpoint as BestAndLastCheckpoint
+from .class_report import ClassReport as ClassReport
 from .curves import CurvePlotter as CurvePlotter
 from .equilibrium import EquilibriumReport as EquilibriumReport
 from .gradient_flow import GradientFlow as GradientFlow

@@ -62,7 +62,9 @@ TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
         "--data=Text", f"--data.path={_text(folder)}", "--data.tokenizer=characters", "--data.context_length=8",
         "--data.batch_size=8", "--data.test_size=0.1",
     ],
-    "ViTClassifier": lambda _: ["--model.layers=1", "--model.width=16", "--model.heads=2", *DIGITS],
+    "ViTClassifier": lambda _: [
+        "--model.layers=1", "--model.width=16", "--model.heads=2", "--model.calibrate=true", *DIGITS,
+    ],
 }  # fmt: skip
 
 

@@ -59,6 +59,6 @@ def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], 
             config |= nested(record.run.config.update if kind == "run" else record.config.update)
         elif kind == "history":
             history.append(nested(record.history.item))
-        elif kind == "artifact":
+        elif kind == "artifact" and record.artifact.metadata:  # not a table
             artifacts.add(json.loads(record.artifact.metadata)["original_filename"])
     return config, history, artifacts

@@ -6,6 +6,7 @@ found in FOLDER.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -28,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from zoo import MLPClassifier
-from zoo.callbacks import GradientFlow, PredictionWriter
+from zoo.callbacks import ClassReport, GradientFlow, PredictionWriter
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.optim import ScalarAdam
@@ -52,6 +53,20 @@ def write_predictions(path: Path, devices: int = 1) -> None:
     model = MLPClassifier((1, 8, 8), 10, width=8, depth=1)
     callbacks = [PredictionWriter(str(path))]
     trainer(devices, logger=False, callbacks=callbacks).predict(model, datamodule=Digits(eval_batch_size=40))
+
+
+# ClassReport and temperature scaling
+
+
+def report_classes(folder: Path, devices: int = 1) -> None:
+    """Tests an untrained classifier, whose temperature is fitted on 101 validation digits before."""
+    seed_everything(0, verbose=False)
+    model = MLPClassifier((1, 8, 8), 10, width=8, depth=1, calibrate=True)
+    callbacks = [ClassReport(str(folder / "report"))]
+    run = trainer(devices, logger=False, callbacks=callbacks)
+    (metrics,) = run.test(model, datamodule=Digits(eval_batch_size=40, val_size=101), verbose=False)
+    if run.is_global_zero:
+        (folder / "report" / "metrics.json").write_text(json.dumps(metrics | {"T": model.temperature.item()}))
 
 
 # GradientFlow
@@ -182,6 +197,7 @@ def run_rank(rank: int, folder: Path, port: int) -> None:
     train_with_scalar_adam(rank, folder)
     train_with_gradient_flow(folder / "gradient_flow", devices=2)
     write_predictions(folder / "predictions.csv", devices=2)
+    report_classes(folder, devices=2)
     dist.destroy_process_group()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 
-from zoo.callbacks import PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
+from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
 from zoo.callbacks.progress import ShortModelSummary
 from zoo.callbacks.stay_stopped import StayStopped
 from zoo.checkpoints.writing import AtomicCheckpointIO
+from zoo.contracts import PredictiveClassifier, offers
 from zoo.errors import UserError
 
 
@@ -21,7 +22,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def default_callbacks(
-    command: str, given: list[Callback], progress_bar: bool, model_summary: bool = True
+    command: str, given: list[Callback], progress_bar: bool, model_summary: bool = True, model: object = None
 ) -> list[Callback]:
     """Callbacks to add to the user's.
 
@@ -30,12 +31,15 @@ def default_callbacks(
         given: the user's callbacks.
         progress_bar: whether the Trainer shows a progress bar.
         model_summary: whether the Trainer shows a summary of the model.
+        model: model that is run.
     """
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
         added.append(ShortProgressBar())
     if model_summary and not _has(given, ModelSummary):
         added.append(ShortModelSummary())
+    if command == "test" and offers(model, PredictiveClassifier) and not _has(given, ClassReport):
+        added.append(ClassReport())
     if command == "fit":
         added += [StopOnSignal(), LoggerState(), StayStopped()]
         if not _has(given, StopOnNonFinite):

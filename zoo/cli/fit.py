@@ -22,7 +22,7 @@ from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
 from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
-from zoo.cli.loggers import DEFAULT_LOGGERS, loggers_of_evaluation, loggers_of_run
+from zoo.cli.loggers import DEFAULT_LOGGERS, has_wandb, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
 from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
@@ -35,6 +35,7 @@ from zoo.errors import UserError
 from zoo.files import unused_path
 from zoo.program import program
 from zoo.registry import entries, load_all
+from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
@@ -135,8 +136,9 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             callbacks = with_prediction_writer(callbacks, config.out, config.overwrite)
         bar = config.trainer.enable_progress_bar is not False
         summary = config.trainer.enable_model_summary is not False and not config.trainer.barebones
-        config.trainer.callbacks = [*callbacks, *default_callbacks(str(self.subcommand), callbacks, bar, summary)]
         kwargs["enable_model_summary"] = False  # it is one of the callbacks
+        added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model)
+        config.trainer.callbacks = [*callbacks, *added]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)
@@ -152,10 +154,16 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         if self.subcommand != "fit":
             # An evaluation does not have the loggers of the run that the configuration is of.
             typed = any(word.startswith("--trainer.logger") for word in sys.argv)
-            return {"logger": loggers_of_evaluation(self.loggers_given if typed else None)}
+            given = self.loggers_given if typed else None
+            of_run = loggers_of_test(config.ckpt_path, config.wandb) if self._logs_test(given) else []
+            return {"logger": [*of_run, *loggers_of_evaluation(given)] or False}
         run = open_run(config.run, self.recipe, self.folders, self.resumed)
         folder = config.trainer.default_root_dir or run.folder
         return {"logger": loggers_of_run(self.loggers_given, run, config.wandb), "default_root_dir": folder}
+
+    def _logs_test(self, given: Any) -> bool:
+        """Whether a test is logged into the Weights & Biases run of its checkpoint."""
+        return self.subcommand == "test" and has_wandb(given)
 
     def _find_checkpoint(self, config: Any) -> None:
         """Replaces `--ckpt_path last` by the newest checkpoint of the run; checks that one given by path fits."""

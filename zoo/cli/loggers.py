@@ -59,11 +59,16 @@ def loggers_of_run(given: Any, run: Run, options: WandbOptions) -> list[Logger] 
     return [metrics_logger(run), *([wandb] if wandb else []), *others]
 
 
-def loggers_of_evaluation(given: Any) -> list[Logger] | bool:
+def has_wandb(given: Any) -> bool:
+    """Whether the run's own Weights & Biases logger is among those of `trainer.logger`: it has not been replaced."""
+    return given in (None, True) or any(import_class(spec.class_path) is RunWandb for spec in as_list(given or None))
+
+
+def loggers_of_evaluation(given: Any) -> list[Logger]:
     """Loggers for `validate`, `test` and `predict`: those that the user names. Without a folder they are in the working
     folder, where Lightning's loggers have one of their own for each run."""
     specs = [] if given in (None, True, False) else as_list(given)
-    return [_build(with_save_dir(spec)) for spec in specs if import_class(spec.class_path) is not RunWandb] or False
+    return [_build(with_save_dir(spec)) for spec in specs if import_class(spec.class_path) is not RunWandb]
 
 
 def with_save_dir(spec: Any) -> Any:

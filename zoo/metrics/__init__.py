@@ -1,8 +1,9 @@
-"""Distances between generated and real samples as torchmetrics metrics, and means over windows of training batches."""
+"""Distances between generated and real samples and temperature scaling as torchmetrics metrics, and windowed means."""
 
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
+from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
 from zoo.metrics.wasserstein import SlicedWasserstein, wasserstein1
 from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 
@@ -10,10 +11,13 @@ __all__ = [
     "FeatureExtractor",
     "FrechetDistance",
     "SlicedWasserstein",
+    "TemperatureFit",
+    "TemperatureScaling",
     "Throughput",
     "WindowedMetrics",
     "distance_for",
     "extractor_for",
+    "fit_temperature",
     "frechet_distance",
     "load_extractor",
     "log_is_due",

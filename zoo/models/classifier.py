@@ -4,6 +4,8 @@
 2014, section 1; Gal and Ghahramani 2016, arXiv 1506.02142): at test time the ensemble is one network with scaled
 weights, several passes with dropout on (Monte Carlo dropout), or the networks of several checkpoints. All metrics are
 those of the mean probabilities.
+
+The logits of each network can be divided by a temperature, which is fitted on the validation split (`calibrate`).
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
 from zoo.errors import UserError, check_at_least, check_fraction
-from zoo.metrics import WindowedMetrics
+from zoo.metrics import TemperatureFit, TemperatureScaling, WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
+from zoo.models.calibration import check_validation, describe, validation_batches
 from zoo.models.ema import EMA
 from zoo.models.finetuning import (
     balanced_weights,
@@ -93,6 +98,9 @@ class Classifier(ZooModule):
             one, is what is validated, tested and used for predictions.
         flip_tta: average the logits of each image and its mirror image at test and prediction time; ignored for data
             whose classes are not mirror-symmetric.
+        calibrate: fit a temperature, by which logits are divided (Guo et al. 2017, arXiv 1706.04599), on the samples of
+            each validation; a checkpoint holds that of the last validation before it. A checkpoint without one gets it
+            when it is tested, on the validation split. The temperature is fitted for one pass with dropout off.
         channels_last: use the channels-last memory format, which is faster on most devices.
         compile: compile the network with torch.compile; the first steps take minutes.
         mc_samples: number of passes with dropout on that are averaged at test and prediction time (Monte Carlo
@@ -109,7 +117,9 @@ class Classifier(ZooModule):
 
     window: WindowedMetrics
     class_weight: Tensor | None
+    temperature: Tensor
     _built_groups = 0
+    _calibrated = False
 
     def __init__(
         self,
@@ -122,6 +132,7 @@ class Classifier(ZooModule):
         mixup: float = 0.0,
         ema_half_life: float = 0.0,
         flip_tta: bool = False,
+        calibrate: bool = False,
         channels_last: bool = False,
         compile: bool = False,
         mc_samples: int = 0,
@@ -152,6 +163,8 @@ class Classifier(ZooModule):
         self.register_buffer("class_weight", self._given_weights(), persistent=False)
         self.mixup = mixup
         self.flip_tta = flip_tta
+        self.register_buffer("temperature", torch.ones(()))
+        self.calibration = TemperatureScaling() if calibrate else None
         self.compile_network = compile
         self.mc_samples = mc_samples
         self.mc_seed = mc_seed
@@ -166,8 +179,10 @@ class Classifier(ZooModule):
             {
                 "acc": MulticlassAccuracy(num_classes, average="micro"),
                 "nll": MeanMetric(),
+                "nll_uncalibrated": MeanMetric(),
                 "brier": MeanMetric(),
                 "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+                "ece_uncalibrated": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
             }
         )
         self.window = WindowedMetrics("images")
@@ -205,7 +220,10 @@ class Classifier(ZooModule):
     # Predictions
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, *input_shape) to logits (N, num_classes), by the averaged network if there is one."""
+        """x (N, *input_shape) to logits (N, num_classes), by the averaged network if there is one; calibrated."""
+        return self._uncalibrated(x) / self.temperature
+
+    def _uncalibrated(self, x: Tensor) -> Tensor:
         return self._run(self.ema or self.network, x)
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
@@ -213,26 +231,31 @@ class Classifier(ZooModule):
             x = x.contiguous(memory_format=torch.channels_last)
         return network(x).float()
 
-    def _log_probabilities(self, x: Tensor) -> Tensor:
-        logits = self(x)
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits (N, C) of one member, averaged with those of the mirror images for `flip_tta`."""
+        return self._with_mirrored(self._uncalibrated(x), x) / self.temperature
+
+    def _with_mirrored(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Uncalibrated logits of x, averaged with those of the mirror images for `flip_tta`."""
         if self.flip_tta and self._mirrors():
-            logits = (logits + self(x.flip(-1))) / 2
-        return logits.log_softmax(1)
+            return (logits + self._uncalibrated(x.flip(-1))) / 2
+        return logits
 
     def _mirrors(self) -> bool:
         """Whether images are mirrored: the classes are mirror-symmetric, or the training data did not say."""
         return len(self.input_shape) == 3 and self.trained_on.mirror_symmetric is not False
 
-    def _member_log_probs(self, x: Tensor, seed: int) -> Iterator[Tensor]:
+    def _member_log_probs(self, x: Tensor, seed: int, calibrated: bool) -> Iterator[Tensor]:
         """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""
         for index, model in enumerate([self, *self._members_on(x.device)]):
+            scale = 1 if calibrated else model.temperature
             if not self.mc_samples:
-                yield model._log_probabilities(x)
+                yield (model._logits(x) * scale).log_softmax(1)
             for number in range(self.mc_samples):
                 with dropout_on(model, seed=hash((self.mc_seed, seed, index, number)) % 2**63):
-                    yield model._log_probabilities(x)
+                    yield (model._logits(x) * scale).log_softmax(1)
 
-    def predictive(self, x: Tensor, seed: int = 0) -> Predictions:
+    def predictive(self, x: Tensor, seed: int = 0, calibrated: bool = True) -> Predictions:
         """The predictive distribution: by weight scaling, Monte Carlo dropout, or an ensemble.
 
         The module's mode and the global random state are left unchanged.
@@ -240,10 +263,11 @@ class Classifier(ZooModule):
         Args:
             x: samples, (N, *input_shape).
             seed: random seed of the dropout masks, combined with `mc_seed`; use a different one for every batch.
+            calibrated: divide the logits of each member by its temperature.
         """
         with eval_mode(self):
             total, entropies, count = torch.full((), -torch.inf, device=x.device), torch.zeros((), device=x.device), 0
-            for log_p in self._member_log_probs(x, seed):
+            for log_p in self._member_log_probs(x, seed, calibrated):
                 total = torch.logaddexp(total, log_p)
                 entropies = entropies + entropy(log_p)
                 count += 1
@@ -288,6 +312,8 @@ class Classifier(ZooModule):
         super().setup(stage)
         if stage == "fit":
             check_finetuning(self.trainer)
+            if self.calibration is not None:
+                check_validation(self.trainer)
             if self.class_weights == "balanced":
                 self.class_weight = balanced_weights(self.trainer, self.num_classes).to(self.device)
         if stage in ("test", "predict"):
@@ -335,27 +361,58 @@ class Classifier(ZooModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        logits = self(x)
+        logits = self._uncalibrated(x)
         self.val_loss.update(F.cross_entropy(logits, y, reduction="none"))
         self.val_acc.update(logits, y)
         self.log("val/loss", self.val_loss, prog_bar=True)
         self.log("val/acc", self.val_acc, prog_bar=True)
+        if self.calibration is not None and self._in_training():
+            self.calibration.update(self._with_mirrored(logits, x), y)
+
+    def _in_training(self) -> bool:
+        return self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+
+    def on_validation_epoch_end(self) -> None:
+        # Before `on_validation_end`, in which checkpoints are written.
+        if self.calibration is not None and self._in_training():
+            fit = self._fit_temperature(self.calibration)
+            values = {
+                "temperature": fit.temperature,
+                "nll_uncalibrated": fit.nll_before,
+                "nll_calibrated": fit.nll_after,
+            }
+            self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def _fit_temperature(self, calibration: TemperatureScaling) -> TemperatureFit:
+        fit = calibration.compute()
+        calibration.reset()
+        if math.isfinite(fit.temperature):
+            self.temperature.fill_(fit.temperature)
+        return fit
+
+    def on_test_start(self) -> None:
+        if self.calibration is not None and self.temperature == 1:
+            with self.trainer.precision_plugin.forward_context():
+                for x, y in validation_batches(self):
+                    self.calibration.update(self._with_mirrored(self._uncalibrated(x), x), y)
+            fit = self._fit_temperature(self.calibration)
+            rank_zero_info(describe(fit))
+        self._calibrated = any(bool(model.temperature != 1) for model in (self, *self._members))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         """Measures accuracy, negative log-likelihood, Brier score and calibration error of the mean probabilities.
 
         The expected calibration error (ECE) is that of Guo et al. 2017 (arXiv 1706.04599, eq. 3), with 15 equal bins.
+        With a temperature, NLL and ECE are measured without it, too (`test/nll_uncalibrated`, `test/ece_uncalibrated`).
         """
         x, y = batch
         predictive = self.predictive(x, seed=batch_idx)
         p = predictive.probabilities
-        # Below 1, because torchmetrics puts probabilities of exactly 1 into a sixteenth bin.
-        values = {
-            "acc": (p, y),
-            "ece": (p.clamp_max(1 - 2**-24), y),
-            "nll": (F.nll_loss(predictive.log_probabilities, y, reduction="none"),),
-        }
-        for name, arguments in {**values, "brier": (brier_score(p, y),)}.items():
+        values = {"acc": (p, y), "brier": (brier_score(p, y),), **_calibration_values(predictive, y)}
+        if self._calibrated:
+            without = self.predictive(x, seed=batch_idx, calibrated=False)
+            values |= {f"{name}_uncalibrated": value for name, value in _calibration_values(without, y).items()}
+        for name, arguments in values.items():
             metric = cast(Any, self.test_metrics[name])
             metric.update(*arguments)
             self.log(f"test/{name}", metric)
@@ -363,6 +420,15 @@ class Classifier(ZooModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Predictions:
         return self.predictive(batch[0], seed=batch_idx)
+
+
+def _calibration_values(predictive: Predictions, y: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """What the metrics of calibration are updated with, by name."""
+    return {
+        "nll": (F.nll_loss(predictive.log_probabilities, y, reduction="none"),),
+        # Below 1, because torchmetrics puts probabilities of exactly 1 into a sixteenth bin.
+        "ece": (predictive.probabilities.clamp_max(1 - 2**-24), y),
+    }
 
 
 @contextmanager

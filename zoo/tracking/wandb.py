@@ -46,7 +46,7 @@ def has_wandb_credentials() -> bool:
     """Whether an API key or identity token is configured; looks at the environment and .netrc only."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL)).hostname or ""
+    host = urlsplit(wandb_url()).hostname or ""
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
@@ -56,6 +56,11 @@ def has_wandb_credentials() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def wandb_url() -> str:
+    """Address of the server."""
+    return os.environ.get("WANDB_BASE_URL", WANDB_URL)
 
 
 def wandb_mode(options: WandbOptions) -> str:
@@ -97,7 +102,7 @@ def wandb_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> RunW
 def _online_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> tuple[RunWandbLogger, str]:
     """A logger whose run has started, or the reason why it cannot, in a few words."""
     logger = _new_logger(run, "online", options, given)
-    if problem := connection_problem(os.environ.get("WANDB_BASE_URL", WANDB_URL)):
+    if problem := connection_problem(wandb_url()):
         return logger, problem
     from wandb.errors import Error
 

@@ -62,6 +62,7 @@ RUNS = {
             (
                 row("dropout, last epoch", *[N] * 5),
                 row("dropout, early stopping", *[N] * 5),
+                row("dropout, early stopping, calibrated", *[N] * 5),
                 row("dropout, early stopping, 50 MC samples", *[N] * 5),
             ),
         ),

@@ -25,6 +25,7 @@ sequences = partial(Sequences, digits=4, num_train=1000, num_test=101, val_size=
 CASES: dict[str, dict[str, Any]] = {
     "AttentionMaps": {"model": partial(Seq2Seq, layers=1, width=16, heads=2), "data": sequences, "every_n_steps": 4},
     "BestAndLastCheckpoint": {"monitor": "val/loss"},
+    "ClassReport": {},
     "CurvePlotter": {},
     "EquilibriumReport": {"model": gan, "data": points, "n": 100},
     "GradientFlow": {"every_n_steps": 3},

@@ -6,7 +6,9 @@ import pytest
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelSummary, TQDMProgressBar
 
-from zoo.callbacks import PredictionWriter, StopOnNonFinite
+from tests.helpers.networks import mlps
+from zoo import GAN, MLPClassifier
+from zoo.callbacks import ClassReport, PredictionWriter, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
 from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
 from zoo.errors import UserError
@@ -28,6 +30,14 @@ def names(added) -> list[str]:
 def test_callbacks_of_each_command(command, expected):
     assert names(default_callbacks(command, [], progress_bar=True, model_summary=False)) == expected
     assert names(default_callbacks(command, [], progress_bar=False, model_summary=False)) == expected[1:]
+
+
+def test_the_test_of_a_classifier_has_a_report():
+    model = MLPClassifier((1, 8, 8), 10, width=4, depth=1)
+    assert names(default_callbacks("test", [], False, model)) == ["ClassReport"]
+    assert names(default_callbacks("test", [ClassReport("own")], False, model)) == []
+    assert names(default_callbacks("validate", [], False, model)) == []
+    assert names(default_callbacks("test", [], False, GAN((1, 8, 8), 10, **mlps(8)))) == []
 
 
 def test_callbacks_of_the_user_replace_the_defaults():

@@ -92,7 +92,7 @@ def test_no_logger_is_none_at_all_and_wandb_can_be_disabled(run):
 
 
 def test_an_evaluation_has_the_named_loggers_only(run):
-    assert loggers_of_evaluation(parse()) is False
+    assert loggers_of_evaluation(parse()) == []
     (logger,) = loggers_of_evaluation(parse("--trainer.logger+=CSVLogger"))
     assert type(logger) is CSVLogger and logger.root_dir == "./lightning_logs"
 

@@ -532,7 +532,7 @@ def test_mutual_information_of_two_opposite_certain_members_is_one_bit():
     """Two certain members that disagree: the entropy is one bit, all of it mutual information."""
     model = logits_classifier(2)
     members = [torch.tensor([[0.0, -1000.0]]), torch.tensor([[-1000.0, 0.0]])]
-    model._member_log_probs = lambda x, seed: iter([part.log_softmax(1) for part in members])
+    model._member_log_probs = lambda x, seed, calibrated: iter([part.log_softmax(1) for part in members])
     predictive = model.predictive(torch.zeros(1, 2))
     assert predictive.probabilities.tolist() == [[0.5, 0.5]]
     assert predictive.entropy.item() == predictive.mutual_information.item() == pytest.approx(math.log(2))

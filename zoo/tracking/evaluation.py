@@ -1,0 +1,68 @@
+"""The Weights & Biases run of a checkpoint, into which `test` logs its metrics, tables and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from zoo._lightning import drop_anonymous
+from zoo.connection import connection_problem
+from zoo.errors import UserError, one_line
+from zoo.tracking.run_folders import RunLock
+from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, wandb_id, wandb_mode, wandb_url
+
+
+def loggers_of_test(ckpt_path: str | None, options: WandbOptions) -> list[Logger]:
+    """The logger of the Weights & Biases run that the checkpoint's run has, which is resumed; empty if there is none.
+
+    It says in one line why there is none, unless Weights & Biases is disabled.
+
+    Args:
+        ckpt_path: path to the checkpoint, in the folder `checkpoints` of its run; None if there is no checkpoint.
+        options: mode and project.
+    """
+    mode = wandb_mode(options)
+    if mode == "disabled" or ckpt_path is None:
+        return []
+    folder = Path(ckpt_path).parent.parent
+    run_id = wandb_id(folder) if Path(ckpt_path).parent.name == "checkpoints" else None
+    if run_id is None:
+        rank_zero_info(f"Weights & Biases is left out: there is no run of it beside {ckpt_path}")
+        return []
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        try:
+            RunLock.take(folder)
+        except UserError:
+            rank_zero_info(f"Weights & Biases is left out: the run in {folder} is still in progress")
+            return []
+        if mode == "online" and (problem := _start(folder, run_id, options)):
+            rank_zero_warn(f"Weights & Biases is not available ({problem}), so the test is kept on disk")
+            mode = "offline"
+    return [_new_logger(folder, mode, run_id, options)]
+
+
+def _start(folder: Path, run_id: str, options: WandbOptions) -> str:
+    """Starts the run online; returns the reason if that fails, in a few words."""
+    if problem := connection_problem(wandb_url()):
+        return problem
+    from wandb.errors import Error
+
+    try:
+        _new_logger(folder, "online", run_id, options).experiment  # noqa: B018 - starts the run
+    except (Error, ValueError) as error:  # wrong key, no answer, no permission for the project
+        return one_line(str(error))[:200]
+    return ""
+
+
+def _new_logger(folder: Path, mode: str, run_id: str, options: WandbOptions) -> WandbLogger:
+    import wandb
+
+    settings: dict[str, Any] = {"silent": True} if mode == "offline" else {"init_timeout": INIT_TIMEOUT}
+    settings_of_run = wandb.Settings(**settings)
+    # Not a RunWandbLogger: the rows of a test do not count as rows that a resumed run has logged already.
+    logger = WandbLogger(save_dir=str(folder), id=run_id, project=options.project, mode=mode, settings=settings_of_run)
+    drop_anonymous(logger)
+    return logger
