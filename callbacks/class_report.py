@@ -46,7 +46,8 @@ class ClassScores(NamedTuple):
         """Scores of a confusion matrix (C, C) whose rows are true classes and whose columns are predicted ones."""
         hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
         quotients = [hits / predicted, hits / support, 2 * hits / (predicted + support)]
-        return cls(*(quotient.double().nan_to_num(0) for quotient in quotients), support)
+        precision, recall, f1 = (quotient.double().nan_to_num(0) for quotient in quotients)
+        return cls(precision, recall, f1, support)
 
     def macro(self, confusion: Tensor) -> dict[str, float]:
         """Means over the classes that occur in the confusion matrix, as labels or as predictions."""

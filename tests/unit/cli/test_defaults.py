@@ -34,10 +34,10 @@ def test_callbacks_of_each_command(command, expected):
 
 def test_the_test_of_a_classifier_has_a_report():
     model = MLPClassifier((1, 8, 8), 10, width=4, depth=1)
-    assert names(default_callbacks("test", [], False, model)) == ["ClassReport"]
-    assert names(default_callbacks("test", [ClassReport("own")], False, model)) == []
-    assert names(default_callbacks("validate", [], False, model)) == []
-    assert names(default_callbacks("test", [], False, GAN((1, 8, 8), 10, **mlps(8)))) == []
+    assert names(default_callbacks("test", [], False, False, model)) == ["ClassReport"]
+    assert names(default_callbacks("test", [ClassReport("own")], False, False, model)) == []
+    assert names(default_callbacks("validate", [], False, False, model)) == []
+    assert names(default_callbacks("test", [], False, False, GAN((1, 8, 8), 10, **mlps(8)))) == []
 
 
 def test_callbacks_of_the_user_replace_the_defaults():
