@@ -26,6 +26,7 @@ from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
 from zoo.models.ema import EMA
+from zoo.models.exports import Export, Input, Part
 from zoo.models.finetuning import (
     balanced_weights,
     check_finetuning,
@@ -107,6 +108,7 @@ class Classifier(ZooModule):
             optimizer's; see `zoo.optim.parameter_groups`. 1 for one learning rate, about 0.75 to fine-tune.
     """
 
+    exports = ("classifier",)
     window: WindowedMetrics
     class_weight: Tensor | None
     _built_groups = 0
@@ -213,11 +215,12 @@ class Classifier(ZooModule):
             x = x.contiguous(memory_format=torch.channels_last)
         return network(x).float()
 
-    def _log_probabilities(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits (N, C) of one member, averaged with those of the mirror images for `flip_tta`."""
         logits = self(x)
         if self.flip_tta and self._mirrors():
             logits = (logits + self(x.flip(-1))) / 2
-        return logits.log_softmax(1)
+        return logits
 
     def _mirrors(self) -> bool:
         """Whether images are mirrored: the classes are mirror-symmetric, or the training data did not say."""
@@ -227,10 +230,10 @@ class Classifier(ZooModule):
         """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""
         for index, model in enumerate([self, *self._members_on(x.device)]):
             if not self.mc_samples:
-                yield model._log_probabilities(x)
+                yield model._logits(x).log_softmax(1)
             for number in range(self.mc_samples):
                 with dropout_on(model, seed=hash((self.mc_seed, seed, index, number)) % 2**63):
-                    yield model._log_probabilities(x)
+                    yield model._logits(x).log_softmax(1)
 
     def predictive(self, x: Tensor, seed: int = 0) -> Predictions:
         """The predictive distribution: by weight scaling, Monte Carlo dropout, or an ensemble.
@@ -273,6 +276,40 @@ class Classifier(ZooModule):
         batches = input_batches(samples, self.input_shape, self.trained_on.preprocessing, batch_size)
         parts = [self.predictive(x.to(self.device), seed) for seed, x in enumerate(batches)]
         return Predictions.concatenate(parts, self.classes)
+
+    def export_classifier(self, *, preprocess: bool = False, probabilities: bool = False) -> Export:
+        """The network that predicts, with the mirror images of `flip_tta` if the model has it.
+
+        Args:
+            preprocess: take pictures of the model's size as uint8 (N, C, H, W), which are normalized inside; how they
+                are brought to this size is in the metadata.
+            probabilities: return probabilities instead of logits.
+
+        Raises:
+            UserError: it is not known how pictures are normalized, or the model is an ensemble.
+        """
+        if self.ensemble:
+            raise UserError("an ensemble is not exported as a whole: leave out ensemble, and export each member")
+        preprocessing = self.trained_on.preprocessing if preprocess else None
+        if preprocess and (preprocessing is None or preprocessing.input_shape != self.input_shape):
+            raise UserError("the checkpoint does not say how pictures are normalized: leave out preprocess")
+
+        def classify(x: Tensor) -> Tensor:
+            logits = self._logits(x if preprocessing is None else preprocessing.normalize(x))
+            return logits.softmax(1) if probabilities else logits
+
+        pixels = Input("pictures of the model's size", self.input_shape, torch.uint8, (0, 255))
+        samples = Input("images in [-1, 1]", self.input_shape, bounds=(-1, 1))
+        return Export(
+            Part(self.network if self.ema is None else self.ema.network, classify),
+            {"images": pixels if preprocess else samples}
+            if len(self.input_shape) == 3
+            else {"samples": Input("samples", self.input_shape)},
+            "probabilities" if probabilities else "logits",
+            (self.num_classes,),
+            settings={"flip_tta": self.flip_tta and self._mirrors()},
+            note="one pass with dropout off, without Monte Carlo dropout" if self.mc_samples else "",
+        )
 
     def _members_on(self, device: torch.device) -> list[Classifier]:
         """The other members of the ensemble, loaded on first use."""
