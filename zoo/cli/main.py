@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": ("zoo.cli.fit", "run_command"),
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
+    "export": ("zoo.cli.export", "run_export"),
     "list": ("zoo.cli.list", "run_list"),
 }
 
@@ -36,6 +37,7 @@ commands:
   predict    write a classifier's predictions to a table
   sample     draw from a generative model:  {PROGRAM} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {PROGRAM} edit --ckpt_path FILE --task vary --image in.png --sigma 1
+  export     write a model to a file that runs without this package:  {PROGRAM} export --ckpt_path FILE --out model.onnx
   list       list models, data, callbacks, recipes and weights
 
 {PROGRAM} COMMAND --help lists the options of a command; {PROGRAM} --version prints the version."""
