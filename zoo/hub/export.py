@@ -131,7 +131,7 @@ def find_part(model: Any, part: str | None) -> str:
     """Name of a part, the default one if it is None; raises a `UserError` if the model has no such part."""
     parts = list(part_methods(model))
     if part is not None and part not in parts:
-        raise UserError(f"{type(model).__name__} has no part {part}; choose one of {', '.join(parts)}")
+        raise UserError(f"{type(model).__name__} has no part {part}; it has {', '.join(parts)}")
     return part or parts[0]
 
 

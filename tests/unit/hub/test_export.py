@@ -198,7 +198,7 @@ def test_a_module_that_cannot_be_exported_is_named(model, message, tmp_path):
         ({"path": "a.txt"}, r"a\.txt must end in one of \.onnx for onnx"),
         ({"path": "a.onnx", "format": "torch_export"}, r"a\.onnx must end in \.pt2 for the format torch_export"),
         ({"path": "a.onnx", "format": "onx"}, "format is 'onx'; choose one of onnx, torch_export"),
-        ({"path": "a.onnx", "part": "sampler"}, "MLPClassifier has no part sampler; choose one of classifier"),
+        ({"path": "a.onnx", "part": "sampler"}, "MLPClassifier has no part sampler; it has classifier"),
         ({"path": "a.onnx", "steps": 3}, "has no option steps; its options are preprocess, probabilities"),
         ({"path": "there.onnx"}, "there.onnx exists already and is not overwritten"),
     ],
