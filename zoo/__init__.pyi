@@ -1,3 +1,4 @@
+from .hub.export import export as export
 from .hub.loading import load as load
 from .models.classifier import Classifier as Classifier
 from .models.diffusion.consistency import ConsistencyModel as ConsistencyModel

@@ -267,6 +267,17 @@ class ClassPrediction(Protocol):
         """Mutual information of class and ensemble member, (N,); 0 for one member."""
 
 
+class Exportable(Protocol):
+    """A model that says what can be exported of it. Without it, that is its `forward`.
+
+    Attributes:
+        exports: names of parts, the default first. The method `export_<name>` builds each; its keyword arguments are
+            options of the command `export`, and it returns a `zoo.models.exports.Export`.
+    """
+
+    exports: Sequence[str]
+
+
 class PredictiveClassifier(Protocol):
     """A classifier with uncertainty, whose `test_step` and `predict_step` return a `ClassPrediction`.
 

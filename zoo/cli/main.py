@@ -25,6 +25,7 @@ COMMANDS = {
     "tune": ("zoo.cli.tune", "run_tune"),
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
+    "export": ("zoo.cli.export", "run_export"),
     "list": ("zoo.cli.list", "run_list"),
 }
 
@@ -38,6 +39,7 @@ commands:
   tune       search for better options of a recipe:  {program} tune --config gan.yaml --search gan_space.yaml
   sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
+  export     write a model to a file that runs without this package:  {program} export --ckpt_path FILE --out model.onnx
   list       list models, data, callbacks, recipes, search spaces and weights
 
 {program} COMMAND --help lists the options of a command; {program} --version prints the version."""

@@ -31,6 +31,7 @@ from zoo.metrics import TemperatureFit, TemperatureScaling, WindowedMetrics
 from zoo.models.base import ZooModule, attached_trainer, eval_mode
 from zoo.models.calibration import check_validation, describe, validation_batches
 from zoo.models.ema import EMA
+from zoo.models.exports import Export, Input, Part
 from zoo.models.finetuning import (
     balanced_weights,
     check_finetuning,
@@ -115,6 +116,7 @@ class Classifier(ZooModule):
             optimizer's; see `zoo.optim.parameter_groups`. 1 for one learning rate, about 0.75 to fine-tune.
     """
 
+    exports = ("classifier",)
     window: WindowedMetrics
     class_weight: Tensor | None
     temperature: Tensor
@@ -297,6 +299,40 @@ class Classifier(ZooModule):
         batches = input_batches(samples, self.input_shape, self.trained_on.preprocessing, batch_size)
         parts = [self.predictive(x.to(self.device), seed) for seed, x in enumerate(batches)]
         return Predictions.concatenate(parts, self.classes)
+
+    def export_classifier(self, *, preprocess: bool = False, probabilities: bool = False) -> Export:
+        """The network that predicts, with the mirror images of `flip_tta` if the model has it.
+
+        Args:
+            preprocess: take pictures of the model's size as uint8 (N, C, H, W), which are normalized inside; how they
+                are brought to this size is in the metadata.
+            probabilities: return probabilities instead of logits.
+
+        Raises:
+            UserError: it is not known how pictures are normalized, or the model is an ensemble.
+        """
+        if self.ensemble:
+            raise UserError("an ensemble is not exported as a whole: leave out ensemble, and export each member")
+        preprocessing = self.trained_on.preprocessing if preprocess else None
+        if preprocess and (preprocessing is None or preprocessing.input_shape != self.input_shape):
+            raise UserError("the checkpoint does not say how pictures are normalized: leave out preprocess")
+
+        def classify(x: Tensor) -> Tensor:
+            logits = self._logits(x if preprocessing is None else preprocessing.normalize(x))
+            return logits.softmax(1) if probabilities else logits
+
+        pixels = Input("pictures of the model's size", self.input_shape, torch.uint8, (0, 255))
+        samples = Input("images in [-1, 1]", self.input_shape, bounds=(-1, 1))
+        return Export(
+            Part(self.network if self.ema is None else self.ema.network, classify),
+            {"images": pixels if preprocess else samples}
+            if len(self.input_shape) == 3
+            else {"samples": Input("samples", self.input_shape)},
+            "probabilities" if probabilities else "logits",
+            (self.num_classes,),
+            settings={"flip_tta": self.flip_tta and self._mirrors()},
+            note="one pass with dropout off, without Monte Carlo dropout" if self.mc_samples else "",
+        )
 
     def _members_on(self, device: torch.device) -> list[Classifier]:
         """The other members of the ensemble, loaded on first use."""

@@ -14,6 +14,7 @@ from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import eval_mode
 from zoo.models.ema import EMA
+from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.generative import GenerativeModule
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay
 from zoo.seeding import SampleNoise
@@ -106,6 +107,15 @@ class VAE(GenerativeModule):
             return SampleNoise(seeds, (self.latent_dim,), self.device)()
         device = generator.device if generator else self.device
         return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
+
+    exports = ("decoder",)
+
+    def export_decoder(self) -> Export:
+        """Samples from latent vectors: the decoder's mean."""
+        labels = label_inputs(self.num_classes - 1 if self.conditional else None)
+        inputs = {"z": Input("standard normal latent vectors", (self.latent_dim,)), **labels}
+        part = Part(self.averaged, lambda z, labels=None: self.averaged.decode(z, labels).float())
+        return Export(part, inputs, "samples", self.input_shape)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, labels = self.unpack(batch)

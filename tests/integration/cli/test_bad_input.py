@@ -313,7 +313,7 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
         f"{command} with a {name} checkpoint": (with_checkpoint(name, command, *args), expected)
         for command, args in {
             "fit": (*MLP, *DIGITS), "validate": (*MLP, *DIGITS), "test": (*MLP, *DIGITS), "predict": (*MLP, *DIGITS),
-            "sample": (), "edit": ("--task=vary", "--image=x.png"),
+            "sample": (), "edit": ("--task=vary", "--image=x.png"), "export": ("--out=x.onnx",),
         }.items()
         for name, expected in {
             "hostile": "hostile.ckpt is not a checkpoint that can be read safely",
@@ -353,6 +353,13 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
     "a seed that is too large": (with_checkpoint("gan", "sample", f"--seed={2**64}"), "--seed is 18446744073709551616; it must be"),
     "an ending that says nothing": (with_checkpoint("gan", "sample", "--out", "x.jpeg"), r"must end in one of \.png, \.npz, \.gif"),
     "a number of samples that is none": (with_checkpoint("gan", "sample", "--n", "a"), "--n a .* must be of type int"),
+    "an export without a checkpoint": (["export", "--steps", "3"], "--ckpt_path must be given: the model in the checkpoint decides whether it has --steps"),
+    "an export to nowhere": (with_checkpoint("gan", "export"), "--out must be given"),
+    "an export with an unknown ending": (with_checkpoint("gan", "export", "--out=gan.bin"), r"gan\.bin must end in one of \.onnx for onnx"),
+    "an export with the ending of another format": (with_checkpoint("gan", "export", "--out=gan.onnx", "--format=safetensors"), r"gan\.onnx must end in \.safetensors"),
+    "a part that the model lacks": (with_checkpoint("gan", "export", "--out=gan.onnx", "--part=sampler"), "GAN has no part sampler; it has generator"),
+    "an option that the part lacks": (with_checkpoint("mlp", "export", "--out=mlp.onnx", "--steps=3"), "--steps has no effect on the part classifier of MLPClassifier: leave it out; its own options are --preprocess"),
+    "an option of a part, misspelt": (with_checkpoint("mlp", "export", "--out=mlp.onnx", "--probabilites=true"), r"; did you mean --probabilities\?"),
     "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN makes no predictions; .* command sample"),
 }  # fmt: skip
 

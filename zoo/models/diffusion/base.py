@@ -15,12 +15,13 @@ from torchmetrics import MeanMetric
 from zoo.contracts import ReferenceSamples, data_of, offers
 from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
-from zoo.models.base import attached_trainer
+from zoo.models.base import attached_trainer, eval_mode
 from zoo.models.diffusion.denoiser import Denoiser
 from zoo.models.diffusion.dit import DiT
 from zoo.models.diffusion.network import ResidualMLP, UNet
-from zoo.models.diffusion.solvers import karras_sigmas, state_dtype
+from zoo.models.diffusion.solvers import Noise, karras_sigmas, state_dtype
 from zoo.models.ema import EMA
+from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.generative import GenerativeModule
 from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, diffusion_optimizer
@@ -68,6 +69,7 @@ class DenoisingModule(GenerativeModule):
             learning rate.
     """
 
+    exports = ("sampler", "denoiser", "network")
     calibrated: Tensor
     window: WindowedMetrics
     #: Means that are logged in validation.
@@ -171,6 +173,62 @@ class DenoisingModule(GenerativeModule):
     def _finish(self, x: Tensor) -> Tensor:
         """Samples as float32; images clamped to [-1, 1]."""
         return x.float().clamp(-1, 1) if len(self.input_shape) == 3 else x.float()
+
+    # Exporting
+
+    def export_denoiser(self) -> Export:
+        """E[x_0 | x] for noisy samples and their noise levels; of a consistency model, its consistency function."""
+        inputs = {
+            "x": Input("noisy samples", self.input_shape),
+            "sigma": Input("noise levels", bounds=(self.sigma_min, self.sigma_max)),
+            **self._label_inputs(),
+        }
+        return Export(Part(self.averaged), inputs, "denoised", self.input_shape)
+
+    def export_network(self) -> Export:
+        """The network inside of the denoiser, which sees samples of unit variance."""
+        network = self.averaged.network
+        inputs = {"x": Input("noisy samples of unit variance", self.input_shape), "c_noise": Input("ln(sigma) / 4")}
+        return Export(
+            Part(network, lambda x, c_noise, labels=None: network(x, c_noise, labels).float()),
+            {**inputs, **self._label_inputs()},
+            "output",
+            self.input_shape,
+        )
+
+    def _label_inputs(self) -> dict[str, Input]:
+        return label_inputs(self.num_classes if self.conditional else None)  # the highest label is no class
+
+    def _export_sampler(self, draw: Callable[[Noise, Tensor | None], Tensor], settings: dict[str, Any]) -> Export:
+        """A sampler as a function of its noise.
+
+        Args:
+            draw: from a function that draws noise and from labels, (N,) or None, to samples (N, *input_shape).
+            settings: plain values that say how it draws.
+        """
+        count = self._count_draws(draw)
+
+        def sample(noise: Tensor, labels: Tensor | None = None) -> Tensor:
+            noise = noise.to(state_dtype(noise.device))
+            draws = iter(noise.unbind(1) if count > 1 else [noise])
+            return draw(lambda: next(draws), labels)
+
+        about = "standard normal noise" if count == 1 else f"standard normal noise of the {count} draws"
+        noise = Input(about, self.input_shape if count == 1 else (count, *self.input_shape))
+        inputs = {"noise": noise, **self._label_inputs()}
+        return Export(Part(self.averaged, sample), inputs, "samples", self.input_shape, settings=settings)
+
+    def _count_draws(self, draw: Callable[[Noise, Tensor | None], Tensor]) -> int:
+        """Number of times that noise is drawn for a sample: more than once by stochastic samplers."""
+        drawn = []
+
+        def noise() -> Tensor:
+            drawn.append(torch.zeros(1, *self.input_shape, dtype=state_dtype(self.device), device=self.device))
+            return drawn[-1]
+
+        with eval_mode(self):
+            draw(noise, torch.zeros(1, dtype=torch.int64, device=self.device) if self.conditional else None)
+        return len(drawn)
 
     # Training
 

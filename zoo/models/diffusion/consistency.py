@@ -22,6 +22,8 @@ from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import append_dims
 from zoo.models.diffusion.module import Diffusion
+from zoo.models.diffusion.solvers import Noise
+from zoo.models.exports import Export
 
 #: Options that the student inherits from its teacher together with the weights.
 INHERITED = ("conditional", "network", "parametrization", "sigma_min", "sigma_max", "sigma_data")
@@ -112,14 +114,25 @@ class ConsistencyModel(DenoisingModule):
         """
         with eval_mode(self):
             noise, labels = self._first_noise(n, labels, generator, seeds)
-            sigmas = self.sampling_sigmas(self.steps if steps is None else steps)
-            x = self.denoiser.mean + sigmas[0] * noise()
-            for sigma, after in pairwise(sigmas):
-                level = torch.full((n,), sigma, device=self.device)
-                x = self.averaged(x, level, labels)
-                if after > 0:
-                    x = x + after * noise()
-            return self._finish(x)
+            return self._draw(noise, labels, self.steps if steps is None else steps)
+
+    def _draw(self, noise: Noise, labels: Tensor | None, steps: int) -> Tensor:
+        sigmas = self.sampling_sigmas(steps)
+        x = self.averaged.mean + sigmas[0] * noise()
+        for sigma, after in pairwise(sigmas):
+            x = self.averaged(x, sigma, labels)
+            if after > 0:
+                x = x + after * noise()
+        return self._finish(x)
+
+    def export_sampler(self, *, steps: int | None = None) -> Export:
+        """Multistep consistency sampling, from noise to samples.
+
+        Args:
+            steps: number of sampling steps, each of which takes noise of its own (default: the model's own).
+        """
+        steps = self.steps if steps is None else steps
+        return self._export_sampler(lambda noise, labels: self._draw(noise, labels, steps), {"steps": steps})
 
     def sampling_sigmas(self, steps: int) -> list[float]:
         """Noise levels from `sigma_max` to `sigma_middle` by equal factors, and 0: steps + 1 of them."""

@@ -159,7 +159,7 @@ class Denoiser(ScoreModel, nn.Module):
             guidance_scale: weight w of classifier-free guidance, E_class + w (E_class - E_none).
         """
         x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
         outputs = self.outputs(x, sigma, labels)
         if guidance_scale:
             outputs = outputs + guidance_scale * (outputs - self.outputs(x, sigma, None))

@@ -24,7 +24,8 @@ from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
 from zoo.models.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
 from zoo.models.diffusion.process import Process
-from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Solution, karras_sigmas, solve
+from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Noise, Solution, karras_sigmas, solve
+from zoo.models.exports import Export
 from zoo.models.generative import slerp
 
 MEMORIZED = 1 / 3  # ratio of distances to the nearest training sample below which a warning is given
@@ -241,9 +242,37 @@ class Diffusion(DenoisingModule, ScoreModel):
         self.check_guidance(guidance_scale)
         with eval_mode(self):
             noise, labels = self._first_noise(n, labels, generator, seeds)
-            sigmas = karras_sigmas(self.steps if steps is None else steps, self.sigma_min, self.sigma_max)
-            x = self.denoiser.mean + sigmas[0] * noise()
-            return solve(self.guided(labels, guidance_scale), x, sigmas, solver or self.solver, noise, trajectory)
+            denoise = self.guided(labels, guidance_scale)
+            return self._solve(
+                denoise, noise, self.steps if steps is None else steps, solver or self.solver, trajectory
+            )
+
+    def _solve(self, denoise: Denoise, noise: Noise, steps: int, solver: str, trajectory: bool = False) -> Solution:
+        """Solves from noise of the highest level to data."""
+        sigmas = karras_sigmas(steps, self.sigma_min, self.sigma_max)
+        x = self.averaged.mean + sigmas[0] * noise()
+        return solve(denoise, x, sigmas, solver, noise, trajectory)
+
+    def export_sampler(
+        self, *, steps: int | None = None, solver: str | None = None, guidance_scale: float | None = None
+    ) -> Export:
+        """The whole solver, from noise to samples.
+
+        Args:
+            steps: number of solver steps (default: the model's own).
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
+                `zoo.models.diffusion.solvers` (default: the model's own). The last two take the noise of every draw.
+            guidance_scale: weight w of classifier-free guidance (default: the model's own).
+        """
+        steps = self.steps if steps is None else steps
+        solver = self.solver if solver is None else solver
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        self.check_guidance(scale)
+
+        def draw(noise: Noise, labels: Tensor | None) -> Tensor:
+            return self._finish(self._solve(self.guided(labels, scale), noise, steps, solver).x)
+
+        return self._export_sampler(draw, {"steps": steps, "solver": solver, "guidance_scale": scale})
 
     # Training
 

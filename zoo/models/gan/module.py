@@ -24,6 +24,7 @@ from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
 from zoo.models.ema import EMA
+from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.gan.losses import (
     ADVERSARIAL_LOSSES,
     AdversarialLoss,
@@ -78,6 +79,8 @@ class GAN(GenerativeModule):
             constant learning rate.
         lr_scheduler_d: factory of the discriminator's learning-rate schedule.
     """
+
+    exports = ("generator",)
 
     def __init__(
         self,
@@ -242,6 +245,16 @@ class GAN(GenerativeModule):
             angles = torch.linspace(0, 2 * torch.pi, frames + 1)[:-1].tolist()
             images = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
             return torch.stack(images).float()
+
+    def export_generator(self) -> Export:
+        """The generator that draws samples, the averaged one if there is one."""
+        latent = Input("standard normal latent vectors", (self.latent_dim,))
+        return Export(
+            Part(self.generator if self.ema is None else self.ema.network, lambda *inputs: self(*inputs).float()),
+            {"z": latent, **label_inputs(self.num_classes - 1 if self.conditional else None)},
+            "samples",
+            self.input_shape,
+        )
 
     # Training
 

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
+from zoo.models.exports import Export, Input, Part
 from zoo.models.seq2seq.network import EncoderDecoder
 from zoo.models.transformer.attention import record_attention
 from zoo.models.transformer.blocks import NORMS
@@ -47,6 +48,7 @@ class Seq2Seq(ZooModule):
     """
 
     tokens = True
+    exports = ("network",)
     network: EncoderDecoder
     window: WindowedMetrics
 
@@ -126,6 +128,20 @@ class Seq2Seq(ZooModule):
                 target.append(token.masked_fill(ended, self.padding))
                 ended |= token == self.end
             return torch.cat(target, dim=1)
+
+    def export_network(self) -> Export:
+        """Logits of the next token of the target at each position, for sources and targets of any length."""
+        bounds = (0, self.num_classes - 1)
+        source = Input("sources, padded", ("source_length",), torch.int64, bounds)
+        target = Input("start token and the beginnings of targets", ("target_length",), torch.int64, bounds)
+        return Export(
+            Part(self.network),
+            {"source": source, "target": target},
+            "logits",
+            ("target_length", self.num_classes),
+            {"source_length": self.input_shape[0], "target_length": self.output_length},
+            {"padding": self.padding, "start": self.start, "end": self.end},
+        )
 
     def attention(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Attention weights of encoder and decoder.

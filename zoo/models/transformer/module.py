@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.metrics import WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
+from zoo.models.exports import Export, Input, Part
 from zoo.models.networks import check_output, find_factory
 from zoo.models.transformer.blocks import NORMS
 from zoo.models.transformer.generate import check_sampling_options, generate
@@ -55,6 +56,7 @@ class TransformerLM(ZooModule):
     """
 
     tokens = True
+    exports = ("network",)
     network: LanguageModel
     token_bytes: Tensor
     window: WindowedMetrics
@@ -118,6 +120,12 @@ class TransformerLM(ZooModule):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens int64 (N, T) to logits of the next tokens, (N, T, V)."""
         return self.network(tokens)
+
+    def export_network(self) -> Export:
+        """Logits of the next token at each position, for any number of tokens up to the context length."""
+        tokens = Input("tokens", ("length",), torch.int64, (0, self.num_classes - 1))
+        shape, longest = ("length", self.num_classes), {"length": self.context_length}
+        return Export(Part(self.network), {"tokens": tokens}, "logits", shape, longest)
 
     # Generating text
 

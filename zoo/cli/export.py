@@ -1,0 +1,84 @@
+"""The command `export`: writes a trained model to a file that runs without this package.
+
+The checkpoint is read first. The options are then those of every model, and the keyword arguments of the method that
+builds the part that is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo._lightning import option_names
+from zoo.cli.options import add_options, add_overwrite, own_options, typed_options
+from zoo.cli.own_networks import load_model_with_config
+from zoo.cli.parser import OneLineParser
+from zoo.errors import UserError, nearest
+from zoo.files import check_output
+from zoo.hub.export import export, find_format, find_part, part_methods
+from zoo.program import program
+
+DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
+CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
+MODEL_DECIDES = f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help lists them."
+#: Options of the command itself.
+COMMON = ("ckpt_path", "out", "format", "part", "model", "config", "overwrite")
+
+
+def run_export(args: Sequence[str]) -> None:
+    """Parses the command line, in two stages since the model decides on the options, and prints what was written."""
+    words = list(args[1:])
+    typed = typed_options(words)
+    if not typed.get("ckpt_path"):
+        _parse_without_checkpoint(words, typed)
+        return
+    if typed.get("out"):  # before a large file is read
+        find_format(check_output(Path(str(typed["out"])), "overwrite" in typed), typed.get("format"))
+    model = load_model_with_config(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
+    part = find_part(model, typed.get("part"))
+    parser = _build_parser(model, part, typed)
+    given = parser.parse_args(words).as_dict()
+    options = {name: value for name, value in given.items() if name not in COMMON and name in typed}
+    print(export(model, given["out"], given["format"], part, given["overwrite"], **options))
+
+
+def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) -> None:
+    """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise."""
+    parser = _start_parser(MODEL_DECIDES, "part of the model to export; the model decides which there are.")
+    known = option_names(parser)
+    for name in typed:
+        if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
+            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
+    parser.parse_args(words)
+    raise UserError("--ckpt_path must be given")
+
+
+def _start_parser(description: str, part_help: str) -> OneLineParser:
+    parser = OneLineParser(prog=f"{program()} export", description=description)
+    parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
+    parser.add_argument("--out", type=str, required=True, help="file to write: .onnx, .pt2 or .safetensors.")
+    parser.add_argument(
+        "--format", type=str, help="onnx, torch_export, or safetensors for weights only (default: by the ending)."
+    )
+    parser.add_argument("--part", type=str, help=part_help)
+    add_overwrite(parser)
+    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--config", type=str, help=CONFIG_HELP)
+    return parser
+
+
+def _build_parser(model: Any, part: str, typed: dict[str, str | None]) -> OneLineParser:
+    """Parser of the options that a part has; raises a `UserError` for the first option that it does not have."""
+    name, parts = type(model).__name__, list(part_methods(model))
+    parser = _start_parser(DESCRIPTION, f"part of the {name}: {', '.join(parts)} (default: {parts[0]}).")
+    own = own_options(type(model), f"export_{part}", ())
+    if own:
+        add_options(parser.add_argument_group(f"Options of the part {part} of {name}"), own.values())
+    known = option_names(parser)
+    for option in typed:
+        if f"--{option}" not in known:
+            mine = f"; its own options are {', '.join(f'--{one}' for one in own)}" if own else ""
+            hint = nearest(f"--{option}", known, 0.75) or f": leave it out{mine}"
+            raise UserError(f"--{option} has no effect on the part {part} of {name}{hint}")
+    return parser
