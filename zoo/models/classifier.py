@@ -22,9 +22,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
+from zoo.contracts import attached_trainer
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import WindowedMetrics
-from zoo.models.base import ZooModule, attached_trainer, eval_mode
+from zoo.models.base import ZooModule, eval_mode
 from zoo.models.ema import EMA
 from zoo.models.finetuning import (
     balanced_weights,

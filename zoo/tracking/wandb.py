@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import netrc
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo._lightning import drop_anonymous
 from zoo.checkpoints.resume import ResumePoint
+from zoo.connection import connection_problem
 from zoo.errors import one_line
 from zoo.tracking.loggers import RunWandbLogger
 
 WANDB_URL = "https://api.wandb.ai"
-CONNECT_TIMEOUT = 5.0  # seconds, for the first connection to the server
 INIT_TIMEOUT = 30.0  # seconds, for the start of a run
 
 
@@ -95,7 +93,7 @@ def _online_logger(
 ) -> tuple[RunWandbLogger, str]:
     """A logger whose run has started, or the reason why it cannot, in a few words."""
     logger = _new_logger(folder, "online", options, name, resumed)
-    if problem := _connection_problem():
+    if problem := connection_problem(os.environ.get("WANDB_BASE_URL", WANDB_URL)):
         return logger, problem
     from wandb.errors import Error
 
@@ -104,19 +102,6 @@ def _online_logger(
     except (Error, ValueError) as error:  # wrong key, no answer, no permission for the project
         return logger, one_line(str(error))[:200]
     return logger, ""
-
-
-def _connection_problem() -> str:
-    """Reason why the server cannot be reached; empty if it can, or if a proxy is configured."""
-    url = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_URL))
-    if getproxies() or not url.hostname:
-        return ""
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        socket.create_connection((url.hostname, port), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
-        return f"no connection to {url.hostname}: {error.strerror or error}"
-    return ""
 
 
 def _new_logger(
