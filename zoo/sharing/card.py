@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from zoo.contracts import Decoding, Generative, PredictiveClassifier, is_conditional, offers
+from zoo.registry import entries
 from zoo.sharing.training import Training
 
 LIBRARY = "lightning-zoo"
@@ -98,8 +99,10 @@ def _summary(model: Any) -> str:
 
 
 def _usage(model: Any, name: str, description: Mapping[str, Any]) -> str:
+    known = {path for entry in entries("networks") for path in (entry.name, entry.import_path)}
     values = description["hyper_parameters"].items()
-    own = {role: value["class_path"] for role, value in values if isinstance(value, Mapping) and value.get("own")}
+    paths = {role: str(value.get("class_path", "")) for role, value in values if isinstance(value, Mapping)}
+    own = {role: path for role, path in paths.items() if path and path not in known}
     handed = "".join(f", {role}={path.rpartition('.')[2]}" for role, path in own.items())
     lines = [
         *(["import torch"] if offers(model, Generative) and is_conditional(model) else []),
