@@ -71,7 +71,7 @@ def model_card(
 
 def _metadata(model: Any, name: str, training: Training, license: str | None) -> dict[str, Any]:
     task = task_of(model)
-    known = {
+    known: dict[str, Any] = {
         "library_name": LIBRARY,
         "license": license,
         "pipeline_tag": task,
