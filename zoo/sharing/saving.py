@@ -95,20 +95,20 @@ def _draw(model: Any, folder: Path) -> tuple[str | None, str | None]:
     """Draws from a generative model; returns the name of the picture, or a text."""
     if not offers(model, Generative):
         return None, None
-    decode = model.decode if offers(model, Decoding) else None
+    sample: Any = model.sample
     generator = torch.Generator().manual_seed(0)
-    if decode is not None:
-        return None, decode(model.sample(1, generator=generator))[0]
-    shape = getattr(model, "input_shape", ())
+    if offers(model, Decoding):
+        return None, model.decode(sample(1, generator=generator))[0]
+    shape: tuple[int, ...] = getattr(model, "input_shape", ())
     if len(shape) == 3 and shape[0] not in (1, 3):
         return None, None
     if len(shape) < 3:
-        image = render_samples(model.sample(POINTS, generator=generator))
+        image = render_samples(sample(POINTS, generator=generator))
     elif is_conditional(model):  # two rows, a class in each column
         columns = min(model.num_classes, 10)
         labels = torch.arange(columns).repeat(2)
-        image = render_samples(model.sample(len(labels), labels=labels, generator=generator), columns)
+        image = render_samples(sample(len(labels), labels=labels, generator=generator), columns)
     else:
-        image = render_samples(model.sample(16, generator=generator))
+        image = render_samples(sample(16, generator=generator))
     Image.fromarray(image).save(folder / PICTURE)
     return PICTURE, None
