@@ -21,15 +21,14 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import zoo
 from common import markdown_table, mean_std, new_parser, run_recipe
 from zoo import ConsistencyModel
-from zoo.checkpoints.reading import load_model
 from zoo.metrics import FrechetDistance
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.registry import find_class
@@ -105,7 +104,7 @@ def settings(model: Any, options: argparse.Namespace) -> Iterator[tuple[Key, dic
 def load(options: argparse.Namespace) -> Evaluator:
     """The checkpoint of `--ckpt_path` and its data."""
     root = {"root": options.root} if options.root else {}
-    return Evaluator(load_model(options.ckpt_path), find_class(options.data)(**root))
+    return Evaluator(zoo.load(options.ckpt_path), find_class(options.data)(**root))
 
 
 def train(
@@ -115,7 +114,7 @@ def train(
     root = [f"--data.root={options.root}"] if options.root else []
     trainer, seconds = run_recipe(options.recipes, folder, seed, *extra, *root)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    model = load_model(str(Path(trainer.log_dir or "") / "checkpoints" / "best.ckpt"))
+    model = zoo.load(trainer.log_dir or "")
     return Evaluator(model, data), {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
 
 

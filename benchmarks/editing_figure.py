@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import zoo
 from common import check_new, new_parser
-from zoo.checkpoints.reading import load_model
 from zoo.cli.edit import EditResult, EditSession
 from zoo.models.base import eval_mode
 from zoo.plotting.figures import new_figure, render_figure
@@ -110,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("editing.png"), help=".png file for the figure")
     options = parser.parse_args(args)
     check_new(parser, options.out)
-    model = load_model(options.ckpt_path)
+    model = zoo.load(options.ckpt_path)
     data: Any = find_class(options.data)(**({"root": options.root} if options.root else {}))
     with tempfile.TemporaryDirectory() as folder, eval_mode(model):
         images = InputImages(data, Path(folder))

@@ -10,7 +10,11 @@ CONNECT_TIMEOUT = 5.0  # seconds
 
 
 def connection_problem(url: str) -> str:
-    """Reason why the server of an address cannot be reached; empty if it can, or if a proxy is configured."""
+    """Reason why a server cannot be reached; empty if it can, or if a proxy is configured.
+
+    Args:
+        url: address of the server, such as "https://huggingface.co".
+    """
     parts = urlsplit(url)
     if getproxies() or not parts.hostname:
         return ""

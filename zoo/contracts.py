@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
 Contract = TypeVar("Contract")
 
@@ -439,6 +439,14 @@ class RowCount(Protocol):
 
 
 # Asking
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The Trainer that a module is attached to, or None."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
 
 
 def data_of(trainer: Trainer | None) -> Any:

@@ -7,6 +7,7 @@ The rule of all commands and callbacks that write a file for the user is `output
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,17 +42,54 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         with suppress(OSError):
             partial.unlink()
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flushes a folder's entries to disk, on systems that support it."""
+def _sync(path: Path) -> None:
+    """Flushes a file, or a folder's entries, to disk, on systems that support it."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `path` whose files stand in `path` once all of them are written.
+
+    If the process is killed or the disk is full, there is no folder `path`, or its files are as they were. In a folder
+    that exists, such as a clone of a repository, files of the same names are replaced one by one; others are kept.
+
+    Args:
+        path: target folder; its parents are created.
+        overwrite: replace files in a folder that is not empty.
+
+    Raises:
+        UserError: the folder has files and `overwrite` is false, it is a file, or it cannot be written.
+    """
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise UserError(f"{path} exists already and is not overwritten; choose another name, or set overwrite=True")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; choose another name for the folder")
+    target = path.absolute()  # "." has no name
+    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        if target.exists():
+            for file in partial.iterdir():
+                file.replace(target / file.name)
+        else:
+            partial.replace(target)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(target.parent)
 
 
 def remove_partial(folder: Path) -> None:

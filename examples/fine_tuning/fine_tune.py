@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+import zoo
 from zoo import Classifier
 from zoo.callbacks import BestAndLastCheckpoint, CurvePlotter
-from zoo.checkpoints.reading import load_model
 from zoo.datamodules import ImageFolder
 from zoo.models import TorchvisionResNet
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
 
     optimizer = partial(torch.optim.AdamW, lr=args.lr, weight_decay=0.01)
     if args.ckpt_path:
-        pretrained = load_model(args.ckpt_path)
+        pretrained = zoo.load(args.ckpt_path)
         channels, size, _ = pretrained.input_shape
         data = ImageFolder(args.root, size, channels, batch_size=16)
         model = adapt(pretrained, data.num_classes, optimizer=optimizer)

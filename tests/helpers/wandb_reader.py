@@ -44,13 +44,13 @@ def nested(items: Any) -> dict[str, Any]:
     return result
 
 
-def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], set[str]]:
-    """The config, nested, the rows of the history, and the files that were logged as artifacts."""
+def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The config, nested, the rows of the history, and the artifacts: metadata and aliases by the name of the file."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
-    artifacts: set[str] = set()
+    artifacts: dict[str, dict[str, Any]] = {}
     for data in records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
@@ -60,5 +60,6 @@ def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], 
         elif kind == "history":
             history.append(nested(record.history.item))
         elif kind == "artifact" and record.artifact.metadata:  # not a table
-            artifacts.add(json.loads(record.artifact.metadata)["original_filename"])
+            metadata = json.loads(record.artifact.metadata)
+            artifacts[metadata["original_filename"]] = {**metadata, "aliases": set(record.artifact.aliases)}
     return config, history, artifacts

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from zoo.contracts import ClassNames, MirrorSymmetry, offers
@@ -81,17 +82,30 @@ class TrainingData:
         }
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from; `load_model` sets it as the model's attribute `origin`.
+
+    Attributes:
+        path: path to the checkpoint, or to the folder of a saved model.
+        monitor: the checkpoint's entry of this name, None if it has none.
+    """
+
+    path: Path
+    monitor: dict[str, Any] | None = None
+
+
 def describe_model(model: Any, trainer: Any = None) -> dict[str, Any]:
     """Entries of a checkpoint that say which model it holds; see the head of this module.
 
     Args:
-        model: model with the attribute `trained_on`, a `TrainingData`.
+        model: model, with the attribute `trained_on`, a `TrainingData`, if it is known.
         trainer: Trainer that writes the checkpoint; None if there is none.
     """
     return {
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "format": FORMAT,
-        "data": model.trained_on.plain(),
+        "data": getattr(model, "trained_on", TrainingData()).plain(),
         "versions": dict(versions()),
         "monitor": None if trainer is None else _monitor(trainer),
     }

@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from zoo.checkpoints.format import FORMAT, TrainingData, parse_description
+from zoo._lightning import build_from_checkpoint
+from zoo.checkpoints.format import FORMAT, Origin, TrainingData, parse_description
+from zoo.checkpoints.pretrained import is_pretrained, read_pretrained
 from zoo.errors import UserError
 from zoo.registry import find_class
 
@@ -19,16 +21,18 @@ from zoo.registry import find_class
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint with `weights_only=True`; its tensors are memory-mapped on the CPU.
 
+    Args:
+        path: path to a checkpoint, or to the folder of a saved model, see `zoo.checkpoints.pretrained`.
+
     Raises:
         UserError: the file is missing, damaged, not safe to load, or was written by a newer version.
     """
-    if not Path(path).is_file():
+    if is_pretrained(path):
+        checkpoint = read_pretrained(path)
+    elif Path(path).is_file():
+        checkpoint = _read_file(path)
+    else:
         raise UserError(f"--ckpt_path {path} is not a file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # arbitrary bytes raise arbitrary exceptions
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise UserError(f"{path} is not a checkpoint that can be read safely ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UserError(f"{path} is not a checkpoint of a model: it has no state_dict")
     written = checkpoint.get("format", 0)
@@ -44,23 +48,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_model(ckpt_path: str, model: str | None = None, **handed: Any) -> Any:
+def _read_file(path: str | Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # arbitrary bytes raise arbitrary exceptions
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UserError(f"{path} is not a checkpoint that can be read safely ({reason})") from error
+
+
+def load_model(ckpt_path: str | Path, model: str | type | None = None, **handed: Any) -> Any:
     """Loads a model from its checkpoint, in eval mode, on the CPU.
 
     Args:
-        ckpt_path: path to the checkpoint.
-        model: class of the model, in the zoo or in a plugin; by default the class that the checkpoint names.
+        ckpt_path: path to the checkpoint, or to the folder of a saved model.
+        model: the model's class, or its name in the zoo or in a plugin; by default the class that the checkpoint names.
         **handed: arguments of the class that the checkpoint does not hold, such as a network of your own.
 
     Raises:
         UserError: the file is missing or does not hold a model of the zoo.
     """
-    name = model or read_checkpoint(ckpt_path).get("model_class")
+    checkpoint = read_checkpoint(ckpt_path)
+    name = model or checkpoint.get("model_class")
     if name is None:
         raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
-    model_class: Any = find_class(name, "models")
+    model_class: Any = name if isinstance(name, type) else find_class(name, "models")
     try:
-        return model_class.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True, **handed).eval()
+        loaded = build_from_checkpoint(model_class, checkpoint, **handed).eval()
     except UserError as error:
         raise UserError(f"{ckpt_path} cannot be loaded: {error}") from error
     except (RuntimeError, TypeError, KeyError) as error:
@@ -68,6 +81,8 @@ def load_model(ckpt_path: str, model: str | None = None, **handed: Any) -> Any:
         # torch's first line says no more than that the state does not fit.
         reason = next((line for line in lines if not line.startswith("Error(s) in loading")), type(error).__name__)
         raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason[:200]})") from error
+    loaded.origin = Origin(Path(ckpt_path), checkpoint.get("monitor"))
+    return loaded
 
 
 def check_checkpoint(path: str | Path, model: LightningModule, data: object = None) -> None:

@@ -72,7 +72,7 @@ def edit(
     """Edits an image with a diffusion model and writes the result.
 
     Args:
-        ckpt_path: path to the model's checkpoint.
+        ckpt_path: path to the checkpoint, to the folder of its run, or to that of a saved model.
         task: kind of edit. inpaint: redraw the masked pixels (RePaint). vary: redraw details finer than the noise level
             `sigma` (SDEdit). class: change the image's class. interpolate: go from one image to another. invert: find
             the noise that generates the image, and generate it again. denoise: remove noise of the level `sigma`.

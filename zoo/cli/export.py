@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo._lightning import option_names
-from zoo.cli.options import add_options, add_overwrite, own_options, typed_options
+from zoo.cli.options import CKPT_HELP, CONFIG_HELP, add_options, add_overwrite, own_options, typed_options
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
 from zoo.errors import UserError, nearest
@@ -20,7 +20,6 @@ from zoo.hub.export import export, find_format, find_part, part_methods
 from zoo.program import program
 
 DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
-CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
 MODEL_DECIDES = f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help lists them."
 #: Options of the command itself.
 COMMON = ("ckpt_path", "out", "format", "part", "model", "config", "overwrite")
@@ -56,7 +55,7 @@ def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) ->
 
 def _start_parser(description: str, part_help: str) -> OneLineParser:
     parser = OneLineParser(prog=f"{program()} export", description=description)
-    parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help=CKPT_HELP)
     parser.add_argument("--out", type=str, required=True, help="file to write: .onnx, .pt2 or .safetensors.")
     parser.add_argument(
         "--format", type=str, help="onnx, torch_export, or safetensors for weights only (default: by the ending)."

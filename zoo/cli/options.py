@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from zoo.errors import UserError, one_line
 
+CKPT_HELP = "path to the checkpoint, to the folder of its run, or to that of a saved model."
+CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
 OUT_HELP = "table to write, .csv or .parquet (default: predictions.csv, with a number if it exists)."
 PLAIN_TYPES = (int, float, str, bool, NoneType, list, tuple)
 #: Types that are plain if their arguments are.

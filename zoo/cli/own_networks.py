@@ -18,6 +18,7 @@ from torch import nn
 from zoo.checkpoints.reading import load_model, read_checkpoint
 from zoo.cli.recipes import check_recipe, recipe_path
 from zoo.errors import UserError, one_line
+from zoo.hub.loading import find_checkpoint
 from zoo.models.networks import NetworkFactory, import_path, is_known
 
 
@@ -25,7 +26,7 @@ def load_model_with_config(ckpt_path: str, model: str | None = None, config: str
     """Loads a model from its checkpoint, with the networks that only the configuration of its run describes.
 
     Args:
-        ckpt_path: path to the checkpoint.
+        ckpt_path: path to the checkpoint, to the folder of its run, or to that of a saved model.
         model: class of the model; by default the class that the checkpoint names.
         config: path to the config.yaml of the run; None if the zoo has all networks of the model.
         **handed: further arguments of the class.
@@ -33,6 +34,7 @@ def load_model_with_config(ckpt_path: str, model: str | None = None, config: str
     Raises:
         UserError: a file is missing or damaged, or a network is missing or cannot be imported.
     """
+    ckpt_path = str(find_checkpoint(ckpt_path))
     described = read_checkpoint(ckpt_path).get("hyper_parameters")
     networks: dict[str, NetworkFactory] = {}
     if config is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import OUT_HELP, add_overwrite, typed_options
+from zoo.cli.options import CKPT_HELP, CONFIG_HELP, OUT_HELP, add_overwrite, typed_options
 from zoo.errors import UserError, check_at_least
 from zoo.program import program
 
@@ -49,14 +49,13 @@ def _refuse_foreign(typed: Iterable[str]) -> None:
 
 def _parse(words: list[str]) -> dict[str, Any]:
     from zoo.cli.parser import OneLineParser
-    from zoo.cli.sample import CONFIG_HELP
 
     parser = OneLineParser(prog=f"{program()} predict", description=DESCRIPTION)
     several: dict[str, Any] = {"type": str, "nargs": "+", "action": "extend"}
     parser.add_argument(
         "--images", **several, help='folders (with all below), files, or patterns in quotes such as "photos/*.jpg".'
     )
-    parser.add_argument("--ckpt_path", type=str, help="path to the checkpoint, or to the folder of its run.")
+    parser.add_argument("--ckpt_path", type=str, help=CKPT_HELP)
     parser.add_argument("--out", type=str | None, help=OUT_HELP)
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="number of pictures that are predicted at a time.")

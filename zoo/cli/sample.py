@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo._lightning import option_names
-from zoo.cli.options import (
+from zoo.cli.options import CKPT_HELP, CONFIG_HELP, (
     Option,
     accepts,
     add_function_options,
@@ -65,7 +65,6 @@ RESERVED = {
     "trajectory",
 }
 DESCRIPTION = "Draws samples from the checkpoint of a generative model."
-CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
 MODEL_DECIDES = (
     f"{DESCRIPTION} These are the options for images; a model may have further ones, and a text model has others: "
     "--ckpt_path FILE --help lists the options of the model in a checkpoint."
@@ -150,7 +149,7 @@ def _typeable(own: dict[str, dict[str, Option]], *methods: str) -> list[Option]:
 
 def _start_parser(description: str) -> OneLineParser:
     parser = OneLineParser(prog=f"{program()} sample", description=description)
-    parser.add_argument("--ckpt_path", type=str, required=True, help="path to the checkpoint.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help=CKPT_HELP)
     parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
     parser.add_argument("--config", type=str, help=CONFIG_HELP)
     return parser

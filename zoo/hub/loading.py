@@ -1,4 +1,4 @@
-"""`zoo.load`: a trained model from its checkpoint or its run, ready to be used."""
+"""`zoo.load`: a trained model from wherever it is, ready to be used."""
 
 from __future__ import annotations
 
@@ -7,33 +7,53 @@ from typing import Any
 
 import torch
 
+from zoo.checkpoints.pretrained import CONFIG, is_pretrained
 from zoo.checkpoints.reading import load_model
 from zoo.errors import UserError
+from zoo.hub.artifacts import PREFIX, download_artifact
+from zoo.sharing.repositories import download, is_repository
 
 #: Checkpoints of a run, in the order in which they are preferred.
 PREFERRED = ("best.ckpt", "last.ckpt")
 
 
-def load(source: str | Path, device: str | torch.device = "cpu", **handed: Any) -> Any:
-    """Loads a trained model, in eval mode. Nothing in the file is run.
+def load(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **handed: Any,
+) -> Any:
+    """Loads a trained model, in eval mode. Nothing in its files is run.
 
         model = zoo.load("runs/resnet/version_0")
         model.predict("cat.jpg").names
 
+    | source | |
+    | --- | --- |
+    | `runs/gan/version_0/checkpoints/best.ckpt` | a checkpoint |
+    | `runs/gan/version_0` | the folder of a run: its best checkpoint, else its last |
+    | `my_model` | the folder of a saved model, see `save_pretrained` |
+    | `owner/name` | a repository on the Hugging Face Hub, if there is nothing of that name on disk |
+    | `wandb:entity/project/artifact:alias` | a checkpoint that was uploaded to Weights & Biases |
+
     Args:
-        source: path to a checkpoint, or to the folder of a run, whose best checkpoint is taken, else the last.
+        source: where the model is.
         device: device of the model, such as "cuda".
-        **handed: arguments of the model's class that the checkpoint does not hold, such as a network of your own or an
-            `ensemble` of further checkpoints.
+        revision: branch, tag or commit of a repository on the Hugging Face Hub.
+        token: access token for a private repository; by default that of `hf auth login` or HF_TOKEN.
+        **handed: arguments of the model's class that are not stored, such as a network of your own or an `ensemble` of
+            further checkpoints.
 
     Returns:
         A model of the zoo or of a plugin, of the class that the checkpoint names.
 
     Raises:
-        UserError: there is no such file, it does not hold a model of the zoo, or there is no such device.
+        UserError: there is no such model, its files do not hold a model of the zoo, or there is no such device.
     """
-    path, target = find_checkpoint(Path(source)), find_device(device)
-    return load_model(str(path), **handed).to(target)
+    path, target = _find(source, revision, token), find_device(device)
+    return load_model(path, **handed).to(target)
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -52,20 +72,35 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint itself, or the preferred one of a run's folder.
+def _find(source: str | Path, revision: str | None, token: str | None) -> Path:
+    """The checkpoint or the folder of a saved model, downloaded if it is not here."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return find_checkpoint(download_artifact(source))
+    if Path(source).exists():
+        return find_checkpoint(source)
+    if not is_repository(source):
+        raise UserError(
+            f"{source} is neither a checkpoint, the folder of a run or of a saved model, nor a repository owner/name"
+        )
+    try:
+        return download(str(source), revision, token)
+    except UserError as error:
+        raise UserError(f"{source} is no file or folder here, and as a repository: {error}") from error
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """A checkpoint or the folder of a saved model as it is; in any other folder the preferred checkpoint of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has none.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} is neither a checkpoint nor the folder of a run")
-    found = [path / "checkpoints" / name for name in PREFERRED]
+    folder = Path(source)
+    if not folder.is_dir() or is_pretrained(folder):
+        return folder
+    found = [folder / "checkpoints" / name for name in PREFERRED] + sorted(folder.glob("*.ckpt"))
     existing = next((file for file in found if file.is_file()), None)
     if existing is None:
-        runs = sorted(folder.name for folder in path.glob("version_*") if (folder / "checkpoints").is_dir())
+        runs = sorted(run.name for run in folder.glob("version_*") if (run / "checkpoints").is_dir())
         hint = f"; it has the runs {', '.join(runs)}: name one of them" if runs else ""
-        raise UserError(f"{path} has no {' or '.join(f'checkpoints/{name}' for name in PREFERRED)}{hint}")
+        raise UserError(f"{folder} has no {', '.join(f'checkpoints/{name}' for name in PREFERRED)} or {CONFIG}{hint}")
     return existing

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -15,16 +15,17 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from zoo.checkpoints.format import TrainingData, describe_model
-from zoo.contracts import data_of
+from zoo.checkpoints.format import Origin, TrainingData, describe_model
+from zoo.contracts import attached_trainer, data_of
 from zoo.distributed.fsdp import shard
 from zoo.metrics import WindowedMetrics
 from zoo.models.ema import EMA
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, build_optimizer
 from zoo.seeding import capture_random_state, gather_random_states, restore_random_state
+from zoo.sharing.mixin import PretrainedMixin
 
 
-class ZooModule(LightningModule):
+class ZooModule(PretrainedMixin, LightningModule):
     """Base of the models: one optimizer for `network`, its moving average, and checkpoints that resume exactly.
 
     A subclass sets `network`, `optimizer` and `lr_scheduler`, and may set the other attributes. With manual
@@ -38,6 +39,7 @@ class ZooModule(LightningModule):
         layer_decay: ratio of the learning rates of neighboring layers.
         trained_on: what is known of the training data: names of classes, preprocessing of pictures. Taken from the data
             module in `fit`, and stored in checkpoints; set it for training without a data module.
+        origin: checkpoint that the model was loaded from by `zoo.load`, or None.
         compile_network: compile the network with torch.compile before training.
         window: means that are logged every `log_every_n_steps` batches, or None.
     """
@@ -50,6 +52,7 @@ class ZooModule(LightningModule):
     layer_decay: float = 1.0
     ema: EMA | None
     trained_on: TrainingData = TrainingData()
+    origin: Origin | None = None
     compile_network: bool = False
     window: WindowedMetrics | None = None
     _images_since_step = 0
@@ -173,14 +176,6 @@ class ZooModule(LightningModule):
         if self.window and state["window"] and self.global_rank == 0:
             window = {name: total.to(self.device) for name, total in state["window"]["sums"].items()}
             self.window.load_state_dict({**state["window"], "sums": window})
-
-
-def attached_trainer(module: LightningModule) -> Trainer | None:
-    """The Trainer that a module is attached to, or None."""
-    try:
-        return module.trainer
-    except RuntimeError:
-        return None
 
 
 @contextmanager

@@ -26,9 +26,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
+from zoo.contracts import attached_trainer
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import TemperatureFit, TemperatureScaling, WindowedMetrics
-from zoo.models.base import ZooModule, attached_trainer, eval_mode
+from zoo.models.base import ZooModule, eval_mode
 from zoo.models.calibration import check_validation, describe, validation_batches
 from zoo.models.ema import EMA
 from zoo.models.exports import Export, Input, Part

@@ -108,7 +108,10 @@ def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
     for image in images:
         path = file.parent / "files" / image["filenames"][0]
         assert np.asarray(Image.open(path)).std() > 5
-    assert artifacts == {"best.ckpt", "last.ckpt"}, "asked for by --wandb.log_model"
+    assert set(artifacts) == {"best.ckpt", "last.ckpt"}, "asked for by --wandb.log_model"
+    assert "best" in artifacts["best.ckpt"]["aliases"] and artifacts["last.ckpt"]["aliases"] == {"latest"}
+    assert artifacts["best.ckpt"]["score"] == min(scalars)
+    assert artifacts["best.ckpt"]["BestAndLastCheckpoint"]["monitor"] == "val/fd"
 
 
 def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(run):

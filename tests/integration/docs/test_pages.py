@@ -75,8 +75,11 @@ def _lines(text: str) -> list[str]:
 
 @every_page
 def test_recipes_that_are_named_exist(page):
-    # Of a run, of the reader's own, a typing error, and of an example.
-    own = {"config.yaml", "my_recipe.yaml", "gna.yaml", "vae.yaml", "sweep.yaml", "best.yaml", "space.yaml"}
+    # Of a run, of a saved model, of the reader's own, a typing error, and of an example.
+    own = {
+        "config.yaml", "training.yaml", "my_recipe.yaml", "gna.yaml", "vae.yaml", "sweep.yaml", "best.yaml",
+        "space.yaml",
+    }  # fmt: skip
     for recipe in set(re.findall(r"(?<![\w/>])[\w-]+\.yaml\b", page.text)) - own:
         assert recipe in recipe_files() | space_files(), recipe
 

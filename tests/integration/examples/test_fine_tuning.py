@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
+import zoo
 from zoo import Classifier, MLPClassifier, ResNetClassifier
-from zoo.checkpoints.reading import load_model
 from zoo.datamodules import Digits
 
 CHECKPOINT = "runs/resnet/version_0/checkpoints/best.ckpt"
@@ -53,14 +53,14 @@ def test_a_classifier_of_the_zoo_learns_other_classes_and_loads_by_itself(exampl
     pretrain(epochs=1, batches=2)
     example.run(example.commands[1], "--max_epochs", "1")
     assert "classes: digit_5, digit_6, digit_7, digit_8, digit_9" in capsys.readouterr().out
-    model = load_model("runs/fine_tuning/version_0/checkpoints/best.ckpt")
+    model = zoo.load("runs/fine_tuning/version_0/checkpoints/best.ckpt")
     assert isinstance(model, ResNetClassifier) and model.num_classes == 5
 
 
 @pytest.mark.slow  # it writes 130 MB twice
 def test_a_network_of_torchvision_learns_these_classes_and_loads_by_itself(example):
     example.run(example.commands[0], "--max_epochs", "1", "--weights", "none", "--image_size", "16")
-    model = load_model("runs/fine_tuning/version_0/checkpoints/best.ckpt")
+    model = zoo.load("runs/fine_tuning/version_0/checkpoints/best.ckpt")
     assert isinstance(model, Classifier) and model.num_classes == 5
 
 
@@ -87,6 +87,6 @@ def test_pretraining_helps_on_few_pictures(example):
     for version, batches in enumerate([2, None]):
         pretrain(epochs=3, batches=batches)
         example.run(example.commands[1], "--max_epochs", "10")
-        model = load_model(f"runs/fine_tuning/version_{version}/checkpoints/best.ckpt")
+        model = zoo.load(f"runs/fine_tuning/version_{version}/checkpoints/best.ckpt")
         accuracy.append((model.predictive(x).probabilities.argmax(1) == y).float().mean().item())
     assert accuracy[1] > 0.8 > accuracy[0] + 0.1, accuracy

@@ -76,7 +76,7 @@ def test_without_images_the_options_of_a_split_are_those_of_the_trainer(capsys):
     [
         (["--images", "nowhere"], "nowhere does not exist; give a folder of pictures"),
         (["--out", "table.xlsx"], "--out table.xlsx must end in .csv or .parquet"),
-        (["--out", "second.csv"], "second.csv exists already and is not overwritten"),
+        (["--out", "second.csv"], "second.csv exists already; choose another name"),
         (["--ckpt_path", "pictures"], "pictures has no checkpoints/best.ckpt or checkpoints/last.ckpt"),
         (["--ckpt_path", ""], "--ckpt_path must be given"),
         (["--batch_size", "0"], "--batch_size is 0; it must be at least 1"),

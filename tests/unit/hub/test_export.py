@@ -200,7 +200,7 @@ def test_a_module_that_cannot_be_exported_is_named(model, message, tmp_path):
         ({"path": "a.onnx", "format": "onx"}, "format is 'onx'; choose one of onnx, torch_export"),
         ({"path": "a.onnx", "part": "sampler"}, "MLPClassifier has no part sampler; it has classifier"),
         ({"path": "a.onnx", "steps": 3}, "has no option steps; its options are preprocess, probabilities"),
-        ({"path": "there.onnx"}, "there.onnx exists already and is not overwritten"),
+        ({"path": "there.onnx"}, "there.onnx exists already; choose another name"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message, classifier, tmp_path):

@@ -70,9 +70,11 @@ def test_samples_show_themselves():
 
 
 def test_mistakes_are_one_line(run, tmp_path):
-    with pytest.raises(UserError, match="neither a checkpoint nor the folder of a run"):
+    with pytest.raises(
+        UserError, match="neither a checkpoint, the folder of a run or of a saved model, nor a repository"
+    ):
         zoo.load(tmp_path / "missing")
-    with pytest.raises(UserError, match=r"has no checkpoints/best\.ckpt or checkpoints/last\.ckpt"):
+    with pytest.raises(UserError, match=r"has no checkpoints/best\.ckpt, checkpoints/last\.ckpt or config\.json"):
         zoo.load(tmp_path)
     (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="it has the runs version_0: name one of them"):

@@ -7,8 +7,9 @@ from torch import nn
 
 from tests.unit.training import quiet_trainer
 from zoo import MLPClassifier
+from zoo.contracts import attached_trainer
 from zoo.datamodules import Digits
-from zoo.models.base import ZooModule, attached_trainer, eval_mode
+from zoo.models.base import ZooModule, eval_mode
 from zoo.models.ema import EMA
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from zoo.contracts import ReferenceSamples, data_of, offers
+from zoo.contracts import ReferenceSamples, attached_trainer, data_of, offers
 from zoo.errors import UserError, check_at_least
 from zoo.metrics import WindowedMetrics
-from zoo.models.base import attached_trainer, eval_mode
+from zoo.models.base import eval_mode
 from zoo.models.diffusion.denoiser import Denoiser
 from zoo.models.diffusion.dit import DiT
 from zoo.models.diffusion.network import ResidualMLP, UNet

@@ -83,10 +83,7 @@ class ConsistencyModel(DenoisingModule):
             for denoiser in self._denoisers():
                 denoiser.load_state_dict(weights)
             self.calibrated.copy_(source.calibrated)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"]["teacher"] = None  # the checkpoint holds its own weights
+            self.hparams["teacher"] = None  # a checkpoint holds its own weights
 
     # Sampling
 
