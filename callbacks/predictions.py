@@ -46,7 +46,9 @@ class PredictionWriter(BasePredictionWriter):
             try:
                 import pyarrow  # noqa: F401
             except ImportError as error:
-                raise UserError("writing .parquet needs pyarrow: pip install pyarrow, or write .csv") from error
+                raise UserError(
+                    f"writing {self.path} needs pyarrow: pip install lightning-zoo[parquet], or write .csv"
+                ) from error
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = []

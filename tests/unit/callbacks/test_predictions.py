@@ -112,7 +112,7 @@ def test_unknown_endings_and_parquet_without_pyarrow_are_refused(tmp_path, monke
     with pytest.raises(UserError, match=r"path table\.xlsx must end in \.csv or \.parquet"):
         PredictionWriter("table.xlsx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"writing \.parquet needs pyarrow: pip install pyarrow, or write \.csv"):
+    with pytest.raises(UserError, match=r"pip install lightning-zoo\[parquet\], or write \.csv"):
         predict(PredictionWriter(str(tmp_path / "table.parquet")))
 
 
