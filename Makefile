@@ -1,7 +1,9 @@
 # `make gan` and `make test` do all the set-up on a fresh machine; they print what they run, so it can be typed as well.
 PYTHON ?= python3
+FLOOR_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
 
-.PHONY: gan test test-slow lint docs
+.PHONY: gan test test-slow test-floors test-newest lint docs
 
 gan: .venv/installed
 	.venv/bin/python cli.py fit --config gan.yaml
@@ -11,6 +13,13 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow -n 2
+
+# The quick tests with the oldest versions that pyproject.toml allows, and with the newest.
+test-floors: .venv-floors/installed
+	.venv-floors/bin/python -m pytest -m "not slow" -n 2
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -m pytest -m "not slow" -n 2
 
 # mypy, import-linter and the site look at the installed form: in the checkout datamodules/ and callbacks/ stand outside
 # zoo/.
@@ -28,6 +37,17 @@ docs: .venv/installed build/installed
 build/installed: .venv/installed
 	rm -rf build
 	.venv/bin/python -m pip install --quiet --no-deps --target build/installed .
+
+.venv-floors/installed: pyproject.toml
+	$(FLOOR_PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet uv # which resolves to the floors; pip does not
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --upgrade --resolution lowest-direct --editable ".[dev]"
+	touch .venv-floors/installed
+
+.venv-newest/installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	touch .venv-newest/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

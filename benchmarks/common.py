@@ -43,7 +43,7 @@ def check_new(parser: argparse.ArgumentParser, path: Path) -> None:
 
 
 def image_data(root: str | None) -> InMemoryDataModule:
-    """Fashion-MNIST in the folder `root`; without a folder, the digits that scikit-learn ships."""
+    """Fashion-MNIST in the folder `root`; without a folder, the digits that the package ships."""
     return FashionMNIST(root=root) if root else Digits()
 
 

@@ -5,7 +5,7 @@
     python benchmarks/finetune.py --root data/cifar10-jpeg --first_seed 100 --lr 0.001 0.003 0.01 --choose
 
 `PooledResNet` is trained on all classes but three; its checkpoint is the start (`init_from`) for the other three, of
-which there are few images. Without `--root` the images are the digits that scikit-learn ships. Every row has the same
+which there are few images. Without `--root` the images are the digits that the package ships. Every row has the same
 number of steps, optimizer and augmentation; no checkpoint is selected, and the test split is measured once, after the
 last step. `--choose` measures on training images that were not drawn instead, to choose a learning rate by. A seed is
 that of the network, of the training images that are drawn, and of their order.

@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,30 +20,9 @@ from torch import Tensor
 from zoo.callbacks.run_folder import run_folder
 from zoo.contracts import Adversarial, Generative, KnownDensity, KnownDistribution, OwnLoss, data_of, offers, require
 from zoo.errors import UserError
-from zoo.metrics import SlicedWasserstein
+from zoo.metrics import SlicedWasserstein, two_sample_accuracy
 from zoo.plotting.equilibrium import plot_equilibrium
 from zoo.plotting.images import save_png
-
-
-def two_sample_accuracy(x: Tensor, y: Tensor, seed: int = 0) -> float:
-    """Held-out accuracy of a classifier between two sets of points; 1/2 if they cannot be distinguished.
-
-    Args:
-        x: first points, (N, D).
-        y: second points, (N, D).
-        seed: random seed of the split and of the classifier, scikit-learn's MLP with early stopping.
-    """
-    from sklearn.neural_network import MLPClassifier
-
-    points = torch.cat([x, y]).cpu().double().numpy()
-    labels = np.repeat([0, 1], [len(x), len(y)])
-    order = np.random.default_rng(seed).permutation(len(points))
-    half = len(points) // 2
-    fit, held_out = order[:half], order[half:]
-    spread = points[fit].std(axis=0) + 1e-12
-    points = (points - points[fit].mean(axis=0)) / spread
-    classifier = MLPClassifier((64, 64), early_stopping=True, n_iter_no_change=10, max_iter=200, random_state=seed)
-    return float(classifier.fit(points[fit], labels[fit]).score(points[held_out], labels[held_out]))
 
 
 class EquilibriumReport(Callback):

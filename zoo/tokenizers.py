@@ -152,5 +152,7 @@ def _tokenizers():  # type: ignore[no-untyped-def]
         import tokenizers.pre_tokenizers
         import tokenizers.trainers
     except ImportError as error:
-        raise UserError("byte-pair encoding needs the library tokenizers: pip install tokenizers") from error
+        raise UserError(
+            "byte-pair encoding needs tokenizers, which is not installed: pip install lightning-zoo[bpe]"
+        ) from error
     return tokenizers

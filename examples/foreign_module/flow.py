@@ -6,7 +6,6 @@ import math
 
 import torch
 from lightning.pytorch import LightningModule
-from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -64,5 +63,9 @@ class Flow(LightningModule):
 
 def moons(n: int, seed: int, batch_size: int, shuffle: bool = False) -> DataLoader[Tensor]:
     """Points (N, 2) on two half circles."""
-    points = torch.from_numpy(make_moons(n, noise=0.05, random_state=seed)[0]).float()
+    generator = torch.Generator().manual_seed(seed)
+    angle = math.pi * torch.rand(n, generator=generator)
+    upper = torch.stack([angle.cos(), angle.sin()], dim=1)
+    points = torch.cat([upper[: n // 2], torch.tensor([1.0, 0.5]) - upper[n // 2 :]])
+    points += 0.05 * torch.randn(n, 2, generator=generator)
     return DataLoader(points, batch_size, shuffle=shuffle)  # type: ignore[arg-type]  # a tensor is a sequence of rows

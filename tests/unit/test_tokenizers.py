@@ -56,5 +56,5 @@ def test_invalid_descriptions_and_vocabulary_sizes_are_refused():
 
 def test_without_the_library_the_fix_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match="pip install tokenizers"):
+    with pytest.raises(UserError, match=r"pip install lightning-zoo\[bpe\]"):
         BytePairTokenizer.train(TEXT, 300)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from zoo._lightning import option_names
-from zoo.cli.options import CKPT_HELP, CONFIG_HELP, (
+from zoo.cli.options import (
+    CKPT_HELP,
+    CONFIG_HELP,
     Option,
     accepts,
     add_function_options,

@@ -4,6 +4,7 @@ from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
 from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
+from zoo.metrics.two_sample import two_sample_accuracy
 from zoo.metrics.wasserstein import SlicedWasserstein, wasserstein1
 from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 
@@ -21,5 +22,6 @@ __all__ = [
     "frechet_distance",
     "load_extractor",
     "log_is_due",
+    "two_sample_accuracy",
     "wasserstein1",
 ]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.models.diffusion.adaptive import dormand_prince
 from zoo.models.diffusion.solvers import Denoise, state_dtype
 
 EXACT = 64  # largest dimension for which the divergence is computed exactly by default
@@ -25,7 +25,7 @@ class Likelihood:
     """Likelihood of N samples.
 
     Attributes:
-        log_prob: ln p(x) in nats, float64 (N,).
+        log_prob: ln p(x) in nats, (N,), in the dtype of `zoo.models.diffusion.solvers.state_dtype`.
         evaluations: number of evaluations of the denoiser per sample.
     """
 
@@ -44,7 +44,7 @@ def log_likelihood(
     generator: torch.Generator | None = None,
     tolerance: float = 1e-5,
 ) -> Likelihood:
-    """ln p of samples at the lowest noise level, by SciPy's adaptive Runge-Kutta method of order 5.
+    """ln p of samples at the lowest noise level, by an adaptive Runge-Kutta method of order 5.
 
     Args:
         denoise: E[x_0 | x] as a function of x and sigma, differentiable.
@@ -59,33 +59,30 @@ def log_likelihood(
         tolerance: relative and absolute tolerance of the solver.
 
     Raises:
-        UserError: the solver failed.
+        UserError: the denoiser's output is NaN or Inf, or too rough for the tolerance.
     """
-    from scipy.integrate import solve_ivp
-
     shape, dimensions, dtype = x.shape, x[0].numel(), state_dtype(x.device)
     probes = (0 if dimensions <= EXACT else 1) if probes is None else probes
     signs = torch.randint(2, (probes, *shape), generator=generator).mul(2).sub(1).to(x.device).to(dtype)
     evaluations = 0
 
-    def flow(log_sigma: float, state: np.ndarray) -> np.ndarray:
+    def flow(log_sigma: float, state: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        position = torch.from_numpy(state[: x.numel()]).to(x.device).to(dtype).view(shape)
+        position = state[: x.numel()].view(shape)
         with torch.enable_grad():
-            position.requires_grad_()
+            position = position.detach().requires_grad_()
             denoised = denoise(position, math.exp(log_sigma)).to(dtype)
             trace = _trace_by_probes(denoised, position, signs) if probes else _exact_trace(denoised, position)
-        velocity = (position - denoised).detach().flatten()
-        return torch.cat([velocity, dimensions - trace]).double().cpu().numpy()
+        return torch.cat([(position - denoised).detach().flatten(), dimensions - trace])
 
-    start = torch.cat([x.detach().flatten().double().cpu(), torch.zeros(len(x), dtype=torch.float64)]).numpy()
+    start = torch.cat([x.detach().to(dtype).flatten(), torch.zeros(len(x), dtype=dtype, device=x.device)])
     span = (math.log(sigma_min), math.log(sigma_max))
-    solution = solve_ivp(flow, span, start, rtol=tolerance, atol=tolerance, t_eval=span[1:])
-    if not solution.success:
-        raise UserError(f"the likelihood could not be integrated: {solution.message}")
-    end = torch.from_numpy(solution.y[:, -1])
-    center = mean.detach().double().cpu() if isinstance(mean, Tensor) else mean
+    try:
+        end = dormand_prince(flow, span, start, rtol=tolerance, atol=tolerance)
+    except ArithmeticError as error:
+        raise UserError(f"the likelihood could not be integrated over ln sigma: {error}") from error
+    center = mean.detach().to(end) if isinstance(mean, Tensor) else mean
     distance = (end[: x.numel()].view(shape) - center).flatten(1).square().sum(1)
     variance = sigma_max**2 + sigma_data**2
     log_prob = -distance / (2 * variance) - dimensions / 2 * math.log(2 * math.pi * variance)
