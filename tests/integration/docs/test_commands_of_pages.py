@@ -159,6 +159,10 @@ ANSWERS = {
         "print(data.dataset('train').x.shape, len(data.split('val')[0]), data.split('val')[0].min().item() >= -1)",
         "torch.Size([5000, 1, 8, 8]) 500 True",
     ),
+    'model.save_pretrained("my_model"': (
+        "import os; print(*sorted(os.listdir('my_model')), type(same).__name__)",
+        "README.md config.json model.safetensors samples.png GAN",
+    ),
 }
 
 
