@@ -45,7 +45,7 @@ class ClassScores(NamedTuple):
     def of(cls, confusion: Tensor) -> ClassScores:
         """Scores of a confusion matrix (C, C) whose rows are true classes and whose columns are predicted ones."""
         hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
-        quotients = [hits / predicted, hits / support, 2 * hits / (predicted + support)]
+        quotients = (hits / predicted, hits / support, 2 * hits / (predicted + support))
         precision, recall, f1 = (quotient.double().nan_to_num(0) for quotient in quotients)
         return cls(precision, recall, f1, support)
 

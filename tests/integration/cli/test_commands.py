@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import wandb
 import yaml
 from PIL import Image
 
@@ -165,26 +164,21 @@ def test_a_checkpoint_is_measured_with_the_configuration_of_its_run(run, command
 
 
 @pytest.mark.slow
-def test_the_test_of_a_classifier_is_reported_in_the_folder_and_the_wandb_run_of_its_checkpoint(capsys):
+def test_the_test_of_a_classifier_is_reported_in_the_folder_and_the_wandb_run_of_its_checkpoint(tmp_path):
     main([*MLP_RUN, "--wandb.mode=offline"])
     folder = Path("runs/mlpclassifier/version_0")
     counted = (folder / "wandb" / "rows_logged.txt").read_text()
-    wandb.finish()  # as the end of the process does
-    test = ["test", f"--ckpt_path={folder}/checkpoints/best.ckpt", "--model.calibrate=true"]
-    main([*test, "--wandb.mode=offline"])
-    wandb.finish()
-    output = capsys.readouterr().out
-    assert "macro average" in output and "test/ece_uncalibrated" in output
-    files = {"classes.csv", "confusion.csv", "confusion.png"}
-    assert {path.name for path in (folder / "test").iterdir()} == files
+    # In another process, as the run of a user.
+    options = ["--model.calibrate=true", "--wandb.mode=offline"]
+    done = run_program("test", f"--ckpt_path={folder}/checkpoints/best.ckpt", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "macro average" in done.stdout and "test/ece_uncalibrated" in done.stdout
+    assert {path.name for path in (folder / "test").iterdir()} == {"classes.csv", "confusion.csv", "confusion.png"}
     runs = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(runs) == 2 and len({path.name for path in runs}) == 1, "the same id"
-    _, history, _ = read_offline_run(runs[-1])
-    logged = {name for row in history for name in row}
+    logged = {name for row in read_offline_run(runs[-1])[1] for name in row}
     assert {"test/acc", "test/f1", "test/classes", "test/confusion"} <= logged
     assert (folder / "wandb" / "rows_logged.txt").read_text() == counted, "a resumed run skips rows of training only"
-    main(test)  # without Weights & Biases
-    assert {path.name for path in (folder / "test-1").iterdir()} == files
 
 
 # sample
