@@ -62,10 +62,9 @@ class Flow(LightningModule):
 
 
 def moons(n: int, seed: int, batch_size: int, shuffle: bool = False) -> DataLoader[Tensor]:
-    """Points (N, 2) on two half circles."""
-    generator = torch.Generator().manual_seed(seed)
-    angle = math.pi * torch.rand(n, generator=generator)
+    """Points (N, 2) on two half circles, n // 2 on each."""
+    angle = torch.linspace(0, math.pi, n // 2)
     upper = torch.stack([angle.cos(), angle.sin()], dim=1)
-    points = torch.cat([upper[: n // 2], torch.tensor([1.0, 0.5]) - upper[n // 2 :]])
-    points += 0.05 * torch.randn(n, 2, generator=generator)
+    points = torch.cat([upper, torch.tensor([1.0, 0.5]) - upper])
+    points += 0.05 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
     return DataLoader(points, batch_size, shuffle=shuffle)  # type: ignore[arg-type]  # a tensor is a sequence of rows
