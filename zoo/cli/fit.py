@@ -130,7 +130,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         check_match(self.model, self.datamodule)
         self._find_checkpoint(config)
         check_trainer_options(config.trainer, self.model)
-        kwargs |= self._loggers_and_folder(config)
+        kwargs |= self.loggers_and_folder(config)
         callbacks = as_list(config.trainer.callbacks)
         if self.subcommand == "predict":
             callbacks = with_prediction_writer(callbacks, config.out, config.overwrite)
@@ -146,7 +146,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         check_port(trainer)
         return trainer
 
-    def _loggers_and_folder(self, config: Any) -> dict[str, Any]:
+    def loggers_and_folder(self, config: Any) -> dict[str, Any]:
         """Arguments of the Trainer: the loggers, and the folder of the run, which Lightning uses if there are none."""
         if config.trainer.fast_dev_run:
             self.save_config_callback = None

@@ -38,7 +38,11 @@ Mode = Literal["min", "max"]
 
 
 class DryRun(ZooCLI):
-    """Builds data, model and Trainer of a run, and does not train."""
+    """Builds data, model and Trainer of a run, and does not train; the run has no folder."""
+
+    def loggers_and_folder(self, config: Any) -> dict[str, Any]:
+        self.save_config_callback = None
+        return {"logger": False}
 
     def fit(self, **kwargs: Any) -> None:
         pass
@@ -90,7 +94,7 @@ class Search:
         self.space: SearchSpace = read_space(space)
         self.options = [name for key in self.space.distributions for name in option_names_of(key)]
         with _quiet():
-            self.dry = run_trainer(["fit", *words, "--trainer.logger=false"], DryRun)
+            self.dry = run_trainer(["fit", *words], DryRun)
         check_trainer(self.dry.trainer)
         self.metric, self.mode = metric_and_mode(self.dry.trainer, metric, mode)
         self._check_space()

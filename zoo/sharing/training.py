@@ -51,7 +51,7 @@ def read_training(run: Path | None, monitor: Mapping[str, Any] | None) -> Traini
         run: folder of the run; None if there is none.
         monitor: metric by which the checkpoint was chosen, with its value; see `zoo.checkpoints.format`.
     """
-    known = {monitor["metric"]: monitor["value"]} if monitor and monitor["value"] is not None else {}
+    known = {monitor["metric"]: monitor["best"]} if monitor and monitor["best"] is not None else {}
     if run is None:
         return Training(metrics=known)
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

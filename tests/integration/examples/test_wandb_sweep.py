@@ -26,7 +26,7 @@ def test_the_agent_s_command_sets_the_options_that_are_drawn():
     program, *words, args = utils.create_sweep_command(SWEEP["command"])
     arguments = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})
     assert (program, args) == ("zoo", "${args}")
-    cli = run_trainer([*words, *arguments["args"], "--trainer.logger=false"], DryRun)
+    cli = run_trainer([*words, *arguments["args"]], DryRun)
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))["fit"]
     assert {name: find_value(config, name) for name in drawn} == drawn
     monitors = [getattr(callback, "monitor", None) for callback in cli.trainer.checkpoint_callbacks]

@@ -70,6 +70,6 @@ def test_without_a_network_the_message_names_the_way_out(capsys, monkeypatch):
 
     monkeypatch.setattr("torchvision.models.get_model", no_network)
     line = fails(capsys, "fit", "--config=finetune.yaml", f"--data.root={pictures('two', ('x', 'y'))}")
-    assert line.startswith("the weights DEFAULT of resnet18 are not available (Name or service not known)")
+    assert line.startswith("the weights DEFAULT of resnet18 cannot be downloaded (Name or service not known)")
     assert "null for random weights" in line
     assert not Path("runs/finetune/version_0").exists()

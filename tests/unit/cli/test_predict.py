@@ -66,7 +66,7 @@ def test_without_images_the_options_of_a_split_are_those_of_the_trainer(capsys):
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
     assert "Without --images, predict runs on one split" in " ".join(capsys.readouterr().out.split())
-    assert fails(capsys, "predict", "--out", "a.csv").startswith("--out needs --images")
+    assert fails(capsys, "predict", "--device", "cpu").startswith("--device needs --images")
     message = fails(capsys, "predict", "--images", "pictures", "--model.mc_samples", "3")
     assert message == "--model.mc_samples is an option of predict without --images: with --images it is --mc_samples"
 
@@ -77,7 +77,7 @@ def test_without_images_the_options_of_a_split_are_those_of_the_trainer(capsys):
         (["--images", "nowhere"], "nowhere does not exist; give a folder of pictures"),
         (["--out", "table.xlsx"], "--out table.xlsx must end in .csv or .parquet"),
         (["--out", "second.csv"], "second.csv exists already; choose another name"),
-        (["--ckpt_path", "pictures"], "pictures has no checkpoints/best.ckpt or checkpoints/last.ckpt"),
+        (["--ckpt_path", "pictures"], "pictures has no checkpoints/best.ckpt, checkpoints/last.ckpt or config.json"),
         (["--ckpt_path", ""], "--ckpt_path must be given"),
         (["--batch_size", "0"], "--batch_size is 0; it must be at least 1"),
         (["--device", "nowhere"], "device nowhere is not available here"),

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-MONITOR = {"metric": "val/loss", "mode": "min", "value": 1.5}
+MONITOR = {"metric": "val/loss", "mode": "min", "best": 1.5}
 
 
 def test_the_card_tells_what_the_run_knows(run, tmp_path):
