@@ -91,7 +91,7 @@ def test_trials_are_runs_and_a_study_is_continued(monkeypatch, capsys):
     assert re.search(r"^6 trials: \d completed, \d \w+, \d \w+; runs/mlpclassifier_tune/trials\.csv", output, re.M)
     assert re.search(r"the recipe's own options: \S+ in trial 0$", output, re.M)
 
-    (line,) = set(re.findall(r"^Next: python cli\.py (.*)$", output, re.M))
+    (line,) = set(re.findall(r"^Next: zoo (.*)$", output, re.M))
     main([*shlex.split(line), "--run.name=best"])
     assert lr_of(Path("runs/best/version_0")) == 0.1
     assert config_of(Path("runs/best/version_0"))["model"]["init_args"]["width"] == 8, "as in the recipe"
