@@ -13,9 +13,16 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from zoo.callbacks.prediction_table import (
+    WriteRows,
+    check_ending,
+    open_table,
+    prediction_columns,
+    prediction_values,
+    table_path,
+)
 from zoo.contracts import ClassNames, ClassPrediction, SamplePaths, data_of, lacking, left_out, offers
 from zoo.errors import UserError
-from zoo.tables import WriteRows, check_ending, open_table, prediction_columns, prediction_values, table_path
 
 Values = dict[str, list[Any]]
 
@@ -25,8 +32,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Columns: `index` of the sample; `path` of its file, if the data tells it; `label`, the true class, if the data has
     one; `class` and `class_name`, the most probable class; `probability`, its mean over the ensemble; the mean
-    probability of each class, such as `p(cat)`, see `zoo.tables.probability_columns`; `entropy`, the predictive entropy
-    in nats; and `mutual_information` of class and ensemble member, in nats.
+    probability of each class, such as `p(cat)`, see `prediction_table.probability_columns`; `entropy`, the predictive
+    entropy in nats; and `mutual_information` of class and ensemble member, in nats.
 
     For any LightningModule whose `predict_step` returns a `zoo.contracts.ClassPrediction`, as the zoo's classifiers do.
     Without `ClassNames` of the data, `class_name` is the class's number; without `SamplePaths`, there is no `path`.

@@ -28,7 +28,7 @@ from zoo.datamodules.loading import training_loader
 from zoo.datamodules.memory import check_fits, exceeds_memory
 from zoo.datamodules.sources import SplitSource
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.pictures import Fit, parse_color
+from zoo.pictures.decoding import Fit, parse_color
 
 CacheMode = Literal["auto", "memory", "disk"]
 
@@ -161,7 +161,7 @@ class InMemoryDataModule(LightningDataModule):
         """Plain values by which any picture is brought to the model's input; None if the samples are not images.
 
         `size` (height and width in pixels), `channels`, `fit` and `background` (red, green and blue, 0 to 255) are the
-        arguments of `zoo.pictures.prepare_image`; `range` are the values of black and white.
+        arguments of `zoo.pictures.decoding.prepare_image`; `range` are the values of black and white.
         """
         if self.tokens or len(self.input_shape) != 3:
             return None

@@ -21,8 +21,8 @@ from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import CacheMode, InMemoryDataModule
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.picture_files import image_files, subfolders, walk_folders
-from zoo.pictures import Fit, check_fit, decode_files, measure_sizes, parse_color
+from zoo.pictures.decoding import Fit, check_fit, decode_files, measure_sizes, parse_color
+from zoo.pictures.files import image_files, subfolders, walk_folders
 
 Classes = Literal["first", "path"]
 

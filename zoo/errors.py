@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -41,6 +44,12 @@ def check_fraction(**values: float) -> None:
 def one_line(message: str) -> str:
     """The message with line breaks and runs of white space replaced by single spaces."""
     return " ".join(message.split())
+
+
+def as_word(path: str | Path) -> str:
+    """A path as a word of a command line: quoted for the shell, and relative if it lies in the working folder."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:

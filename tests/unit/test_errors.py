@@ -1,10 +1,20 @@
 """Checks that raise errors for users, and the wording of their messages."""
 
 import math
+import shlex
 
 import pytest
 
-from zoo.errors import NonFiniteError, UserError, check_at_least, check_choice, check_fraction, did_you_mean, one_line
+from zoo.errors import (
+    NonFiniteError,
+    UserError,
+    as_word,
+    check_at_least,
+    check_choice,
+    check_fraction,
+    did_you_mean,
+    one_line,
+)
 
 
 def test_a_user_error_is_a_value_error_and_a_nonfinite_number_an_arithmetic_error():
@@ -50,3 +60,11 @@ def test_a_message_is_put_on_one_line():
 def test_the_most_similar_name_is_suggested_or_all_are_listed():
     assert did_you_mean("resnet19", ["vgg16", "resnet18"]) == "; did you mean resnet18?"
     assert did_you_mean("zzz", ["vgg16", "resnet18"]) == "; there are vgg16, resnet18"
+
+
+def test_a_path_is_one_word_and_relative_within_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my runs" / "it's.ckpt"
+    assert shlex.split(as_word(path)) == ["my runs/it's.ckpt"]
+    assert as_word("runs/gan") == "runs/gan"
+    assert as_word(tmp_path.parent) == str(tmp_path.parent)

@@ -23,7 +23,7 @@ from typing import Any
 from zoo.contracts import ClassNames, MirrorSymmetry, offers
 from zoo.contracts import Preprocessing as HasPreprocessing
 from zoo.errors import UserError
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 
 #: Version of the format. Raised when an older version could not read a checkpoint, or would read it wrongly.
 FORMAT = 1

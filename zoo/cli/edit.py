@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.cli.options import add_function_options
 from zoo.cli.own_networks import load_model_with_config
+from zoo.cli.program import program
 from zoo.errors import UserError, check_choice
 from zoo.files import check_output, output_path
 from zoo.models.base import eval_mode
@@ -21,7 +22,6 @@ from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, 
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
 from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
-from zoo.program import program
 from zoo.seeding import SampleNoise, sample_seeds
 
 DESCRIPTION = "Edits an image with the checkpoint of a diffusion model."

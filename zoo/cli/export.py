@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from zoo._lightning import option_names
-from zoo.cli.options import CKPT_HELP, CONFIG_HELP, add_options, add_overwrite, own_options, typed_options
+from zoo.cli.options import (
+    CKPT_HELP,
+    CONFIG_HELP,
+    add_options,
+    add_overwrite,
+    own_options,
+    parse_without_checkpoint,
+    typed_options,
+)
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
+from zoo.cli.program import program
 from zoo.errors import UserError, nearest
 from zoo.files import check_output
 from zoo.hub.export import export, find_format, find_part, part_methods
-from zoo.program import program
 
 DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
 MODEL_DECIDES = f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help lists them."
@@ -30,8 +38,8 @@ def run_export(args: Sequence[str]) -> None:
     words = list(args[1:])
     typed = typed_options(words)
     if not typed.get("ckpt_path"):
-        _parse_without_checkpoint(words, typed)
-        return
+        parser = _start_parser(MODEL_DECIDES, "part of the model to export; the model decides which there are.")
+        parse_without_checkpoint(parser, words)
     if typed.get("out"):  # before a large file is read
         find_format(check_output(Path(str(typed["out"])), "overwrite" in typed), typed.get("format"))
     model = load_model_with_config(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
@@ -40,17 +48,6 @@ def run_export(args: Sequence[str]) -> None:
     given = parser.parse_args(words).as_dict()
     options = {name: value for name, value in given.items() if name not in COMMON and name in typed}
     print(export(model, given["out"], given["format"], part, given["overwrite"], **options))
-
-
-def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) -> None:
-    """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise."""
-    parser = _start_parser(MODEL_DECIDES, "part of the model to export; the model decides which there are.")
-    known = option_names(parser)
-    for name in typed:
-        if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
-            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
-    parser.parse_args(words)
-    raise UserError("--ckpt_path must be given")
 
 
 def _start_parser(description: str, part_help: str) -> OneLineParser:

@@ -27,13 +27,13 @@ from zoo.cli.messages import as_user_error
 from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
+from zoo.cli.program import program
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
 from zoo.cli.summary import print_summary
 from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
-from zoo.program import program
 from zoo.registry import entries, load_all
 from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import open_run

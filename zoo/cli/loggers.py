@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from zoo.cli.defaults import as_list
 from zoo.cli.messages import import_class
+from zoo.cli.program import wandb_program
 from zoo.errors import UserError
 from zoo.tracking.run import Run, metrics_logger
 from zoo.tracking.wandb import RunWandb, WandbOptions, wandb_logger, wandb_mode
@@ -55,7 +56,7 @@ def loggers_of_run(given: Any, run: Run, options: WandbOptions) -> list[Logger] 
         else:
             # Only rank 0 knows the folder and writes, and not every logger leaves that to rank 0 by itself.
             others.append(_build(_inside(run.folder, target, spec, taken)) if run.first else DummyLogger())
-    wandb = None if own is None else wandb_logger(run, options, own)
+    wandb = None if own is None else wandb_logger(run, options, own, wandb_program())
     return [metrics_logger(run), *([wandb] if wandb else []), *others]
 
 

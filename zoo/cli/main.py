@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
+from zoo.cli.program import NAME, program
 from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
-from zoo.program import NAME, program
 
 if TYPE_CHECKING:
     from logging import LogRecord

@@ -11,9 +11,10 @@ import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from zoo.errors import UserError, one_line
+from zoo._lightning import option_names
+from zoo.errors import UserError, nearest, one_line
 
 CKPT_HELP = "path to the checkpoint, to the folder of its run, or to that of a saved model."
 CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
@@ -111,6 +112,21 @@ def add_function_options(parser: Any, function: Callable[..., Any], skip: Collec
 def add_overwrite(parser: Any) -> None:
     """Adds `--overwrite`, which is typed without a value."""
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist.")
+
+
+def parse_without_checkpoint(parser: Any, words: Sequence[str]) -> NoReturn:
+    """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise.
+
+    Args:
+        parser: parser of these options, of a command whose further options are decided by the model in the checkpoint.
+        words: words of the command line, without `--ckpt_path`.
+    """
+    known = option_names(parser)
+    for name in typed_options(words):
+        if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
+            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
+    parser.parse_args(words)
+    raise UserError("--ckpt_path must be given")
 
 
 def typed_options(words: Sequence[str]) -> dict[str, str | None]:

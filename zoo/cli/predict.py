@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.options import CKPT_HELP, CONFIG_HELP, OUT_HELP, add_overwrite, typed_options
+from zoo.cli.program import program
 from zoo.errors import UserError, check_at_least
-from zoo.program import program
 
 #: Options that only the command with --images has.
 OF_IMAGES = ("batch_size", "device", "ensemble", "mc_samples")
@@ -89,11 +89,11 @@ def predict_images(
     import torch
     from lightning.pytorch.utilities import rank_zero_info
 
+    from zoo.callbacks.prediction_table import table_path
     from zoo.datamodules.sources import progress_bar
     from zoo.hub.loading import find_device
     from zoo.hub.predicting import write_predictions
-    from zoo.picture_files import find_pictures
-    from zoo.tables import table_path
+    from zoo.pictures.files import find_pictures
 
     # What is quick to check comes first, so that a mistake is answered before anything is loaded.
     table = table_path(out, "--out", overwrite)

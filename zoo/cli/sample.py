@@ -22,17 +22,18 @@ from zoo.cli.options import (
     add_function_options,
     add_options,
     own_options,
+    parse_without_checkpoint,
     select_options,
     typed_options,
 )
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
+from zoo.cli.program import program
 from zoo.cli.text import sample_text
 from zoo.errors import UserError, nearest
 from zoo.files import check_output, output_path
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
-from zoo.program import program
 from zoo.seeding import sample_seeds
 
 CHUNK = 1000  # samples drawn at a time, to bound the memory
@@ -81,8 +82,9 @@ def run_sample(args: Sequence[str]) -> None:
     words = list(args[1:])
     typed = typed_options(words)
     if not typed.get("ckpt_path"):
-        _parse_without_checkpoint(words, typed)
-        return
+        parser = _start_parser(MODEL_DECIDES)
+        add_function_options(parser, sample_images, {"network", "options"})
+        parse_without_checkpoint(parser, words)
     network = _load_generative(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
     own = _options_by_method(network)
     parser = _build_parser(network, own)
@@ -96,18 +98,6 @@ def run_sample(args: Sequence[str]) -> None:
         print(sample_text(network, select_options(network, "stream", own["stream"], options), **given))
     else:
         print(sample_images(network, options, **given))
-
-
-def _parse_without_checkpoint(words: list[str], typed: dict[str, str | None]) -> None:
-    """Prints the options that every model has, if help is asked for; raises a `UserError` otherwise."""
-    parser = _start_parser(MODEL_DECIDES)
-    add_function_options(parser, sample_images, {"network", "options"})
-    known = option_names(parser)
-    for name in typed:
-        if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
-            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
-    parser.parse_args(words)
-    raise UserError("--ckpt_path must be given")
 
 
 def _load_generative(ckpt_path: str, model: str | None, config: str | None) -> Any:

@@ -23,10 +23,10 @@ from optuna.trial import Trial
 from zoo.callbacks.objective import Objective
 from zoo.cli.fit import ZooCLI, resolve_arguments, run_trainer
 from zoo.cli.messages import as_user_error
+from zoo.cli.program import program
 from zoo.cli.search_space import SearchSpace, excerpt, option_names_of, read_space
 from zoo.cli.study import Study
 from zoo.errors import NonFiniteError, UserError, one_line
-from zoo.program import program
 from zoo.tracking.run_folders import RunFolders, finish_wandb
 
 #: Errors that fail one trial, and not the search.

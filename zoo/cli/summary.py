@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.callbacks.run_folder import run_folder
 from zoo.cli.own_networks import own_networks
+from zoo.cli.program import program
+from zoo.errors import as_word
 from zoo.models.classifier import Classifier
-from zoo.program import as_word, program
 
 
 def print_summary(trainer: Trainer, model: Any) -> None:

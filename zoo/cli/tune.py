@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 from zoo.cli.parser import OneLineParser
+from zoo.cli.program import program
 from zoo.errors import UserError, check_at_least, nearest
-from zoo.program import program
 
 OWN = ("search", "trials", "metric", "mode", "seeds", "pruning")
 #: Options of `fit` without a dot, and those that a search cannot have.

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zoo.connection import connection_problem
 from zoo.errors import UserError, one_line
+from zoo.sharing.connection import connection_problem
 from zoo.tracking.wandb import WANDB_URL, has_wandb_credentials
 
 PREFIX = "wandb:"

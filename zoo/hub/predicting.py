@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.callbacks.prediction_table import open_table, prediction_columns, prediction_values
 from zoo.contracts import ClassPrediction, PredictiveClassifier, offers
 from zoo.errors import UserError, check_at_least
-from zoo.pictures import Preprocessing, decode_files
-from zoo.tables import open_table, prediction_columns, prediction_values
+from zoo.pictures.decoding import decode_files
+from zoo.pictures.preprocessing import Preprocessing
 
 
 class FilePredictions(NamedTuple):
@@ -148,8 +149,8 @@ def write_predictions(
 ) -> int:
     """Writes the predictions of `predict_files` to a table, one row for each file.
 
-    Columns: `path`, those of `zoo.tables.prediction_columns`, and `error`, why a file cannot be read; its other columns
-    are empty then. The table appears when it is complete.
+    Columns: `path`, those of `prediction_table.prediction_columns`, and `error`, why a file cannot be read; its other
+    columns are empty then. The table appears when it is complete.
 
     Args:
         model: see `predict_files`.

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.pictures import Preprocessing, decoding, describe_error
-from zoo.threads import map_in_threads
+from zoo.pictures.decoding import decoding, describe_error
+from zoo.pictures.preprocessing import Preprocessing
+from zoo.pictures.threads import map_in_threads
 
 #: A picture: path to a file, PIL image, array (H, W) or (H, W, C), or tensor (C, H, W).
 Picture = str | Path | Image.Image | np.ndarray | Tensor

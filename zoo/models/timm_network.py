@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.connection import connection_problem
 from zoo.errors import nearest, one_line
 from zoo.models.base import eval_mode
+from zoo.sharing.connection import connection_problem
 
 # Arguments of timm.create_model that this class sets itself.
 RESERVED = (

@@ -16,8 +16,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.checkpoints.pretrained import CONFIG, WEIGHTS, is_pretrained, read_config
-from zoo.connection import connection_problem
 from zoo.errors import UserError, one_line
+from zoo.sharing.connection import connection_problem
 from zoo.sharing.saving import CARD, save_pretrained
 
 TIMEOUT = 10.0  # seconds, for the answer to a question about a file

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from zoo._lightning import drop_anonymous
-from zoo.connection import connection_problem
 from zoo.errors import UserError, one_line
+from zoo.sharing.connection import connection_problem
 from zoo.tracking.run_folders import RunLock
 from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, wandb_id, wandb_mode, wandb_url
 

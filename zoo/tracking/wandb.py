@@ -13,9 +13,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo._lightning import drop_anonymous
-from zoo.connection import connection_problem
-from zoo.errors import one_line
-from zoo.program import as_word, wandb_program
+from zoo.errors import as_word, one_line
+from zoo.sharing.connection import connection_problem
 from zoo.tracking.loggers import RunWandbLogger
 from zoo.tracking.run import Run
 
@@ -72,13 +71,16 @@ def wandb_mode(options: WandbOptions) -> str:
     return "online" if has_wandb_credentials() else "offline"
 
 
-def wandb_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> RunWandbLogger | None:
+def wandb_logger(
+    run: Run, options: WandbOptions, given: dict[str, Any], program: str = "wandb"
+) -> RunWandbLogger | None:
     """The Weights & Biases logger of a run, or None if it is disabled. Falls back to offline, with one line on why.
 
     Args:
         run: the run; its rank 0 alone contacts the server.
         options: mode, project and artifacts.
         given: arguments of Lightning's WandbLogger that the user gives; they win over the options.
+        program: how the program of Weights & Biases is started, for the command that uploads a run later.
     """
     given = dict(given)
     if given.pop("offline", False):
@@ -87,7 +89,7 @@ def wandb_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> RunW
     if mode == "disabled":
         return None
     folder = Path(given.get("save_dir", run.folder))
-    upload = f"to upload it later: {wandb_program()} sync {as_word(folder)}/wandb/offline-run-*"
+    upload = f"to upload it later: {program} sync {as_word(folder)}/wandb/offline-run-*"
     if mode == "online" and run.first:
         logger, problem = _online_logger(run, options, given)
         if not problem:

@@ -15,7 +15,7 @@ from zoo.checkpoints.format import FORMAT, TrainingData
 from zoo.checkpoints.reading import check_checkpoint, read_checkpoint
 from zoo.datamodules import Digits
 from zoo.errors import UserError
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.helpers.command import fails
 from zoo import MLPClassifier
 from zoo.checkpoints.format import TrainingData
 from zoo.cli.main import main
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 
 
 def save(path: Path, names: tuple[str, ...] | None = ("cat", "dog"), seed: int = 0, **options) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from zoo.datamodules import ImageFolder
 from zoo.datamodules.image_folder import choose_size
 from zoo.errors import UserError
-from zoo.pictures import decode_files, decode_image, prepare_image
+from zoo.pictures.decoding import decode_files, decode_image, prepare_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -25,7 +25,7 @@ from zoo.hub import export as exporting
 from zoo.hub import export_formats
 from zoo.models.base import eval_mode
 from zoo.models.exports import run_once
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 from zoo.registry import find_class
 from zoo.seeding import SampleNoise
 from zoo.testing.runs import linked

@@ -18,7 +18,7 @@ from zoo.datamodules import ImageFolder
 from zoo.errors import UserError
 from zoo.hub.predicting import predict_files, write_predictions
 from zoo.models.predictions import Predictions
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 
 
 class Brightness(nn.Module):
@@ -92,8 +92,8 @@ def test_only_a_few_files_are_decoded_ahead(monkeypatch):
         decoded.append(path)
         return np.zeros((2, 2, 1), np.uint8)
 
-    monkeypatch.setattr("zoo.pictures.decode_image", decode)
-    monkeypatch.setattr("zoo.threads.usable_cores", lambda: 2)
+    monkeypatch.setattr("zoo.pictures.decoding.decode_image", decode)
+    monkeypatch.setattr("zoo.pictures.threads.usable_cores", lambda: 2)
     parts = predict_files(Brightness(), [Path(f"{i}") for i in range(4_000)], 100)
     next(parts)
     assert 100 <= len(decoded) < 1000

@@ -12,7 +12,7 @@ from PIL import Image
 from zoo.datamodules import ImageFolder
 from zoo.errors import UserError
 from zoo.models.inputs import input_batches
-from zoo.pictures import Preprocessing
+from zoo.pictures.preprocessing import Preprocessing
 
 COLOR = Preprocessing((8, 8), 3)
 GREY = Preprocessing((8, 8), 1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zoo.errors import UserError
-from zoo.pictures import endings
+from zoo.pictures.decoding import endings
 
 
 def find_pictures(sources: Iterable[str]) -> list[Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from zoo import tables
+from zoo.callbacks import prediction_table
+from zoo.callbacks.prediction_table import open_table, probability_columns
 from zoo.errors import UserError
-from zoo.tables import open_table, probability_columns
 
 COLUMNS = {"path": str, "class": int, "p(a)": float, "error": str}
 #: What is written, in two pieces, and what is read.
@@ -54,7 +54,7 @@ def test_csv_has_empty_cells_for_what_is_missing(tmp_path):
 @pytest.mark.parametrize(("cells", "groups"), [(2**22, 1), (8, 2)])
 def test_parquet_has_the_same_rows_in_groups_of_bounded_size(tmp_path, monkeypatch, cells, groups):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(tables, "CELLS_PER_GROUP", cells)
+    monkeypatch.setattr(prediction_table, "CELLS_PER_GROUP", cells)
     write(tmp_path / "table.parquet")
     assert parquet.ParquetFile(tmp_path / "table.parquet").num_row_groups == groups
     assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == ROWS

@@ -1,14 +1,13 @@
-"""The program as it was typed, and paths as words of a command line."""
+"""The program as it was typed."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from zoo.program import as_word, program, wandb_program
+from zoo.cli.program import program, wandb_program
 
 
 @pytest.fixture
@@ -58,11 +57,3 @@ def test_wandb_is_started_as_a_module_where_the_shell_does_not_find_it(typed):
     assert wandb_program() == "python -m wandb"
     typed("python", "cli.py", "wandb")
     assert wandb_program() == "wandb"
-
-
-def test_a_path_is_one_word_and_relative_within_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "my runs" / "it's.ckpt"
-    assert shlex.split(as_word(path)) == ["my runs/it's.ckpt"]
-    assert as_word("runs/gan") == "runs/gan"
-    assert as_word(tmp_path.parent) == str(tmp_path.parent)

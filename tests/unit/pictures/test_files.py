@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zoo.errors import UserError
-from zoo.picture_files import find_pictures
+from zoo.pictures.files import find_pictures
 
 FILES = ("b.png", "a.JPG", "deep/er/c.webp", "deep/d.gif", ".hidden.png", ".thumbs/e.png", "notes.txt", "other/f.txt")
 

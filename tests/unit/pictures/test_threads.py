@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from zoo.threads import map_in_threads, usable_cores
+from zoo.pictures.threads import map_in_threads, usable_cores
 
 
 def test_results_come_in_order_and_only_a_few_ahead():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from pathlib import Path
+
+from zoo.errors import as_word
 
 NAME = "zoo"
 
@@ -35,9 +35,3 @@ def _on_path(name: str) -> bool:
 
     found = which(name)
     return found is not None and Path(found).parent == Path(sys.executable).parent
-
-
-def as_word(path: str | Path) -> str:
-    """A path as a word of a command line: quoted for the shell, and relative if it lies in the working folder."""
-    relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith("..") else relative)
