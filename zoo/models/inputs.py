@@ -41,6 +41,9 @@ def input_batches(
         UserError: a file is missing or broken, or a sample is of another type or shape.
     """
     shape = tuple(input_shape)
+    if (whole := _float_batch(samples, shape)) is not None:
+        yield from (_check_input(part, shape) for part in whole.split(batch_size))
+        return
     items = iter(_as_sequence(samples, shape))
     while chunk := list(islice(items, batch_size)):
         with decoding():
@@ -53,7 +56,7 @@ def to_input(sample: Any, shape: tuple[int, ...], preprocessing: Preprocessing |
     if isinstance(sample, (np.ndarray, Tensor)):
         value = torch.as_tensor(sample)
         if value.is_floating_point():
-            return _check_input(value.float(), shape)
+            return _check_input(value.float()[None], shape)[0]
     if len(shape) != 3:
         raise UserError(f"a sample is a {type(sample).__name__}; the model takes arrays of floats of the shape {shape}")
     if preprocessing is None:
@@ -66,6 +69,14 @@ def to_input(sample: Any, shape: tuple[int, ...], preprocessing: Preprocessing |
             f"the checkpoint's preprocessing makes {preprocessing.input_shape}, and the model takes {shape}"
         )
     return preprocessing.normalize(_read(sample, preprocessing))
+
+
+def _float_batch(samples: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """Samples as one tensor of floats (N, ...), without a copy of each; None if they are something else."""
+    if not isinstance(samples, (np.ndarray, Tensor)) or samples.ndim != len(shape) + 1:
+        return None
+    value = torch.as_tensor(samples)
+    return value.float() if value.is_floating_point() and len(value) else None
 
 
 def _as_sequence(samples: Any, shape: tuple[int, ...]) -> Iterable[Any]:
@@ -111,10 +122,11 @@ def _to_image(picture: Any) -> Image.Image:
 
 
 def _check_input(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(value.shape) != shape:
+    """Returns floats (N, ...) if they are inputs of a model; raises a `UserError` otherwise."""
+    if tuple(value.shape[1:]) != shape:
         raise UserError(
-            f"a sample of floats has the shape {tuple(value.shape)}; the model takes {shape} (pictures of another size "
-            "are brought to it as uint8)"
+            f"a sample of floats has the shape {tuple(value.shape[1:])}; the model takes {shape} (pictures of another "
+            "size are brought to it as uint8)"
         )
     if len(shape) == 3 and (value.min() < -1.01 or value.max() > 1.01):
         low, high = value.min().item(), value.max().item()

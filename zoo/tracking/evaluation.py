@@ -9,10 +9,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from zoo._lightning import drop_anonymous
-from zoo.errors import UserError, one_line
-from zoo.sharing.connection import connection_problem
+from zoo.errors import UserError
 from zoo.tracking.run_folders import RunLock
-from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, wandb_id, wandb_mode, wandb_url
+from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, start_problem, wandb_id, wandb_mode
 
 
 def loggers_of_test(ckpt_path: str | None, options: WandbOptions) -> list[Logger]:
@@ -38,23 +37,10 @@ def loggers_of_test(ckpt_path: str | None, options: WandbOptions) -> list[Logger
         except UserError:
             rank_zero_info(f"Weights & Biases is left out: the run in {folder} is still in progress")
             return []
-        if mode == "online" and (problem := _start(folder, run_id, options)):
+        if mode == "online" and (problem := start_problem(_new_logger(folder, "online", run_id, options))):
             rank_zero_warn(f"Weights & Biases is not available ({problem}), so the test is kept on disk")
             mode = "offline"
     return [_new_logger(folder, mode, run_id, options)]
-
-
-def _start(folder: Path, run_id: str, options: WandbOptions) -> str:
-    """Starts the run online; returns the reason if that fails, in a few words."""
-    if problem := connection_problem(wandb_url()):
-        return problem
-    from wandb.errors import Error
-
-    try:
-        _new_logger(folder, "online", run_id, options).experiment  # noqa: B018 - starts the run
-    except (Error, ValueError) as error:  # wrong key, no answer, no permission for the project
-        return one_line(str(error))[:200]
-    return ""
 
 
 def _new_logger(folder: Path, mode: str, run_id: str, options: WandbOptions) -> WandbLogger:

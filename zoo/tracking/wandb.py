@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -91,7 +92,8 @@ def wandb_logger(
     folder = Path(given.get("save_dir", run.folder))
     upload = f"to upload it later: {program} sync {as_word(folder)}/wandb/offline-run-*"
     if mode == "online" and run.first:
-        logger, problem = _online_logger(run, options, given)
+        logger = _new_logger(run, "online", options, given)
+        problem = start_problem(logger)
         if not problem:
             return logger
         rank_zero_warn(f"Weights & Biases is not available ({problem}), so the run is kept on disk; {upload}")
@@ -101,18 +103,17 @@ def wandb_logger(
     return _new_logger(run, mode, options, given)
 
 
-def _online_logger(run: Run, options: WandbOptions, given: dict[str, Any]) -> tuple[RunWandbLogger, str]:
-    """A logger whose run has started, or the reason why it cannot, in a few words."""
-    logger = _new_logger(run, "online", options, given)
+def start_problem(logger: WandbLogger) -> str:
+    """Starts the run of a logger that is online; returns the reason if that fails, in a few words."""
     if problem := connection_problem(wandb_url()):
-        return logger, problem
+        return problem
     from wandb.errors import Error
 
     try:
         logger.experiment  # noqa: B018 - starts the run
     except (Error, ValueError) as error:  # wrong key, no answer, no permission for the project
-        return logger, one_line(str(error))[:200]
-    return logger, ""
+        return one_line(str(error))[:200]
+    return ""
 
 
 def _new_logger(run: Run, mode: str, options: WandbOptions, given: dict[str, Any]) -> RunWandbLogger:

@@ -89,3 +89,12 @@ def test_a_broken_file_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png cannot be read: not an image"):
         inputs(tmp_path / "broken.png")
+
+
+def test_floats_of_the_models_size_are_passed_on_in_whole_batches():
+    x = torch.rand(10, 3, 8, 8)
+    parts = list(input_batches(x, (3, 8, 8), None, 4))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert all(part.data_ptr() == x[4 * i].data_ptr() for i, part in enumerate(parts)), "not copied"
+    with pytest.raises(UserError, match=r"shape \(3, 9, 9\); the model takes \(3, 8, 8\)"):
+        next(input_batches(torch.rand(10, 3, 9, 9), (3, 8, 8), None, 4))

@@ -53,6 +53,6 @@ def test_without_a_run_it_is_left_out_with_one_line(run, caplog):
 
 
 def test_without_a_connection_it_is_offline(run, monkeypatch, caplog):
-    monkeypatch.setattr("zoo.tracking.evaluation.connection_problem", lambda url: "no connection")
+    monkeypatch.setattr("zoo.tracking.wandb.connection_problem", lambda url: "no connection")
     (logger,) = loggers_of_test(str(run / "checkpoints" / "best.ckpt"), WandbOptions(mode="online"))
     assert logger.version == "abc" and logger.save_dir == str(run)
