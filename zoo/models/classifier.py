@@ -280,9 +280,9 @@ class Classifier(ZooModule):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; their numbers if the training data had none."""
-        names = self.trained_on.class_names
-        return tuple(map(str, range(self.num_classes))) if names is None else names
+        """Names of the classes; their numbers if the training data had no names, or names of other classes."""
+        names = self.trained_on.class_names or ()
+        return names if len(names) == self.num_classes else tuple(map(str, range(self.num_classes)))
 
     def predict(self, samples: Any, batch_size: int = 256) -> Predictions:
         """Classifies pictures, brought to the model's input as in training, or other samples.

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 import zoo
 from tests.helpers.checkpoints import save_untrained
+from zoo.checkpoints.format import TrainingData
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.plotting import show
@@ -61,6 +62,14 @@ def test_predictions_have_names_and_probabilities(run):
     torch.testing.assert_close(predictions.entropy, -(p * p.log()).sum(1))
     assert f"<td>{first.class_name}</td><td>{first.probability:.3f}</td>" in predictions._repr_html_()
     assert len(model.predict([])) == 0
+
+
+def test_classes_have_numbers_unless_there_is_one_name_for_each():
+    model = zoo.MLPClassifier((1, 8, 8), 3, width=4, depth=1)
+    for names, expected in {None: "012", ("a", "b"): "012", ("a", "b", "c"): "abc"}.items():
+        model.trained_on = TrainingData(names)
+        assert model.classes == tuple(expected)
+        assert set(model.predict(torch.zeros(1, 8, 8))[0].probabilities) == set(expected)
 
 
 def test_samples_show_themselves():
