@@ -51,7 +51,11 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
         if self.jitter:
             start += torch.randint(self.length, (len(indices),))
             start.clamp_(max=len(self.tokens) - 1 - self.length)
-        windows = self.tokens[start[:, None] + torch.arange(self.length + 1)].long()  # (N, T + 1)
+        places = start[:, None] + torch.arange(self.length + 1)  # (N, T + 1)
+        if self.tokens.dtype == torch.uint16:  # which torch 2.8 does not index; its bits as int16 it does
+            windows = self.tokens.view(torch.int16)[places].long() & 0xFFFF
+        else:
+            windows = self.tokens[places].long()
         return windows[:, :-1], windows[:, 1:]
 
 

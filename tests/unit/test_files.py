@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and never overwritten."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,9 @@ def test_a_failure_leaves_the_old_file_and_no_other(error, tmp_path):
 
 def test_contents_are_on_disk_before_the_file_is_replaced(tmp_path, monkeypatch):
     events = []
-    replace, fsync = os.replace, os.fsync
+    replace, fsync = Path.replace, os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: events.append("sync") or fsync(handle))
-    monkeypatch.setattr(os, "replace", lambda *paths: events.append("replace") or replace(*paths))
+    monkeypatch.setattr(Path, "replace", lambda *paths: events.append("replace") or replace(*paths))
     with atomic_write(tmp_path / "a.bin") as file:
         file.write(b"new")
     assert events == ["sync", "replace", "sync"], "the file, its new name, and the folder"
