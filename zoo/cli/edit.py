@@ -102,7 +102,9 @@ def edit(
         A sentence that says what was written.
     """
     check_choice("task", task, TASKS)
-    paths = [output_path(out, "edited.png", overwrite), *([Path(compare)] if compare else [])]
+    paths = [output_path(out, "edited.png", overwrite)]
+    if compare is not None:
+        paths.append(check_output(Path(compare), overwrite))
     if len(set(paths)) != len(paths):
         raise UserError(f"--out and --compare are both {compare}; give two names")
     for name, given in {"mask": mask, "box": box, "other": other, "sigma": sigma, "to": to}.items():
@@ -113,7 +115,6 @@ def edit(
     for path in paths:
         if path.suffix != ".png":
             raise UserError(f"{path} must end in .png")
-        check_output(path, overwrite)
     for name, value in {"n": n, "steps": steps, "resamples": resamples, "factor": factor}.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")

@@ -264,7 +264,7 @@ def sample_images(
 
 
 def _check_files(path: Path, animation: Path | None, overwrite: bool) -> None:
-    """Raises a `UserError` if a file has another ending, or exists and is not to be replaced."""
+    """Raises a `UserError` if a file has another ending, or the animation cannot be written."""
     if path.suffix == ".txt":
         raise UserError(f"--out {path} is for text; let it end in .png, .npz or .gif")
     if path.suffix not in ENDINGS:
@@ -275,8 +275,8 @@ def _check_files(path: Path, animation: Path | None, overwrite: bool) -> None:
         raise UserError(
             f"--out {path} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
         )
-    for file in filter(None, (path, animation)):
-        check_output(file, overwrite)
+    if animation is not None:
+        check_output(animation, overwrite)
 
 
 def _select_by_method(network: Any, methods: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
