@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from zoo.cli.options import add_function_options
@@ -21,6 +21,7 @@ from zoo.models.base import eval_mode
 from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
+from zoo.pictures.decoding import decoding, describe_error, flatten_image, open_image
 from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
 from zoo.seeding import SampleNoise, sample_seeds
 
@@ -311,12 +312,11 @@ def load_image(path: str, shape: tuple[int, ...]) -> Tensor:
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable image") from error
+        with decoding(), open_image(Path(path)) as file:
+            image = flatten_image(file, channels)
+    except Exception as error:  # Pillow raises errors of many types on damaged files
+        raise UserError(f"{path} cannot be read: {describe_error(error)}") from error
+    # By averages and not bicubic as in training: pixels that `sample` has enlarged are found again to the last bit.
     scale = min(image.width / width, image.height / height)
     crop = scale * width, scale * height
     left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2

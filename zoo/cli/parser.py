@@ -5,7 +5,8 @@ from __future__ import annotations
 from numbers import Number
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, set_parsing_settings
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -13,6 +14,7 @@ from zoo._lightning import option_names
 from zoo.cli.loggers import with_save_dir
 from zoo.cli.main import COMMANDS
 from zoo.cli.messages import explain
+from zoo.cli.recipes import check_expansion
 from zoo.datamodules import Augment
 from zoo.errors import UserError
 
@@ -26,6 +28,17 @@ register_type(Number, lambda number: number, _parse_number)
 # `augment` is an Augment or any callable. Unless the parser takes a dataclass for a class like others, it loses the
 # class_path of a callable that replaces a recipe's Augment.
 set_parsing_settings(subclasses_enabled=[Augment])
+_load_yaml = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """YAML of an option, or of a file that an option names, unless its aliases stand for too much."""
+    if "*" in text:
+        check_expansion(yaml.compose(text, yaml.SafeLoader), "a value or file of the options")
+    return _load_yaml(text)
+
+
+set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
 class OneLineParser(LightningArgumentParser):

@@ -239,6 +239,14 @@ VALUES: dict[str, tuple[Case, str]] = {
     "a name that leads out of the runs": ([*GAN_RUN, "--run.name=" + "x" * 300], "cannot be created .* too long; choose another"),
 }  # fmt: skip
 
+
+def nested_aliases(form: str) -> str:
+    """A recipe of 20 lines whose last one stands for 9**20 values."""
+    nine = [", ".join([f"*a{k}"] * 9) for k in range(20)]
+    lines = [f"a{k + 1}: &a{k + 1} " + form.format(*[one] * form.count("{}")) for k, one in enumerate(nine)]
+    return "\n".join(["a0: &a0 {b: 1}", *lines, "model: *a20\n"])
+
+
 # Files that are no recipe: found before the parser is built, in a few milliseconds
 FILES: dict[str, tuple[Case, str]] = {
     "a tab": (edited("  class_path: GAN", "\tclass_path: GAN"), "mine.yaml, line 3, column 1: a tab"),
@@ -262,6 +270,10 @@ FILES: dict[str, tuple[Case, str]] = {
     "a tag that would run something": (recipe("model: !!python/object/apply:os.system ['touch owned']\n"), "mine.yaml, line 1, column 8: .*constructor"),
     "an alias of nothing": (recipe("model: *a\n"), "undefined alias"),
     "a date that is none": (recipe("model: 2020-13-45\n"), "mine.yaml is not a valid recipe"),
+    "nested aliases": (recipe(nested_aliases("[{}]")), "mine.yaml has more than 10,000 values, counting each alias"),
+    "nested merges": (recipe(nested_aliases("{{<<: [{}]}}")), "mine.yaml has more than 10,000 values"),
+    "long text in aliases": (recipe(f"a: &a {'x' * 10**6}\nmodel: [{'*a, ' * 1000}]\n"), "mine.yaml has more than 10,000 values"),
+    "a circle of aliases": (recipe("model: &a [*a]\n"), "mine.yaml has more than 10,000 values"),
     "a thousand brackets": (recipe("model: " + "[" * 5000), "mine.yaml"),
 }  # fmt: skip
 
