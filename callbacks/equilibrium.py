@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoo.callbacks.run_folder import run_folder
 from zoo.contracts import Adversarial, Generative, KnownDensity, KnownDistribution, OwnLoss, data_of, offers, require
-from zoo.errors import UserError
+from zoo.errors import UserError, check_seed
 from zoo.files import atomic_write
 from zoo.metrics import SlicedWasserstein, two_sample_accuracy
 from zoo.plotting.equilibrium import plot_equilibrium
@@ -41,6 +41,7 @@ class EquilibriumReport(Callback):
     def __init__(self, n: int = 10_000, seed: int = 0) -> None:
         if n < 100:
             raise UserError(f"EquilibriumReport needs n of at least 100, not {n}")
+        check_seed(seed=seed)
         self.n = n
         self.seed = seed
         self._folder: Path | None = None

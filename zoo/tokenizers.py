@@ -111,6 +111,8 @@ class BytePairTokenizer(Tokenizer):
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = library.decoders.ByteLevel()
         alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+        # The library reserves memory for all of vocab_size; there are at most as many pairs to merge as bytes.
+        vocab_size = min(vocab_size, 256 + len(text.encode()))
         trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
         return cls(tokenizer.to_str())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from numbers import Number
 from typing import Any, NoReturn
 
@@ -41,6 +43,19 @@ def _load_bounded(text: str) -> Any:
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers in a configuration with the names of their options."""
+    if isinstance(value, (Namespace, Mapping)):
+        for key, inner in vars(value).items() if isinstance(value, Namespace) else value.items():
+            nameless = key in ("init_args", "dict_kwargs") or (not name and key in COMMANDS)
+            yield from _numbers(inner, name if nameless else f"{name}.{key}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif type(value) in (int, float):
+        yield name, value
+
+
 class OneLineParser(LightningArgumentParser):
     """Raises a `UserError` that explains a mistake in one line, instead of printing the usage."""
 
@@ -52,7 +67,13 @@ class OneLineParser(LightningArgumentParser):
         """
         if args is not None:
             args = [f"{arg[:-4]}null" if isinstance(arg, str) and arg.endswith("=None") else arg for arg in args]
-        return super().parse_args(args, *rest, **options)
+        parsed = super().parse_args(args, *rest, **options)
+        for name, number in _numbers(parsed) if self.exit_on_error else ():  # a nested parser lacks half of the name
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UserError(f"--{name} is too large; whole numbers must be below 2**63")
+            if math.isnan(number):
+                raise UserError(f"--{name} is nan, which is not a number")
+        return parsed
 
     def validate(self, namespace: Namespace, *args: Any, **options: Any) -> None:
         """Checks a configuration, in which loggers may lack `save_dir`: they are given a folder when they are built."""
