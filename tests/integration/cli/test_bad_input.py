@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from tests.helpers.command import CHECKOUT, GAN_RUN, MLP, TINY, fails, tree
 from zoo.checkpoints.format import FORMAT
+from zoo.cli.main import main
 from zoo.cli.messages import explain
 from zoo.datamodules import ImageFolder, InMemoryDataModule
 
@@ -542,6 +543,12 @@ def test_images_of_every_kind_are_read_or_named():
     assert colours["прозрачный.png"] == [255, 255, 255], "transparent on white"
     assert colours["bits.png"] == [255, 255, 255]
     assert y.bincount().tolist() == [4, 4, 8 + 1]
+
+
+def test_a_file_whose_name_is_no_unicode_is_written_and_named(checkpoints, capsys):
+    main(["sample", "--ckpt_path", str(checkpoints / "gan.ckpt"), "--n=1", "--out=\udcff.png"])
+    assert capsys.readouterr().out.endswith("1 samples of GAN in \\udcff.png\n")
+    assert Path("\udcff.png").is_file()
 
 
 def test_a_folder_that_may_not_be_read_is_named(capsys, monkeypatch):
