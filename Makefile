@@ -3,7 +3,7 @@ PYTHON ?= python3
 FLOOR_PYTHON ?= python3.10
 NEWEST_PYTHON ?= python3.13
 
-.PHONY: gan test test-slow test-floors test-newest lint docs
+.PHONY: gan test test-slow test-floors test-newest lint docs lock
 
 gan: .venv/installed
 	.venv/bin/python cli.py fit --config gan.yaml
@@ -49,8 +49,26 @@ build/installed: .venv/installed
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
 	touch .venv-newest/installed
 
-.venv/installed: pyproject.toml constraints.txt
+# Where requirements.lock is for, every downloaded file must have a hash that it names, and nothing else is downloaded, not
+# even to build the package. Elsewhere, or with LOCKED=no, the versions of constraints.txt are installed.
+LOCKED ?= $(shell $(PYTHON) -c "import platform as p; print('yes' if p.python_implementation() == 'CPython' and \
+	p.python_version().startswith('3.11.') and (p.system(), p.machine()) == ('Linux', 'x86_64') else 'no')")
+
+.venv/installed: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
+ifeq ($(LOCKED),yes)
+	.venv/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+endif
 	touch .venv/installed
+
+# After a change of pyproject.toml or constraints.txt: all versions, and the hashes of their files as the index has them.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile --quiet pyproject.toml --extra dev --constraint constraints.txt --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-package lightning-zoo --no-annotate \
+		--custom-compile-command "make lock" --output-file requirements.lock

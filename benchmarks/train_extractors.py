@@ -192,7 +192,7 @@ def evaluate(name: str, path: Path, train_split: Split, test_split: Split) -> No
     spectrum = torch.linalg.eigvalsh(features(net, x).T.cov()).clamp_min(0)
     dimensions = spectrum.sum().square() / spectrum.square().sum()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"{name}: test accuracy {accuracy:.2%}, {path.stat().st_size / 1000:.0f} kB, sha256 {sha256[:8]}")
+    print(f"{name}: test accuracy {accuracy:.2%}, {path.stat().st_size / 1000:.0f} kB, sha256 {sha256}")
     print(f"  sum of variances {spectrum.sum():.2f}, participation ratio {dimensions:.1f} of {net.num_features}")
     for n in RECIPES[name].floor_sizes:
         reference, test = x[:n], x_test[:n]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from PIL import Image
 
 from zoo.plotting.curves import plot_curves
+from zoo.plotting.images import save_png
 
 POINTS = 1000  # per curve at most: a panel is less than a thousand pixels wide
 
@@ -45,7 +45,7 @@ class CurvePlotter(Callback):
                 metrics = read_metrics(Path(logger.log_dir) / "metrics.csv")
                 if metrics:
                     # Overwritten on purpose: the figure shows the run so far.
-                    Image.fromarray(plot_curves(metrics)).save(Path(logger.log_dir) / "curves.png")
+                    save_png(Path(logger.log_dir) / "curves.png", plot_curves(metrics), overwrite=True)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from zoo.callbacks.run_folder import run_folder
 from zoo.contracts import Adversarial, Generative, KnownDensity, KnownDistribution, OwnLoss, data_of, offers, require
-from zoo.errors import UserError
+from zoo.errors import UserError, check_seed
+from zoo.files import atomic_write
 from zoo.metrics import SlicedWasserstein, two_sample_accuracy
 from zoo.plotting.equilibrium import plot_equilibrium
 from zoo.plotting.images import save_png
@@ -40,6 +41,7 @@ class EquilibriumReport(Callback):
     def __init__(self, n: int = 10_000, seed: int = 0) -> None:
         if n < 100:
             raise UserError(f"EquilibriumReport needs n of at least 100, not {n}")
+        check_seed(seed=seed)
         self.n = n
         self.seed = seed
         self._folder: Path | None = None
@@ -61,7 +63,8 @@ class EquilibriumReport(Callback):
             logger.log_metrics(values, step=trainer.global_step)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)  # not every logger has made it
-            (self._folder / "equilibrium.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            with atomic_write(self._folder / "equilibrium.json", "w", encoding="utf-8") as file:
+                file.write(json.dumps(rows, indent=2) + "\n")
             if tuple(data.input_shape) == (1,) and offers(data, KnownDensity):
                 self._plot(self._folder / "equilibrium.png", pl_module, data)
 
@@ -98,7 +101,8 @@ class EquilibriumReport(Callback):
         x = torch.linspace(points.min().item(), points.max().item(), 400).unsqueeze(1)
         shift = offset(model, _logits(model, points), _logits(model, samples))
         probability = (_logits(model, x) - shift).sigmoid()
-        save_png(path, plot_equilibrium(x.flatten(), data.log_prob(x).exp(), probability, samples.flatten()))
+        picture = plot_equilibrium(x.flatten(), data.log_prob(x).exp(), probability, samples.flatten())
+        save_png(path, picture, overwrite=True)
 
 
 def _logits(model: Any, points: Tensor) -> Tensor:

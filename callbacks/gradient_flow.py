@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image
 from torch import nn
 from torch.optim import Optimizer
 
@@ -24,7 +23,7 @@ from zoo.errors import UserError
 from zoo.files import atomic_write, unused_path
 from zoo.gradients import Layer, Verdict, find_layers, group_networks, sort_by_execution
 from zoo.plotting.gradient_flow import plot_gradient_flow
-from zoo.plotting.images import RGBImage
+from zoo.plotting.images import RGBImage, save_png
 
 HEADER = "step,network,depth,layer,gradient_norm,weight_norm,update_ratio\n"
 
@@ -216,7 +215,7 @@ class GradientFlow(Callback):
         if self._table:
             for network, image in plots.items():
                 # Overwritten on purpose: the plot shows the whole run so far.
-                Image.fromarray(image).save(self._table.with_name(f"{self._table.stem}_{network}.png"))
+                save_png(self._table.with_name(f"{self._table.stem}_{network}.png"), image, overwrite=True)
         self._last_plot = time.monotonic()
         return plots
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo.contracts import Generative, KnownModes, data_of, require
-from zoo.errors import check_at_least
+from zoo.errors import check_at_least, check_seed
 
 
 def mode_coverage(points: Tensor, centers: Tensor, std: float, radius: float = 3.0) -> tuple[int, float]:
@@ -43,6 +43,7 @@ class ModeCoverage(Callback):
 
     def __init__(self, n: int = 2500, seed: int = 0) -> None:
         check_at_least(1, n=n)
+        check_seed(seed=seed)
         self.n = n
         self.seed = seed
 

@@ -27,7 +27,7 @@ from zoo.contracts import (
     offers,
     require,
 )
-from zoo.errors import check_at_least
+from zoo.errors import check_at_least, check_seed
 from zoo.files import save_texts, unused_path
 from zoo.plotting.images import RGBImage, save_gif, save_png
 from zoo.plotting.samples import render_frames, render_samples
@@ -53,6 +53,7 @@ class SampleLogger(Callback):
 
     def __init__(self, n: int = 64, every_n_steps: int = 500, seed: int = 0, animate: bool = True) -> None:
         check_at_least(1, n=n, every_n_steps=every_n_steps)
+        check_seed(seed=seed)
         self.n = n
         self.every_n_steps = every_n_steps
         self.seed = seed

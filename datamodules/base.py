@@ -9,6 +9,7 @@ The contract with the models: a batch is `(x, y)`; after the transfer to the dev
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
 from zoo.datamodules.memory import check_fits, exceeds_memory
 from zoo.datamodules.sources import SplitSource
-from zoo.errors import UserError, check_at_least, check_choice
+from zoo.errors import UserError, check_at_least, check_choice, check_seed
 from zoo.pictures.decoding import Fit, parse_color
 
 CacheMode = Literal["auto", "memory", "disk"]
@@ -138,8 +139,9 @@ class InMemoryDataModule(LightningDataModule):
         super().__init__()
         check_choice("cache", cache, get_args(CacheMode))
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, repeats=repeats)
-        if val_size <= 0:
+        if not 0 < val_size < math.inf:
             raise UserError(f"val_size is {val_size}; give a number of samples, or a fraction between 0 and 1")
+        check_seed(seed=seed)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size

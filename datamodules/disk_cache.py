@@ -2,8 +2,8 @@
 
 A cache is a folder with one file of raw values per array and a `header.json`. It is written under another name and
 renamed when it is complete and flushed to disk, so that what a killed process leaves is never taken for whole. Its name
-contains a hash of what determines its content; a header that does not fit (another format, wrong sizes or checksums)
-means that it is built anew.
+contains a hash of what determines its content; a header that does not fit (another format or content, wrong sizes or
+checksums) means that it is built anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -33,7 +34,7 @@ from zoo.datamodules.memory import available_memory, in_words
 from zoo.errors import UserError
 
 #: Version of the files' layout; a cache of another one is built anew.
-FORMAT = 2
+FORMAT = 3
 HEADER = "header.json"
 PARTIAL = ".partial"
 CHECKED_BLOCKS = 256  # blocks of a file in its checksum, evenly spaced; reading all would take as long as an epoch
@@ -115,8 +116,9 @@ class CacheWriter:
             _flush(file)
             file.close()
             self._arrays[name]["crc32"] = _checksum(self.folder / f"{name}.bin")
+        content = {"about": self.about, "arrays": self._arrays, "meta": self.meta}
         with (self.folder / HEADER).open("w", encoding="utf-8") as header:
-            json.dump({"format": FORMAT, "about": self.about, "arrays": self._arrays, "meta": self.meta}, header)
+            json.dump({"format": FORMAT, "crc32": _checksum_of(content), **content}, header)
             _flush(header)
 
     def close(self) -> None:
@@ -157,7 +159,7 @@ def open_or_build(key: CacheKey, build: Callable[[CacheWriter], None]) -> Cache:
             if locked:  # what is left by a process that was killed; with the lock, no one else is building
                 _remove_partial(key)
             _build(key, build)
-            cache = open_cache(key.path)
+            cache = open_cache(key.path, key.content)
     return cache
 
 
@@ -166,24 +168,31 @@ def exists(key: CacheKey) -> bool:
     return _try_open(key) is not None
 
 
-def open_cache(path: Path) -> Cache:
+def open_cache(path: Path, content: Mapping[str, Any] | None = None) -> Cache:
     """Opens a cache and verifies its header, sizes and checksums.
 
     Args:
         path: folder of the cache.
+        content: what it must have been built from; None for anything.
 
     Raises:
         DamagedCacheError: it is not whole, or has another format.
     """
     try:
+        if (path / HEADER).exists() and not (path / HEADER).is_file():
+            raise DamagedCacheError(f"{HEADER} is not a file")
         header = json.loads((path / HEADER).read_text(encoding="utf-8"))
         if header["format"] != FORMAT:
             raise DamagedCacheError(f"it has format {header['format']}, this version reads {FORMAT}")
+        if header["crc32"] != _checksum_of({name: header[name] for name in ("about", "arrays", "meta")}):
+            raise DamagedCacheError("its header has another checksum than it says")
+        if content is not None and not _plain(content).items() <= header["about"].items():
+            raise DamagedCacheError("it was built from something else")
         arrays = {name: _map(path / f"{name}.bin", entry) for name, entry in header["arrays"].items()}
         return Cache(arrays, header["meta"])
     except OSError as error:
         raise DamagedCacheError(f"{Path(error.filename or path).name} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCacheError("its header is damaged") from error
 
 
@@ -191,7 +200,7 @@ def _map(path: Path, entry: Mapping[str, Any]) -> Tensor:
     if entry["dtype"] not in DTYPES:
         raise DamagedCacheError(f"{path.name} has the dtype {entry['dtype']}")
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    expected, size = dtype.itemsize * int(np.prod(shape, dtype=np.int64)), path.stat().st_size
+    expected, size = dtype.itemsize * math.prod(shape), path.stat().st_size
     if size != expected:
         raise DamagedCacheError(f"{path.name} has {size} bytes, not {expected}")
     if _checksum(path) != entry["crc32"]:
@@ -221,11 +230,21 @@ def _checksum(path: Path) -> int:
     return crc
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come out of JSON, in which a tuple becomes a list."""
+    return json.loads(json.dumps(values))
+
+
+def _checksum_of(values: Mapping[str, Any]) -> int:
+    """CRC-32 of plain values."""
+    return zlib.crc32(json.dumps(_plain(values), sort_keys=True).encode())
+
+
 def _try_open(key: CacheKey, explain: bool = False) -> Cache | None:
     if not key.path.exists():
         return None
     try:
-        return open_cache(key.path)
+        return open_cache(key.path, key.content)
     except DamagedCacheError as reason:
         if explain:
             rank_zero_warn(f"the cache of the {key.name} in {key.path} is built anew: {reason}")
@@ -245,7 +264,7 @@ def _build(key: CacheKey, build: Callable[[CacheWriter], None]) -> None:
         build(writer)
         writer.finish()
         with _explained(key):
-            _publish(partial, key.path)
+            _publish(partial, key)
     except BaseException:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
@@ -270,27 +289,37 @@ class _ExplainingWriter(CacheWriter):
             super().finish()
 
 
-def _publish(partial: Path, path: Path) -> None:
+def _publish(partial: Path, key: CacheKey) -> None:
     """Renames a complete folder; what was there is replaced if it is damaged, and kept if it is whole."""
+    path = key.path
     partial.chmod(0o755)  # mkdtemp's folders are private; a cache can be shared
     try:
         partial.rename(path)
     except OSError:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise
         with suppress(DamagedCacheError):
-            open_cache(path)  # another process was faster
+            open_cache(path, key.content)  # another process was faster
             shutil.rmtree(partial)
             return
         aside = partial.with_name(f"{partial.name}.damaged{PARTIAL}")
         path.rename(aside)  # processes that have mapped it keep their maps
         partial.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 
 def _remove_partial(key: CacheKey) -> None:
     for path in key.folder.glob(f".{key.path.name}.*{PARTIAL}"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or what lies where a folder belongs."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,9 +21,10 @@ from torch import Tensor
 from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import CacheMode, InMemoryDataModule
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
-from zoo.errors import UserError, check_at_least, check_choice
+from zoo.errors import UserError, check_at_least, check_at_most, check_choice
 from zoo.pictures.decoding import Fit, check_fit, decode_files, measure_sizes, parse_color
 from zoo.pictures.files import image_files, subfolders, walk_folders
+from zoo.pictures.preprocessing import LARGEST_SIDE
 
 Classes = Literal["first", "path"]
 
@@ -98,9 +100,10 @@ class ImageFolder(InMemoryDataModule):
             batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment, cache=cache, cache_dir=cache_dir
         )
         check_at_least(1, image_size=image_size)
+        check_at_most(LARGEST_SIDE, image_size=image_size)
         if channels not in (1, 3):
             raise UserError(f"channels is {channels}; it must be 1 (grey) or 3 (color)")
-        if test_size <= 0:
+        if not 0 < test_size < math.inf:
             raise UserError(f"test_size is {test_size}; give a number of images, or a fraction between 0 and 1")
         check_fit(fit)
         check_choice("classes", classes, get_args(Classes))

@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, gradient or parameter became NaN or Inf during training. The command line exits with code 1."""
+    """A loss, gradient, parameter or result became NaN or Inf. The command line exits with code 1."""
 
 
 def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
@@ -32,6 +32,20 @@ def check_at_least(least: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= least:
             raise UserError(f"{name} is {value}; it must be {f'at least {least}' if least else '0 or more'}")
+
+
+def check_at_most(most: float, **values: float | None) -> None:
+    """Raises a `UserError` that names the first value above `most`. None is skipped."""
+    for name, value in values.items():
+        if value is not None and value > most:
+            raise UserError(f"{name} is {value}; it must be at most {most}")
+
+
+def check_seed(**values: int) -> None:
+    """Raises a `UserError` that names the first seed that is not in the range of NumPy and Lightning."""
+    for name, value in values.items():
+        if not 0 <= value < 2**32:
+            raise UserError(f"{name} is {value}; it must be at least 0 and below 2**32")
 
 
 def check_fraction(**values: float) -> None:

@@ -27,11 +27,11 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     If the process is killed or the disk is full, the old file stays as it was.
 
     Args:
-        path: target file; its folder must exist.
+        path: target file; its folder must exist. A link is replaced, not followed.
         mode: mode of `open`, for writing.
         **options: further arguments of `open`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = _partial(path)
     try:
         with partial.open(mode, **options) as file:
             yield file
@@ -43,6 +43,11 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
             partial.unlink()
         raise
     _sync(path.parent)
+
+
+def _partial(path: Path) -> Path:
+    """Temporary file of this process that becomes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def _sync(path: Path) -> None:
@@ -100,7 +105,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def output_path(given: str | Path | None, default: str | Path, overwrite: bool = False) -> Path:
-    """Path of a file to write.
+    """Path of a file to write, checked by `check_output`.
 
     Args:
         given: path that the user gave; None for the default.
@@ -108,25 +113,43 @@ def output_path(given: str | Path | None, default: str | Path, overwrite: bool =
         overwrite: whether an existing file is replaced.
 
     Raises:
-        UserError: the given file exists and is not to be replaced, or the path is a folder.
+        UserError: the given file exists and is not to be replaced, or no file can be written there.
     """
     path = Path(default if given is None else given)
-    if given is None and not overwrite:
-        return unused_path(path)
-    return check_output(path, overwrite)
+    return check_output(unused_path(path) if given is None and not overwrite else path, overwrite)
 
 
 def check_output(path: Path, overwrite: bool = False) -> Path:
-    """Returns the path if a file may be written there.
+    """Returns the path if a file can be written there, which is tried: what takes long is not computed in vain.
 
     Raises:
-        UserError: a file exists and is not to be replaced, or the path is a folder.
+        UserError: a file exists and is not to be replaced, the path is a folder, a device or below a file, or the
+            system refuses to create a file of this name there.
     """
+    try:
+        _check_free(path, overwrite)
+        folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder, so that {path} cannot be written; choose another name")
+        trial = _partial(folder / path.name)
+        trial.open("wb").close()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another name") from error
+    return path
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Raises a `UserError` unless there is nothing of this name, or a file or a link that is to be replaced."""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is not a name of a file; choose another one")
     if path.is_dir():
         raise UserError(f"{path} is a folder; choose another name")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another name, or replace the file with --overwrite")
-    return path
+    if path.exists() and not path.is_file():  # replacing /dev/null would harm the whole machine
+        raise UserError(f"{path} is a device or a pipe; choose the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        found = "exists already" if path.exists() else f"is a link to {path.readlink()}, which does not exist"
+        raise UserError(f"{path} {found}; choose another name, or replace the file with --overwrite")
 
 
 @contextmanager
@@ -134,21 +157,28 @@ def write_output(path: Path, overwrite: bool = False, mode: str = "wb", **option
     """Opens a file by `atomic_write`, in a folder that is created if necessary.
 
     Raises:
-        UserError: a file exists and is not to be replaced, the path is a folder, or its folder cannot be created.
+        UserError: a file exists and is not to be replaced, the path is a folder, its folder cannot be created, or the
+            file cannot be written, such as on a full disk.
     """
-    folder = check_output(path, overwrite).parent
+    _check_free(path, overwrite)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be created as a folder ({error.strerror}); choose another name") from error
-    with atomic_write(path, mode, **options) as file:
-        yield file
+        reason = f"{path.parent} cannot be created as a folder ({error.strerror})"
+        raise UserError(f"{reason}; choose another name") from error
+    try:
+        with atomic_write(path, mode, **options) as file:
+            yield file
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) != _partial(path):
+            raise  # about another file, which was read meanwhile
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def unused_path(path: Path) -> Path:
     """Returns the path, with a number appended to its stem if it exists already."""
     number, candidate = 1, path
-    while candidate.exists():
+    while os.path.lexists(candidate):
         candidate = path.with_stem(f"{path.stem}-{number}")
         number += 1
     return candidate

@@ -15,6 +15,7 @@ from zoo.errors import UserError
 
 BYTES = "bytes"
 CHARACTERS = "characters:"
+LONGEST_WORD = 256  # bytes of a word from which byte pairs are learned; longer ones are cut
 
 
 class Tokenizer(ABC):
@@ -45,7 +46,7 @@ class ByteTokenizer(Tokenizer):
     description = BYTES
 
     def encode(self, text: str) -> Tensor:
-        data = bytearray(text.encode())
+        data = _utf8(text)
         return torch.frombuffer(data, dtype=torch.uint8).long() if data else torch.empty(0, dtype=torch.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -108,14 +109,21 @@ class BytePairTokenizer(Tokenizer):
                 f"vocab_size is {vocab_size}; byte-pair encoding needs at least 256 tokens, one for each byte"
             )
         tokenizer = library.Tokenizer(library.models.BPE())
-        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # The time of learning grows with the square of a word's length, and a text without spaces is one word.
+        short = library.pre_tokenizers.Split(library.Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+        tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, short])
         tokenizer.decoder = library.decoders.ByteLevel()
         alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+        # The library reserves memory for all of vocab_size; there are at most as many pairs to merge as bytes.
+        vocab_size = min(vocab_size, 256 + len(_utf8(text)))
         trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+        tokenizer.pre_tokenizer = words
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> Tensor:
+        _utf8(text)  # the library raises a TypeError
         return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -142,6 +150,13 @@ def tokenizer_from(description: str) -> Tokenizer:
         raise
     except Exception as error:  # the library raises a plain Exception
         raise UserError(f"the tokenizer {description[:40]!r} is neither bytes, characters nor a BPE's JSON") from error
+
+
+def _utf8(text: str) -> bytearray:
+    try:
+        return bytearray(text.encode())
+    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8
+        raise UserError(f"the text {text[:40]!r} is not valid Unicode; type it in UTF-8") from error
 
 
 def _tokenizers():  # type: ignore[no-untyped-def]

@@ -1,6 +1,8 @@
 """Tokenizers: encoding, decoding, and the number of bytes of a token."""
 
+import random
 import sys
+import time
 
 import pytest
 
@@ -52,6 +54,24 @@ def test_invalid_descriptions_and_vocabulary_sizes_are_refused():
         tokenizer_from("{}")
     with pytest.raises(UserError, match="vocab_size is 100; byte-pair encoding needs at least 256"):
         BytePairTokenizer.train(TEXT, 100)
+
+
+def test_a_text_without_spaces_is_learned_in_seconds_and_a_vocabulary_beyond_the_memory_is_cut():
+    """One word of 120,000 bytes took 6 s, one of 3 million did not end; the second aborted the process."""
+    pytest.importorskip("tokenizers")
+    text = "".join(random.Random(0).choices("ACGT", k=120_000))
+    start = time.process_time()
+    pairs = BytePairTokenizer.train(text, 10**12)
+    assert 256 < pairs.size < 256 + len(text)
+    assert time.process_time() - start < 5
+    assert pairs.decode(pairs.encode(text).tolist()) == text
+
+
+def test_text_that_is_no_unicode_is_refused_by_every_tokenizer():
+    """As the words of a command line that are not UTF-8."""
+    for tokenizer in tokenizers():
+        with pytest.raises(UserError, match=r"'\\udcff' is not (valid Unicode|in the text)"):
+            tokenizer.encode("\udcff")
 
 
 def test_without_the_library_the_fix_is_named(monkeypatch):

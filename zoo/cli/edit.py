@@ -9,18 +9,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from zoo.cli.options import add_function_options
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.program import program
-from zoo.errors import UserError, check_choice
+from zoo.cli.sample import check_memory
+from zoo.errors import UserError, check_at_least, check_choice, check_seed
 from zoo.files import check_output, output_path
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
+from zoo.models.generative import check_finite
+from zoo.pictures.decoding import decoding, describe_error, flatten_image, open_image
 from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
 from zoo.seeding import SampleNoise, sample_seeds
 
@@ -102,7 +105,9 @@ def edit(
         A sentence that says what was written.
     """
     check_choice("task", task, TASKS)
-    paths = [output_path(out, "edited.png", overwrite), *([Path(compare)] if compare else [])]
+    paths = [output_path(out, "edited.png", overwrite)]
+    if compare is not None:
+        paths.append(check_output(Path(compare), overwrite))
     if len(set(paths)) != len(paths):
         raise UserError(f"--out and --compare are both {compare}; give two names")
     for name, given in {"mask": mask, "box": box, "other": other, "sigma": sigma, "to": to}.items():
@@ -113,10 +118,8 @@ def edit(
     for path in paths:
         if path.suffix != ".png":
             raise UserError(f"{path} must end in .png")
-        check_output(path, overwrite)
-    for name, value in {"n": n, "steps": steps, "resamples": resamples, "factor": factor}.items():
-        if value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
+    check_at_least(1, **{"--n": n, "--steps": steps, "--resamples": resamples, "--factor": factor})
+    check_seed(**{"--seed": seed})
     network = load_model_with_config(ckpt_path, model, config)
     if not isinstance(network, Diffusion):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
@@ -129,6 +132,7 @@ def edit(
             raise UserError(f"--{name} {number} is not among the classes 0 to {network.num_classes - 1}")
     guidance_scale = network.guidance_scale if guidance_scale is None else guidance_scale
     network.check_guidance(guidance_scale)
+    check_memory(network, {"--n": n})
     session = EditSession(network, image, n, steps, seed, label, guidance_scale, sigma)
     with eval_mode(network):
         if task == "inpaint":
@@ -141,6 +145,7 @@ def edit(
             result = session.super_resolve(factor, resamples)
         else:
             result = {"vary": session.vary, "invert": session.invert, "denoise": session.denoise}[task]()
+    check_finite(result.after, type(network).__name__)
     if len(result.after) == 1:
         save_png(paths[0], _single(result.after), overwrite)
     else:
@@ -310,12 +315,11 @@ def load_image(path: str, shape: tuple[int, ...]) -> Tensor:
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable image") from error
+        with decoding(), open_image(Path(path)) as file:
+            image = flatten_image(file, channels)
+    except Exception as error:  # Pillow raises errors of many types on damaged files
+        raise UserError(f"{path} cannot be read: {describe_error(error)}") from error
+    # By averages and not bicubic as in training: pixels that `sample` has enlarged are found again to the last bit.
     scale = min(image.width / width, image.height / height)
     crop = scale * width, scale * height
     left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2

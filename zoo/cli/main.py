@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.cli.program import NAME, program
@@ -62,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: words after the program's name; by default those of the process.
     """
     typed = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be valid Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not typed or typed[0] in ("-h", "--help"):
         print(HELP.format(program=program()))
         return

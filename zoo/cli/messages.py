@@ -14,9 +14,11 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import OutOfMemoryError
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.datamodules.memory import in_words
 from zoo.errors import UserError, did_you_mean, nearest, one_line
 from zoo.registry import entries
 
@@ -53,10 +55,19 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(f"{error.filename or 'a file of the run'} cannot be read or written: {error.strerror}")
     if isinstance(error, RuntimeError) and "which is not available" in message:  # EarlyStopping's monitor
         return UserError(explain(message))
+    if lacking := _lacking_memory(error, message):
+        return UserError(f"the memory does not suffice{lacking}; make the model, the batch or the number smaller")
     # Errors of constructors are about what was typed; errors raised later are not.
     if isinstance(error, ARGUMENT_ERRORS) and _raised_while_building(error):
         return UserError(explain(message))
     return None
+
+
+def _lacking_memory(error: Exception, message: str) -> str | None:
+    """How much memory could not be had, in words; None if the error is about something else."""
+    if match := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", message):
+        return f" for {in_words(int(match[1]))} at once"
+    return "" if isinstance(error, (MemoryError, OutOfMemoryError)) else None
 
 
 def _raised_while_building(error: BaseException) -> bool:

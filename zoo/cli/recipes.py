@@ -6,7 +6,9 @@ duplicate keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,9 @@ from zoo.registry import recipe_files
 SECTIONS = ("trainer", "run", "wandb")
 #: Keys of a section that names a class.
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+#: Values in a file with its aliases expanded, as the parser does: nested aliases of a few lines can be billions.
+MOST_VALUES = 10_000
+LONG_TEXT = 1000  # characters that count as one value
 
 
 def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -111,8 +116,12 @@ def _read(path: str, what: str) -> yaml.Node | None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        yaml.safe_load(text)  # also finds unknown tags
-        return yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, yaml.SafeLoader)
+        check_expansion(node, path)
+        yaml.safe_load(text)  # finds unknown tags
+        return node
+    except UserError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{place(path, mark)}: {_problem(error)}") from error
@@ -120,6 +129,23 @@ def _read(path: str, what: str) -> yaml.Node | None:
         raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     except (ValueError, TypeError, RecursionError) as error:  # a date of the 13th month; a key that is a list; depth
         raise UserError(f"{path} is not a valid {what.removeprefix('a ')}: {error}") from error
+
+
+def check_expansion(node: yaml.Node | None, name: str) -> None:
+    """Raises a `UserError` if a document is too large once its aliases are expanded."""
+    if node is not None and _count_values(node, {}) > MOST_VALUES:
+        raise UserError(f"{name} has more than {MOST_VALUES:,} values, counting each alias as what it stands for")
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Number of values below a node once its aliases are expanded, long texts as several; infinite for a circle."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value) / LONG_TEXT
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what is found again below itself
+        children = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_count_values(child, known) for child in children)
+    return known[id(node)]
 
 
 def place(path: str, mark: yaml.Mark | None) -> str:

@@ -6,7 +6,8 @@ The checkpoint is read first. The options are then those of every model, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
 from zoo.cli.program import program
 from zoo.cli.text import sample_text
-from zoo.errors import UserError, nearest
+from zoo.datamodules.memory import check_fits
+from zoo.errors import UserError, check_at_least, check_seed, nearest
 from zoo.files import check_output, output_path
+from zoo.models.generative import check_finite
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
 from zoo.seeding import sample_seeds
 
 CHUNK = 1000  # samples drawn at a time, to bound the memory
+BYTES_OF_CELL = 3500  # a small image or point in a picture
+BYTES_OF_VALUE = 8  # a pixel as float32, on its way to a file
 ENDINGS = (".png", ".npz", ".gif")
 #: Arguments of a model's methods that the command fills in; their others are options.
 CONTRACT = {
@@ -193,10 +198,8 @@ def _listed(words: str, options: list[Option]) -> str:
 
 
 def _check_numbers(n: int, seed: int) -> None:
-    if n < 1:
-        raise UserError(f"--n is {n}; it must be at least 1")
-    if not 0 <= seed < 2**64:
-        raise UserError(f"--seed is {seed}; it must be at least 0 and below 2**64")
+    check_at_least(1, **{"--n": n})
+    check_seed(**{"--seed": seed})
 
 
 # Sampling
@@ -243,6 +246,11 @@ def sample_images(
         selected = _select_by_method(network, ["trajectory"], options)
     else:
         selected = _select_by_method(network, ["sample", *(["trajectory"] if animation else [])], options)
+    if interpolate:
+        check_at_least(2, **{"--interpolate": interpolate})
+    rows = max(1, _count_classes(network)) if per_class else 1
+    numbers = {"--n": n * rows, "--interpolate": interpolate or 1, "--frames": options.get("frames", 1)}
+    check_memory(network, numbers)
     classes, columns = _choose_labels(network, n, labels, per_class)
     count = n if classes is None else len(classes)
     if classes is None and _count_classes(network) and hasattr(network, "draw_labels"):
@@ -264,7 +272,7 @@ def sample_images(
 
 
 def _check_files(path: Path, animation: Path | None, overwrite: bool) -> None:
-    """Raises a `UserError` if a file has another ending, or exists and is not to be replaced."""
+    """Raises a `UserError` if a file has another ending, or the animation cannot be written."""
     if path.suffix == ".txt":
         raise UserError(f"--out {path} is for text; let it end in .png, .npz or .gif")
     if path.suffix not in ENDINGS:
@@ -275,8 +283,21 @@ def _check_files(path: Path, animation: Path | None, overwrite: bool) -> None:
         raise UserError(
             f"--out {path} is an animation already: leave out --trajectory, or let --out end in .png or .npz"
         )
-    for file in filter(None, (path, animation)):
-        check_output(file, overwrite)
+    if animation is not None:
+        check_output(animation, overwrite)
+
+
+def check_memory(network: Any, numbers: Mapping[str, int]) -> None:
+    """Raises a `UserError` if samples, and the picture of them, do not fit into the memory.
+
+    Args:
+        network: generative model.
+        numbers: numbers whose product is that of the samples, by the options that give them.
+    """
+    count = math.prod(numbers.values())
+    size = max(BYTES_OF_CELL, BYTES_OF_VALUE * math.prod(getattr(network, "input_shape", ())))
+    given = " or ".join(name for name, number in numbers.items() if number > 1)
+    check_fits(count * size, f"drawing {count} samples", f"make {given} smaller")
 
 
 def _select_by_method(network: Any, methods: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -312,7 +333,9 @@ def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, option
         source = {"generator": generator} if seeds is None else {"seeds": seeds[piece]}
         chosen = None if labels is None else labels[piece]
         parts.append(network.sample(piece.stop - start, labels=chosen, **source, **options))
-    return torch.cat(parts)
+    samples = torch.cat(parts)
+    check_finite(samples, type(network).__name__)
+    return samples
 
 
 def _choose_labels(network: Any, n: int, labels: list[int] | None, per_class: bool) -> tuple[Tensor | None, int | None]:
@@ -340,12 +363,11 @@ def _sample_interpolation(
     options: dict[str, Any],
     overwrite: bool,
 ) -> str:
-    if steps < 2:
-        raise UserError(f"--interpolate is {steps}; it must be at least 2")
     if labels is not None and len(labels) != rows:
         raise UserError("--per_class cannot be combined with --interpolate: every row is one pair already")
     source = _random_source(network, "interpolate", rows, seed)
     paths = network.interpolate(rows, steps, labels=labels, **source, **options)
+    check_finite(paths, type(network).__name__)
     if path.suffix == ".gif":
         save_gif(path, render_frames(paths.transpose(0, 1)), overwrite=overwrite)
     elif path.suffix == ".npz":
@@ -366,6 +388,7 @@ def _animate(
     overwrite: bool,
 ) -> None:
     states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options)
+    check_finite(states.transpose(0, 1), type(network).__name__)
     save_gif(path, render_frames(states, columns), overwrite=overwrite)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.callbacks.prediction_table import open_table, prediction_columns, prediction_values
 from zoo.contracts import ClassPrediction, PredictiveClassifier, offers
-from zoo.errors import UserError, check_at_least
+from zoo.errors import NonFiniteError, UserError, check_at_least
 from zoo.pictures.decoding import decode_files
 from zoo.pictures.preprocessing import Preprocessing
 
@@ -133,7 +133,13 @@ def class_names_of(model: Any) -> list[str]:
     """
     with torch.no_grad():
         black = torch.zeros(1, *model.input_shape, device=_device_of(model))
-        count = model.predictive(black, 0).probabilities.shape[1]
+        probabilities = model.predictive(black, 0).probabilities
+    if not probabilities.isfinite().all():
+        raise NonFiniteError(
+            f"the {type(model).__name__} predicts NaN: its weights are damaged, or training had diverged; take another "
+            "checkpoint"
+        )
+    count = probabilities.shape[1]
     known = getattr(model, "trained_on", None)
     names = None if known is None else known.class_names
     return list(names) if names is not None and len(names) == count else list(map(str, range(count)))

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError
 
-EXTRACTORS = ("digits", "fashion_mnist", "cifar10_jpeg")
+#: SHA-256 of the files of weights, by name; `benchmarks/train_extractors.py` prints those of new ones.
+EXTRACTORS = {
+    "digits": "26266788285ab5a4277b3769a7ebdad571d84d28c8134211b70033a62768ce0d",
+    "fashion_mnist": "f16056fbc2651aa20ca6bfddb40ff4bd770e3fd9378a0d8b26105c029eb84794",
+    "cifar10_jpeg": "0c9c2cba39f760e69567599b59a7c751c1cfa7bfdfc43220e011d875d9ca0edf",
+}
 
 
 class FeatureExtractor(nn.Module):
@@ -111,13 +116,13 @@ def load_extractor(name: str) -> FeatureExtractor:
         name: name of the extractor: "digits" (1x8x8), "fashion_mnist" (1x28x28) or "cifar10_jpeg" (3x32x32).
 
     Raises:
-        UserError: there is no extractor of this name.
+        UserError: there is no extractor of this name, or its file is missing or damaged.
     """
     if name not in EXTRACTORS:
         raise UserError(f"there is no feature extractor {name!r}; choose one of {', '.join(EXTRACTORS)}")
     from safetensors.torch import load
 
-    data = (files("zoo") / "weights" / f"{name}.safetensors").read_bytes()
+    data = _read_weights(name)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     with torch.device("meta"):
         extractor = FeatureExtractor(**json.loads(header["__metadata__"]["config"]))
@@ -125,8 +130,24 @@ def load_extractor(name: str) -> FeatureExtractor:
     weights = {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}
     extractor.load_state_dict(weights, assign=True)
     extractor.name = name
-    extractor.sha256 = hashlib.sha256(data).hexdigest()
+    extractor.sha256 = EXTRACTORS[name]
     return extractor.eval().requires_grad_(False)
+
+
+def _read_weights(name: str) -> bytes:
+    """A shipped file of weights, checked by its hash: distances by other weights would be silently wrong."""
+    file = files("zoo") / "weights" / f"{name}.safetensors"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; install lightning-zoo again") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != EXTRACTORS[name]:
+        raise UserError(
+            f"{file} is damaged: its sha256 begins with {found[:8]}, not {EXTRACTORS[name][:8]}; install lightning-zoo "
+            "again"
+        )
+    return data
 
 
 def extractor_for(input_shape: Sequence[int]) -> FeatureExtractor | None:

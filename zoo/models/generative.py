@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from zoo.contracts import ReferenceSamples, data_of, left_out, offers
-from zoo.errors import UserError
+from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
 from zoo.seeding import seeds_at
@@ -37,6 +37,21 @@ def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     unit_start, unit_end = (v / v.norm(dim=-1, keepdim=True) for v in (start, end))
     omega = (unit_start * unit_end).sum(-1, keepdim=True).clamp(-1, 1).acos().clamp_min(1e-6)
     return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
+
+
+def check_finite(samples: Tensor, name: str) -> None:
+    """Raises a `NonFiniteError` if samples are NaN or Inf, of which a picture would show nothing.
+
+    Args:
+        samples: (N, ...).
+        name: what they were drawn from.
+    """
+    bad = int((~samples.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of {len(samples)} samples of {name} are NaN or Inf and not written: its weights are damaged, "
+            "training had diverged, or an option is too extreme; take another checkpoint, or leave out options"
+        )
 
 
 def describe_batch(batch: Any) -> str:

@@ -95,12 +95,19 @@ def decode_image(
     Raises:
         Exception: an error of any type: the file is broken, or its format or range of values is not supported.
     """
-    with Image.open(path, formats=formats()) as image:
+    with open_image(path) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the cost; at twice the final size,
         # antialiasing is still done by the resizing. No effect on other formats.
         side = 2 * max(size)
         image.draft(None, (side, side))
         return prepare_image(image, size, channels, fit, background)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens an image file, of a format in `formats`, without decoding it."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError("a folder, a pipe or a device")
+    return Image.open(path, formats=formats())
 
 
 def prepare_image(
@@ -122,22 +129,21 @@ def prepare_image(
     Raises:
         ValueError: the pixels are floats, or integers of more than 16 bits.
     """
-    mode = "L" if channels == 1 else "RGB"
-    upright = ImageOps.exif_transpose(image)
-    opaque = _to_mode(upright if upright is not None else image, mode, background)
+    opaque = flatten_image(image, channels, background)
     width_height = (size[1], size[0])
     if fit == "stretch":
         fitted = opaque.resize(width_height, Image.Resampling.BICUBIC)
     elif fit == "pad":
-        border = Image.new("RGB", (1, 1), background).convert(mode).getpixel((0, 0))
+        border = Image.new("RGB", (1, 1), background).convert(opaque.mode).getpixel((0, 0))
         fitted = ImageOps.pad(opaque, width_height, Image.Resampling.BICUBIC, color=border)  # type: ignore[arg-type]
     else:
         fitted = ImageOps.fit(opaque, width_height, Image.Resampling.BICUBIC)
     return np.array(fitted).reshape(*size, channels)
 
 
-def _to_mode(image: Image.Image, mode: str, background: Color) -> Image.Image:
-    """Converts an image of any of Pillow's modes to 8 bits, "L" (grey) or "RGB" (color), on a background."""
+def flatten_image(image: Image.Image, channels: int, background: Color = WHITE) -> Image.Image:
+    """Rotates an image of any of Pillow's modes by EXIF, and converts it to 8 bits, grey or color, on a background."""
+    image = ImageOps.exif_transpose(image) or image
     if image.mode.startswith("I"):  # mode "I" has 32 bits, but Pillow uses it for 16-bit PGM and PNG
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -148,7 +154,7 @@ def _to_mode(image: Image.Image, mode: str, background: Color) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-    return image.convert(mode)
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def measure_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
@@ -160,7 +166,7 @@ def measure_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
 def _size(path: Path) -> tuple[int, int] | None:
     with warnings.catch_warnings(), suppress(Exception):  # Pillow raises errors of many types on damaged files
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=formats()) as image:
+        with open_image(path) as image:
             return image.size
     return None
 
@@ -185,4 +191,6 @@ def describe_error(error: Exception) -> str:
         return "not an image"  # Pillow's message repeats the path
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from tests.helpers.command import CHECKOUT, GAN_RUN, MLP, TINY, fails, tree
 from zoo.checkpoints.format import FORMAT
+from zoo.cli.main import main
 from zoo.cli.messages import explain
 from zoo.datamodules import ImageFolder, InMemoryDataModule
 
@@ -85,7 +86,7 @@ def checkpoints(checkpoint, tmp_path_factory) -> Path:
 
 
 def make_checkpoints(folder: Path, checkpoint: Callable[[str], str]) -> Path:
-    for name in ("gan", "mlp", "letters"):
+    for name in ("gan", "mlp", "letters", "diffusion"):
         (folder / f"{name}.ckpt").write_bytes(Path(checkpoint(name)).read_bytes())
     good = (folder / "mlp.ckpt").read_bytes()
     (folder / "truncated.ckpt").write_bytes(good[: len(good) // 2])
@@ -210,8 +211,15 @@ VALUES: dict[str, tuple[Case, str]] = {
     "a number for a model": ([*FIT, "--model", "3"], "--model 3 is neither in the zoo"),
     "a size of nothing": ([*FIT, "--model.latent_dim", "0"], "latent_dim is 0; it must be at least 1"),
     "a size beyond all memory": ([*FIT, "--model.latent_dim", "99999999999999999"], "Storage size"),
+    "a size beyond this machine's memory": ([*FIT, "--model.latent_dim", "9999999999"], "^the memory does not suffice for .* GB at once"),
     "a batch of less than nothing": ([*FIT, "--data.batch_size=-4"], "batch_size is -4; it must be at least 1"),
-    "nan": ([*FIT, "--model.penalty_weight", ".nan"], "penalty_weight is nan; it must be 0 or more"),
+    "nan": ([*FIT, "--model.penalty_weight", ".nan"], "^--model.penalty_weight is nan, which is not a number$"),
+    "nan for an optimizer": ([*FIT, "--model.optimizer_g.lr", ".nan"], "^--model.optimizer_g.lr is nan, which is not a number$"),
+    "an infinite share": ([*FIT, "--data.val_size", ".inf"], "val_size is inf; give a number of samples, or a fraction"),
+    "a number of 24 digits": ([*FIT, "--data.seed", f"{10**23}"], r"^--data.seed is too large; whole numbers must be below 2\*\*63$"),
+    "a seed above NumPy's": ([*FIT, f"--data.seed={2**32}"], r"seed is 4294967296; it must be at least 0 and below 2\*\*32"),
+    "a seed of 24 digits": ([*FIT, f"--seed_everything={10**23}"], "is not in bounds|too large"),
+    "repeats beyond all memory": ([*GAN_RUN, f"--data.repeats={10**12}"], "^the memory does not suffice for .* GB at once; make "),
     "a negative learning rate": ([*GAN_RUN, "--model.optimizer_g.lr=-1"], "Invalid learning rate: -1"),
     "a negative seed": ([*FIT, "--seed_everything=-1"], "-1 is not in bounds"),
     "validation after 0 batches": ([*FIT, "--trainer.val_check_interval=0"], r"val_check_interval is 0; .*limit_val_batches 0"),
@@ -239,6 +247,14 @@ VALUES: dict[str, tuple[Case, str]] = {
     "a name that leads out of the runs": ([*GAN_RUN, "--run.name=" + "x" * 300], "cannot be created .* too long; choose another"),
 }  # fmt: skip
 
+
+def nested_aliases(form: str) -> str:
+    """A recipe of 20 lines whose last one stands for 9**20 values."""
+    nine = [", ".join([f"*a{k}"] * 9) for k in range(20)]
+    lines = [f"a{k + 1}: &a{k + 1} " + form.format(*[one] * form.count("{}")) for k, one in enumerate(nine)]
+    return "\n".join(["a0: &a0 {b: 1}", *lines, "model: *a20\n"])
+
+
 # Files that are no recipe: found before the parser is built, in a few milliseconds
 FILES: dict[str, tuple[Case, str]] = {
     "a tab": (edited("  class_path: GAN", "\tclass_path: GAN"), "mine.yaml, line 3, column 1: a tab"),
@@ -262,6 +278,10 @@ FILES: dict[str, tuple[Case, str]] = {
     "a tag that would run something": (recipe("model: !!python/object/apply:os.system ['touch owned']\n"), "mine.yaml, line 1, column 8: .*constructor"),
     "an alias of nothing": (recipe("model: *a\n"), "undefined alias"),
     "a date that is none": (recipe("model: 2020-13-45\n"), "mine.yaml is not a valid recipe"),
+    "nested aliases": (recipe(nested_aliases("[{}]")), "mine.yaml has more than 10,000 values, counting each alias"),
+    "nested merges": (recipe(nested_aliases("{{<<: [{}]}}")), "mine.yaml has more than 10,000 values"),
+    "long text in aliases": (recipe(f"a: &a {'x' * 10**6}\nmodel: [{'*a, ' * 1000}]\n"), "mine.yaml has more than 10,000 values"),
+    "a circle of aliases": (recipe("model: &a [*a]\n"), "mine.yaml has more than 10,000 values"),
     "a thousand brackets": (recipe("model: " + "[" * 5000), "mine.yaml"),
 }  # fmt: skip
 
@@ -350,6 +370,12 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
     "an option of another generative model": (with_checkpoint("gan", "sample", "--guidance_scale=1"), "--guidance_scale has no effect on a GAN: leave it out; its own options are --frames"),
     "an option of a model, misspelt": (with_checkpoint("letters", "sample", "--temprature=1"), r"--temprature has no effect on a TransformerLM; did you mean --temperature\?"),
     "a word for a number of a model": (with_checkpoint("letters", "sample", "--top_k=many"), "--top_k many is not possible; it must be of type int"),
+    "more samples than the memory holds": (with_checkpoint("gan", "sample", f"--n={10**12}"), r"drawing 1000000000000 samples takes 3500000.0 GB, but only \S+ GB .* make --n smaller"),
+    "more frames than the memory holds": (with_checkpoint("gan", "sample", "--trajectory=a.gif", f"--frames={10**12}"), r"make --n or --frames smaller"),
+    "more steps of an interpolation than the memory holds": (with_checkpoint("gan", "sample", f"--interpolate={10**12}"), r"make --n or --interpolate smaller"),
+    "steps without end": (with_checkpoint("diffusion", "sample", f"--steps={10**12}"), "steps is 1000000000000; it must be at most 100000"),
+    "an infinite guidance": (with_checkpoint("diffusion", "sample", "--guidance_scale=.inf"), "guidance_scale is inf; it must be a finite number"),
+    "an output below a file": (with_checkpoint("gan", "sample", "--out=/dev/null/x.png"), "/dev/null is not a folder, so that /dev/null/x.png cannot be written"),
     "a seed that is too large": (with_checkpoint("gan", "sample", f"--seed={2**64}"), "--seed is 18446744073709551616; it must be"),
     "an ending that says nothing": (with_checkpoint("gan", "sample", "--out", "x.jpeg"), r"must end in one of \.png, \.npz, \.gif"),
     "a number of samples that is none": (with_checkpoint("gan", "sample", "--n", "a"), "--n a .* must be of type int"),
@@ -426,6 +452,10 @@ QUICK = {
     "names: arguments for list",
     "values: a wrong choice",
     "values: a size of nothing",
+    "values: nan for an optimizer",
+    "values: a number of 24 digits",
+    "values: a size beyond this machine's memory",
+    "checkpoints: more samples than the memory holds",
     "values: validation after 0 batches",
     "values: a monitor of BestAndLastCheckpoint that no metric has",
     "recipes: tokens for an image model",
@@ -513,6 +543,12 @@ def test_images_of_every_kind_are_read_or_named():
     assert colours["прозрачный.png"] == [255, 255, 255], "transparent on white"
     assert colours["bits.png"] == [255, 255, 255]
     assert y.bincount().tolist() == [4, 4, 8 + 1]
+
+
+def test_a_file_whose_name_is_no_unicode_is_written_and_named(checkpoints, capsys):
+    main(["sample", "--ckpt_path", str(checkpoints / "gan.ckpt"), "--n=1", "--out=\udcff.png"])
+    assert capsys.readouterr().out.endswith("1 samples of GAN in \\udcff.png\n")
+    assert Path("\udcff.png").is_file()
 
 
 def test_a_folder_that_may_not_be_read_is_named(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The command `edit`: what each task writes, and the messages for mistakes."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.command import fails, tree
+from tests.helpers.pictures import png_of
 from zoo.cli.edit import load_image
 from zoo.cli.main import main
 from zoo.datamodules import Digits
@@ -140,7 +142,7 @@ def test_a_super_resolved_image_averages_to_the_small_one(edit):
             "--box [0, 0, 9, 8] is not a left, top, right and bottom within the model's images of 8x8 pixels",
         ),
         ("diffusion", ["--task=inpaint", "--box=[0,1]"], "--box [0, 1] is not a left"),
-        ("diffusion", ["--task=inpaint", "--mask=digit.gif"], "digit.gif does not exist"),
+        ("diffusion", ["--task=inpaint", "--mask=digit.gif"], "digit.gif cannot be read: No such file"),
         ("diffusion", ["--task=inpaint", "--mask=white.png"], "the mask is white everywhere"),
         ("diffusion", ["--task=vary"], "the task vary needs --sigma"),
         (
@@ -171,8 +173,16 @@ def test_a_super_resolved_image_averages_to_the_small_one(edit):
             "--n is 2; the path from one image to another needs at least 3",
         ),
         ("diffusion", ["--task=super_resolve", "--factor=3"], "--factor 3 does not divide"),
-        ("diffusion", ["--task=invert", "--image=text.png"], "text.png is not a readable image"),
-        ("diffusion", ["--task=invert", "--image=missing.png"], "missing.png does not exist"),
+        ("diffusion", ["--task=invert", "--image=text.png"], "text.png cannot be read: not an image"),
+        (
+            "diffusion",
+            ["--task=invert", "--image=missing.png"],
+            "missing.png cannot be read: No such file",
+        ),
+        ("diffusion", ["--task=invert", "--image=pipe"], "pipe cannot be read: a folder, a pipe or a device"),
+        ("diffusion", ["--task=invert", "--image=large.eps"], "large.eps cannot be read: not an image"),
+        ("diffusion", ["--task=invert", "--image=bomb.png"], "bomb.png cannot be read: more than 89,478,485 pixels"),
+        ("diffusion", ["--task=inpaint", "--mask=larger.png"], "larger.png cannot be read: more than 89,478,485 pix"),
         ("diffusion", ["--task=invert", "--out=mask.png"], "mask.png exists already; choose another name"),
         ("diffusion", ["--task=invert", "--compare=mask.png"], "mask.png exists already; choose another name"),
         ("diffusion", ["--task=invert", "--out=new.jpg"], "new.jpg must end in .png"),
@@ -181,9 +191,16 @@ def test_a_super_resolved_image_averages_to_the_small_one(edit):
         ("gan", ["--task=invert"], "holds a GAN; edit needs a diffusion model"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(checkpoint, model, args, message, capsys):
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(
+    checkpoint, model, args, message, capsys, monkeypatch
+):
     Path("text.png").write_text("no picture")
     Image.new("L", (8, 8), 255).save("white.png")
+    Image.new("L", (8, 8)).save("large.eps")
+    Path("bomb.png").write_bytes(png_of(50_000))
+    Path("larger.png").write_bytes(png_of(10_000))  # Pillow warns only
+    os.mkfifo("pipe")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is called"))
     before = tree(Path())
     line = fails(capsys, "edit", "--ckpt_path", checkpoint(model), "--image=digit.png", *args)
     assert message in line

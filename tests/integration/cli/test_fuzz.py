@@ -158,7 +158,7 @@ def spoiled_text(draw: st.DrawFn) -> str:
 
 ODD: list[Any] = [
     None, True, False, "", " ", "abc", "None", "zoo", "os.system", "lightning.pytorch.LightningModule", "../..", "é",
-    -1, 0, 1, 2, 3, 7, 1.5, -0.5, float("nan"), float("inf"), [], [1], [[]], ["a"], {}, {"a": 1},
+    -1, 0, 1, 2, 3, 7, 1.5, -0.5, 10**23, float("nan"), float("inf"), float("-inf"), [], [1], [[]], ["a"], {}, {"a": 1},
     {"class_path": "GAN"}, {"class_path": None}, {"class_path": 3}, {"class_path": "Digits", "init_args": None},
     {"class_path": "torch.nn.Linear"}, {"class_path": "torch.optim.Adam"}, {"init_args": {"a": 1}}, "1e400", "0x10",
 ]  # fmt: skip

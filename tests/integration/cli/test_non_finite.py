@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.helpers.command import MLP_RUN, TINY, error_line
 from tests.helpers.models import MODELS, tiny_arguments
+from tests.helpers.networks import mlps, unet
+from zoo import GAN, Diffusion, MLPClassifier, TransformerLM
 from zoo.callbacks import StopOnNonFinite
+from zoo.cli.edit import edit
+from zoo.cli.sample import sample_images
+from zoo.cli.text import sample_text
 from zoo.errors import NonFiniteError
+from zoo.hub.predicting import write_predictions
+from zoo.models.generative import check_finite
+from zoo.pictures.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -137,3 +146,42 @@ def test_early_stopping_does_not_hide_a_metric_that_is_nan(capsys):
     args = [*MLP_RUN, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
     args += [*optimizer("", 1e30), "--trainer.log_every_n_steps=50"]
     assert "the loss became nan at step 2" in error_line(capsys, 1, *args)
+
+
+def broken(model: LightningModule) -> LightningModule:
+    """The model with weights that are NaN."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    return model.eval()
+
+
+IMAGES = {"input_shape": (1, 8, 8), "num_classes": 10}
+USES = {
+    "sample": lambda: sample_images(broken(GAN(**IMAGES, **mlps(8))), {}, n=3, out="a.npz"),
+    "sample, an animation": lambda: sample_images(broken(GAN(**IMAGES, **mlps(8))), {}, n=3, out="a.gif"),
+    "sample, an interpolation": lambda: sample_images(broken(GAN(**IMAGES, **mlps(8))), {}, n=3, interpolate=3),
+    "sample, a text": lambda: sample_text(
+        broken(TransformerLM((8,), 3, "characters:abc", layers=1, width=8, heads=2)), {}, out="a.txt"
+    ),
+    "edit": lambda: edit("model.ckpt", "denoise", "a.png", sigma=1, steps=2),
+    "predict": lambda: write_predictions(
+        broken(MLPClassifier(**IMAGES, width=8, depth=1)), [Path("a.png")], Path("a.csv")
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_model_of_nan_writes_nothing(use, monkeypatch):
+    Image.new("L", (8, 8)).save("a.png")
+    diffusion = broken(Diffusion(**IMAGES, network=unet(8)))
+    monkeypatch.setattr("zoo.cli.edit.load_model_with_config", lambda *_: diffusion)
+    monkeypatch.setattr("zoo.hub.predicting._preprocessing_of", lambda model: Preprocessing((8, 8), 1))
+    with pytest.raises(NonFiniteError, match=r"(are|predicts) (NaN|NaN or Inf).*take another checkpoint"):
+        USES[use]()
+    assert [path.name for path in Path().iterdir()] == ["a.png"]
+
+
+def test_only_samples_that_are_finite_are_written():
+    with pytest.raises(NonFiniteError, match="1 of 3 samples of GAN are NaN or Inf"):
+        check_finite(torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [1.0, -1.0]]), "GAN")

@@ -1,6 +1,7 @@
 """The package: what its import loads, what is in the wheel, and a project beside it with folders of the same names."""
 
 import importlib
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.helpers.command import CHECKOUT
 
@@ -30,6 +33,24 @@ for args in ([], ["--help"], ["--version"], ["list"]):
     loaded = {"torch", "lightning", "jsonargparse", "wandb", "matplotlib"} & set(sys.modules)
     assert not loaded, (args, loaded)
 """
+
+
+def test_the_lock_has_a_hash_for_every_package_and_the_versions_of_the_constraints():
+    """After a change of constraints.txt or pyproject.toml: make lock."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    text = (CHECKOUT / "requirements.lock").read_text().replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    locked = {Requirement(line.split("--hash")[0]).name: line for line in lines}
+    assert all(re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = [one for given in project["optional-dependencies"].values() for one in given]
+    pins = [line for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    for requirement in map(Requirement, [*project["dependencies"], *extras, *pins]):
+        if requirement.name == "lightning-zoo":
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": "3.11"}):
+            version = locked[canonicalize_name(requirement.name)].split("==")[1].split()[0]
+            assert requirement.specifier.contains(version), f"{requirement} is {version} in requirements.lock"
 
 
 def test_import_help_version_and_list_load_neither_torch_nor_lightning():

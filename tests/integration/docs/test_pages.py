@@ -18,19 +18,28 @@ README = PAGES[0]
 every_page = pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.name)
 
 
+def make_prints(target: str, *variables: str) -> list[str]:
+    command = ["make", "--dry-run", "--always-make", target, *variables]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    return done.stdout.replace("--quiet ", "").splitlines()
+
+
 def test_make_prints_the_commands_that_the_readme_names():
-    plans = {
-        target: subprocess.run(
-            ["make", "--dry-run", "--always-make", target], cwd=CHECKOUT, capture_output=True, text=True, check=True
-        ).stdout
-        for target in ("gan", "test")
-    }
+    plans = [make_prints(target, "LOCKED=no") for target in ("gan", "test")]
     lines = [line for block in README.blocks for line in block.text.splitlines()]
     typed = [line for line in lines if line.startswith((".venv/bin", "python3 -m venv"))]
     assert len(typed) == 4
     for line in typed:
-        plain = line.replace("--quiet ", "")
-        assert any(plain in plan.replace("--quiet ", "").splitlines() for plan in plans.values()), line
+        assert any(line in plan for plan in plans), line
+
+
+def test_make_installs_from_the_lock_as_the_page_says():
+    (page,) = [page for page in PAGES if page.name == "docs/index.md"]
+    lines = [line for block in page.blocks for line in block.text.splitlines()]
+    typed = [line for line in lines if "--require-hashes" in line or "--no-build-isolation" in line]
+    printed = make_prints("test", "LOCKED=yes")
+    assert len(typed) == 2 and set(typed) <= set(printed)
+    assert sum("pip install" in line for line in printed) == 2, "nothing is installed without a hash"
 
 
 def test_readme_is_short():

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from zoo.cli.parser import OneLineParser
 from zoo.datamodules import Augment, PerSample
+from zoo.errors import UserError
 
 ROTATION = "torchvision.transforms.v2.RandomRotation"
 
@@ -50,6 +51,15 @@ def test_a_transform_of_torchvision_is_an_augmentation(parser, args):
     transform = augment_of(parser, args)
     assert type(transform).__name__ == "RandomRotation"
     assert list(transform.degrees) == [-10, 10]
+
+
+@pytest.mark.parametrize("option", ["--data={}", "--config={}"])
+def test_aliases_that_stand_for_billions_of_values_are_not_expanded(parser, option, tmp_path):
+    lines = ["a0: &a0 [1]", *(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]" for k in range(20))]
+    (tmp_path / "bomb.yaml").write_text("\n".join([*lines, "class_path: Digits\ninit_args: {batch_size: *a20}\n"]))
+    parser.add_argument("--config", action="config")
+    with pytest.raises(UserError, match=r"has more than 10,000 values, counting each alias"):
+        parser.parse_args([option.format(tmp_path / "bomb.yaml")])
 
 
 def test_a_recipe_is_changed_on_the_command_line(parser):

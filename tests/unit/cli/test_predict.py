@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tests.helpers.checkpoints import save_untrained
 from tests.helpers.command import fails
+from tests.helpers.pictures import png_of
 from zoo import MLPClassifier
 from zoo.checkpoints.format import TrainingData
 from zoo.cli.main import main
@@ -69,6 +71,26 @@ def test_without_images_the_options_of_a_split_are_those_of_the_trainer(capsys):
     assert fails(capsys, "predict", "--device", "cpu").startswith("--device needs --images")
     message = fails(capsys, "predict", "--images", "pictures", "--model.mc_samples", "3")
     assert message == "--model.mc_samples is an option of predict without --images: with --images it is --mc_samples"
+
+
+def test_hostile_pictures_are_rows_that_say_what_they_are(folder, monkeypatch):
+    """None is waited for, decoded into gigabytes or handed to another program."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is called"))
+    os.mkfifo("pictures/pipe.png")
+    Image.new("L", (8, 8)).save("postscript.png", "EPS")
+    Path("bomb.png").write_bytes(png_of(50_000))
+    sources = ["pictures/pipe.png", "postscript.png", "bomb.png", "/dev/zero", "pictures"]
+    main(["predict", "--ckpt_path", "run", "--out", "table.csv", "--images", *sources])
+    errors = {row["path"]: row["error"] for row in csv.DictReader(Path("table.csv").read_text().splitlines())}
+    assert errors == {
+        "/dev/zero": "a folder, a pipe or a device",
+        "bomb.png": "more than 89,478,485 pixels",
+        "pictures/a.png": "",
+        "pictures/b.png": "",
+        "pictures/broken.png": "not an image",
+        "pictures/pipe.png": "a folder, a pipe or a device",
+        "postscript.png": "not an image",
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zoo.datamodules import disk_cache
 from zoo.datamodules.disk_cache import (
@@ -111,12 +114,20 @@ def zero(path: Path) -> None:
 
 
 def change_header(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    """Changes a header as whoever wrote it could have, with the checksum that belongs to it."""
+
     def changed(path: Path) -> None:
         header = json.loads((path / HEADER).read_text())
         change(header)
+        header["crc32"] = disk_cache._checksum_of({name: header[name] for name in ("about", "arrays", "meta")})
         (path / HEADER).write_text(json.dumps(header))
 
     return changed
+
+
+def pipe(path: Path) -> None:
+    (path / HEADER).unlink()
+    os.mkfifo(path / HEADER)
 
 
 DAMAGES = {
@@ -125,9 +136,27 @@ DAMAGES = {
     "never written": (zero, "samples.bin has another checksum"),
     "a missing file": (lambda path: (path / "labels.bin").unlink(), "labels.bin cannot be read"),
     "a missing header": (lambda path: (path / HEADER).unlink(), "header.json cannot be read"),
-    "half a header": (lambda path: (path / HEADER).write_text('{"format": 2, "arr'), "its header is damaged"),
+    "half a header": (lambda path: (path / HEADER).write_text('{"format": 3, "arr'), "its header is damaged"),
     "an empty header": (lambda path: (path / HEADER).write_text("[]"), "its header is damaged"),
-    "another format": (change_header(lambda header: header.update(format=0)), "it has format 0, this version reads 2"),
+    "another format": (change_header(lambda header: header.update(format=0)), "it has format 0, this version reads 3"),
+    "a header that is changed": (
+        lambda path: (path / HEADER).write_text((path / HEADER).read_text().replace('"skipped": 3', '"skipped": 4')),
+        "its header has another checksum",
+    ),
+    "a header without end": (lambda path: (path / HEADER).write_text("[" * 100_000), "its header is damaged"),
+    "a pipe for a header": (pipe, "header.json is not a file"),
+    "a cache of other data": (
+        change_header(lambda header: header["about"].update(seed=2)),
+        "it was built from something else",
+    ),
+    "a size beyond 64 bits": (
+        change_header(lambda header: header["arrays"]["labels"].update(shape=[2**32, 2**32])),
+        "labels.bin has 24000 bytes, not 147573952589676412928",
+    ),
+    "a size below nothing": (
+        change_header(lambda header: header["arrays"]["labels"].update(shape=[-3000])),
+        "labels.bin has 24000 bytes, not -24000",
+    ),
     "objects": (
         change_header(lambda header: header["arrays"]["labels"].update(dtype="object")),
         "labels.bin has the dtype object",
@@ -145,12 +174,66 @@ def test_a_damaged_cache_is_built_anew_with_one_line(key, name):
     open_or_build(key, Build())
     damage(key.path)
     with pytest.raises(DamagedCacheError, match=reason):
-        open_cache(key.path)
+        open_cache(key.path, key.content)
     assert not exists(key)
     build = Build()
     with pytest.warns(UserWarning, match=f"training split of Numbers in .* is built anew: {reason}") as caught:
         assert_whole(open_or_build(key, build))
     assert build.times == len(caught) == 1
+    assert left(key) == [key.path.name]
+
+
+def spoil(folder: Path, name: str, action: str, at: float, value: int) -> None:
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    place = int(at * (len(content) - 1))
+    path.unlink()
+    if action == "flip":
+        content[place] ^= value
+        path.write_bytes(content)
+    elif action == "cut":
+        path.write_bytes(content[:place])
+    elif action == "grow":
+        path.write_bytes(content[:place] + bytes([value]) * value + content[place:])
+    elif action == "zero":
+        path.write_bytes(content[:place] + bytes(len(content) - place))
+    elif action == "pipe":
+        os.mkfifo(path)
+    elif action == "folder":
+        path.mkdir()
+    elif action == "loop":
+        path.symlink_to(path)
+    elif action == "other":
+        other = next(file for file in folder.iterdir())
+        path.write_bytes(other.read_bytes())
+
+
+ACTIONS = ("flip", "flip", "flip", "cut", "grow", "zero", "pipe", "folder", "loop", "other", "remove")
+
+
+@settings(max_examples=int(os.environ.get("ZOO_FUZZ_EXAMPLES", 12)), deadline=None, derandomize=True, database=None)
+@given(
+    st.sampled_from(("samples.bin", "labels.bin", HEADER)),
+    st.sampled_from(ACTIONS),
+    st.floats(0, 1),
+    st.integers(1, 255),
+)
+@pytest.mark.filterwarnings("ignore:the cache of the training split of Numbers .* is built anew")
+def test_whatever_happens_to_a_cache_its_samples_are_right(name, action, at, value):
+    with TemporaryDirectory() as folder:
+        key = CacheKey(Path(folder), "training split of Numbers", {"class": "Numbers", "shape": (2, 4)})
+        open_or_build(key, Build())
+        spoil(key.path, name, action, at, value)
+        assert_whole(open_or_build(key, Build()))
+        assert left(key) == [key.path.name]
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.filterwarnings("ignore:the cache of the training split of Numbers .* is built anew")
+def test_what_lies_where_a_cache_belongs_is_replaced(key, make):
+    key.folder.mkdir()
+    make(key.path)
+    assert_whole(open_or_build(key, Build()))
     assert left(key) == [key.path.name]
 
 

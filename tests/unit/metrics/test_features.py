@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 import torch
 
@@ -94,6 +96,21 @@ def test_the_extractor_for_a_shape_of_images(shape, name):
     extractor = extractor_for(shape)
     assert extractor.name == name
     assert extractor(torch.zeros(2, *shape)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "half a file", "no file"])
+def test_damaged_weights_are_one_line(damage, tmp_path, monkeypatch):
+    path = tmp_path / "weights" / "digits.safetensors"
+    path.parent.mkdir()
+    data = bytearray((files("zoo") / "weights" / path.name).read_bytes())
+    data[-1] ^= 1
+    if damage != "no file":
+        path.write_bytes(data if damage == "a flipped bit" else data[: len(data) // 2])
+    monkeypatch.setattr("zoo.metrics.features.files", lambda package: tmp_path)
+    with pytest.raises(
+        UserError, match=r"digits\.safetensors (is damaged|cannot be read): .*; install lightning-zoo again"
+    ):
+        extractor_for((1, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 8, 8), (8, 8), ()])

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.reading import load_model
-from zoo.errors import UserError, check_at_least
+from zoo.errors import UserError, check_at_least, check_at_most
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import append_dims
 from zoo.models.diffusion.module import Diffusion
-from zoo.models.diffusion.solvers import Noise
+from zoo.models.diffusion.solvers import MOST_STEPS, Noise
 from zoo.models.exports import Export
 
 #: Options that the student inherits from its teacher together with the weights.
@@ -134,6 +134,7 @@ class ConsistencyModel(DenoisingModule):
     def sampling_sigmas(self, steps: int) -> list[float]:
         """Noise levels from `sigma_max` to `sigma_middle` by equal factors, and 0: steps + 1 of them."""
         check_at_least(1, steps=steps)
+        check_at_most(MOST_STEPS, steps=steps)
         ratio = (self.sigma_middle / self.sigma_max) ** (1 / max(1, steps - 1))
         return [self.sigma_max * ratio**index for index in range(steps)] + [0.0]
 

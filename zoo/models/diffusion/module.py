@@ -105,7 +105,9 @@ class Diffusion(DenoisingModule, ScoreModel):
         self._ideal: IdealDenoiser | None = None
 
     def check_guidance(self, guidance_scale: float) -> None:
-        """Raises a `UserError` if the model was not trained for classifier-free guidance."""
+        """Raises a `UserError` for a weight that is not finite, or that needs a model trained otherwise."""
+        if not math.isfinite(guidance_scale):
+            raise UserError(f"guidance_scale is {guidance_scale}; it must be a finite number")
         for name, trained in {
             "conditional true": self.conditional,
             "class_dropout above 0": self.class_dropout,

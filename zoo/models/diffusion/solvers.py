@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError, check_at_least, check_choice
+from zoo.errors import UserError, check_at_least, check_at_most, check_choice
+
+MOST_STEPS = 100_000  # more would take hours, and no solver needs a hundredth of them
 
 Denoise = Callable[[Tensor, float], Tensor]
 Noise = Callable[[], Tensor]
@@ -33,8 +35,9 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0,
         rho: exponent of the spacing; 1 for equal steps, higher values for finer steps at low noise.
     """
     check_at_least(1, steps=steps)
-    if not 0 < sigma_min < sigma_max:
-        raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} must be above 0, and in this order")
+    check_at_most(MOST_STEPS, steps=steps)
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} must be above 0, finite, and in this order")
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(high + index / max(1, steps - 1) * (low - high)) ** rho for index in range(steps)] + [0.0]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from zoo.errors import UserError, check_at_least
+from zoo.errors import NonFiniteError, UserError, check_at_least
 from zoo.models.transformer.network import LanguageModel
 
 
@@ -89,8 +89,12 @@ def generate(
         if context.shape[1] > context_length:
             context, caches = context[:, -max(1, context_length // 2) :], network.stack.caches()
             new = context
-        logits = network(new, caches) if cached else network(context)
-        token = sample_token(next_token_probs(logits[:, -1].float(), temperature, top_k, top_p), generator)
+        logits = (network(new, caches) if cached else network(context))[:, -1].float()
+        if logits.isnan().any():
+            raise NonFiniteError(
+                "the model's logits are NaN: its weights are damaged, or training had diverged; take another checkpoint"
+            )
+        token = sample_token(next_token_probs(logits, temperature, top_k, top_p), generator)
         yield token
         new = token.unsqueeze(1)
         context = torch.cat([context, new], dim=1)
