@@ -35,6 +35,7 @@ from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
 from zoo.registry import entries, load_all
+from zoo.signals import Stopped
 from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
@@ -245,6 +246,9 @@ def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = Zoo
     sys.argv = [typed[0], *args]
     try:
         return make(name, folders)
+    except Stopped:
+        folders.discard()  # unless training has begun
+        raise
     except Exception as error:
         mistake = as_user_error(error)
         # After a mistake nothing is kept; what a full disk has left of a run is kept.

@@ -24,6 +24,7 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zoo._lightning import observe_processes, started_by_script
+from zoo.signals import ENDING, Stopped
 
 FAULT_FOLDER = "ZOO_PROCESSES"  # environment variable: folder in which the processes of a run claim a fault
 GRACE_PERIOD = 10.0  # seconds that a process has to end by itself
@@ -81,6 +82,13 @@ class _Watch:
             time.sleep(POLL_INTERVAL / 5)
         return self.failed()
 
+    def terminate(self) -> None:
+        """Ends the processes, of which those that have no reason to end would wait for this one."""
+        for process in self.others:
+            process.terminate()
+        self.wait_for_failure()
+        self.kill()
+
     def kill(self) -> None:
         for process in self.others:
             process.kill()
@@ -89,8 +97,9 @@ class _Watch:
 
     def report(self, process: subprocess.Popen) -> None:
         """Prints which signal ended a process; one that ended by itself has reported its own error."""
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
+        number = next((n for n in ENDING if process.returncode == 128 + n), -process.returncode)
+        if number > 0:
+            name = signal.Signals(number).name
             message = f"rank {self.others.index(process) + 1} was ended by {name}; all other processes were stopped"
             print(f"zoo: error: {message}", file=sys.stderr, flush=True)
 
@@ -102,7 +111,7 @@ class _Watch:
                 self.report(failed)
                 self.kill()
                 shutil.rmtree(self.folder, ignore_errors=True)
-                os._exit(1)
+                os._exit(max(failed.returncode, 1))
 
 
 @contextmanager
@@ -118,6 +127,9 @@ def _first_process() -> Iterator[None]:
             if failed := watch.failed():
                 watch.report(failed)
                 raise SystemExit(max(failed.returncode, 1))
+    except Stopped:
+        watch.terminate()
+        raise
     except SystemExit:
         watch.wait_for_failure()  # the others are ending too
         raise
