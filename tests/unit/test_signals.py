@@ -26,11 +26,10 @@ with SignalHandlers():
 @pytest.mark.parametrize("number", ENDING)
 def test_the_first_signal_raises_and_leaves_the_second_one_of_either_kind_to_the_system(number):
     before = [signal.getsignal(one) for one in ENDING]
-    with pytest.raises(Stopped) as stopped, SignalHandlers() as handlers:
-        try:
+    with SignalHandlers() as handlers:
+        with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), number)
-        finally:
-            assert [signal.getsignal(one) for one in ENDING] == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(one) for one in ENDING] == [signal.SIG_DFL] * 2
     assert stopped.value.code == 128 + number
     assert handlers.received == number
     assert [signal.getsignal(one) for one in ENDING] == before

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.cli.program import NAME, program
-from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
+from zoo.errors import NonFiniteError, UnresponsiveError, UserError, did_you_mean, one_line
 from zoo.signals import SignalHandlers, Stopped
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _run(typed: list[str]) -> None:
             _silence_irrelevant()
         module, function = COMMANDS[typed[0]]
         getattr(import_module(module), function)(typed)
-    except NonFiniteError as error:
+    except (NonFiniteError, UnresponsiveError) as error:
         _fail(str(error), code=1)
     except UserError as error:
         _fail(str(error))

@@ -24,6 +24,7 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zoo._lightning import observe_processes, started_by_script
+from zoo.distributed.unresponsive import is_lost_connection, naming_unresponsive
 from zoo.signals import ENDING, Stopped
 
 FAULT_FOLDER = "ZOO_PROCESSES"  # environment variable: folder in which the processes of a run claim a fault
@@ -36,16 +37,17 @@ POLL_INTERVAL = 0.5  # seconds between two checks of the other processes
 def ending_together(trainer: Trainer) -> Iterator[None]:
     """Runs the Trainer inside the context; on rank 0 of a machine it lasts until the other processes have ended."""
     if FAULT_FOLDER in os.environ:
-        with _started_process(Path(os.environ[FAULT_FOLDER])):
+        with _started_process(Path(os.environ[FAULT_FOLDER])), naming_unresponsive():
             yield
             end_communication()
     elif started_by_script(trainer):
-        with _first_process():
+        with _first_process(), naming_unresponsive():
             yield
             # Before waiting for the others: under NCCL their end of the communication waits for this one.
             end_communication()
     else:
-        yield
+        with naming_unresponsive():
+            yield
 
 
 def end_communication() -> None:
@@ -174,7 +176,7 @@ def _end_with(parent: int, folder: Path) -> None:
 
 def _is_own(error: Exception) -> bool:
     """Whether an error is more than the lost connection to another process."""
-    return not (isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error))
+    return not is_lost_connection(error)
 
 
 def _claim(folder: Path) -> bool:

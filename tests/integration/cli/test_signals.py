@@ -22,6 +22,8 @@ CHECKPOINTS = Path("runs/mlpclassifier/version_0/checkpoints")
 DATA = ["--data=Digits", "--trainer.accelerator=cpu"]
 RUNS = {"fit": MLP_RUN} | {command: [command, *MLP, *DATA] for command in ("validate", "test", "predict")}
 
+EDIT = ["edit", "--image=a.png", "--task=denoise", "--sigma=1"]
+
 
 class Signal(Callback):
     """Sends this process a signal in a hook.
@@ -83,7 +85,7 @@ def sends(number: int) -> Callable[..., Any]:
     [
         (["sample", "--ckpt_path=gan"], "zoo.cli.sample.render_samples"),
         (["sample", "--ckpt_path=letters", "--out=a.txt"], "zoo.cli.text.save_texts"),
-        (["edit", "--ckpt_path=unconditional_diffusion", "--image=a.png", "--task=denoise", "--sigma=1"], "zoo.cli.edit.load_image"),
+        ([*EDIT, "--ckpt_path=unconditional_diffusion"], "zoo.cli.edit.load_image"),
         (["export", "--ckpt_path=mlp", "--out=a.onnx"], "zoo.cli.export.export"),
         (["predict", "--ckpt_path=mlp", "--images=a.png"], "zoo.hub.predicting.write_predictions"),
         (["list"], "zoo.cli.list.run_list"),
