@@ -1,4 +1,4 @@
-"""Every private name of Lightning, jsonargparse, wandb, torch.compile and torch.distributed that the package touches, and nothing else.
+"""Every private name of Lightning, jsonargparse, wandb and two parts of torch that the package touches, no others.
 
 A public way was looked for and not found for each of them; the reason stands beside it. `PRIVATE_NAMES` lists them
 for the test that says which are gone when a new version of a library lacks them. Last seen in lightning 2.6.6,
