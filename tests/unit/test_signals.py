@@ -45,17 +45,19 @@ def test_a_deferred_signal_does_not_raise():
 
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)])
 def test_a_second_signal_ends_a_process_that_is_stuck_in_native_code(first, second):
-    process = subprocess.Popen([sys.executable, "-c", STUCK], cwd=CHECKOUT, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"stuck\n"
-    time.sleep(0.2)  # until native code runs
-    process.send_signal(first)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.2)
-    start = time.monotonic()
-    process.send_signal(second)
-    assert process.wait(10) == 128 + second
-    assert time.monotonic() - start < 0.5
-    process.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", STUCK], cwd=CHECKOUT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"stuck\n"
+            time.sleep(0.2)  # until native code runs
+            process.send_signal(first)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            start = time.monotonic()
+            process.send_signal(second)
+            assert process.wait(10) == 128 + second
+            assert time.monotonic() - start < 0.5
+        finally:
+            process.kill()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
