@@ -1,13 +1,12 @@
-"""Graceful end of a run on SIGTERM, Ctrl-C and SLURM's signal: after the current batch, with a checkpoint."""
+"""Orderly end of a run on SIGTERM, Ctrl-C and SLURM's signal: training ends after a batch, with a checkpoint."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
@@ -15,59 +14,52 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from zoo._lightning import after_each_batch
+from zoo._lightning import after_each_batch, no_signal_handlers
 from zoo.callbacks.best_and_last import BestAndLastCheckpoint
+from zoo.signals import SignalHandlers, Stopped
 
 BATCHES = 10  # batches between two collectives in which the processes share received signals
 
 
-class Stopped(SystemExit):
-    """Ends the process with the exit code of a process that was ended by a signal, 128 + its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-
-
 class StopOnSignal(Callback):
-    """Stops training on SIGTERM and Ctrl-C, saves a checkpoint, and exits with 128 + the signal's number.
+    """Ends a run on SIGTERM and Ctrl-C, with the exit code 128 + the signal's number; training saves a checkpoint.
 
-    The run stops after the current batch and a validation that is due, so that the checkpoint resumes exactly. A second
-    signal ends the process at once. If SLURM is to requeue the job (`#SBATCH --signal=SIGUSR1@90` and `--requeue`),
-    SIGUSR1 does the same and requeues the job.
+    Training stops after the current batch and a validation that is due, so that the checkpoint resumes exactly.
+    Everything else ends at once: set-up, the sanity check, `validate`, `test` and `predict`. A second signal of any
+    kind ends the process. If SLURM is to requeue the job (`#SBATCH --signal=SIGUSR1@90` and `--requeue`), SIGUSR1 ends
+    training like the others, and requeues the job.
 
     Lightning's own handling is replaced: on Ctrl-C it stops in the middle of a batch and exits with 1, on SIGTERM it
-    saves nothing, and on SLURM's signal it saves in the middle of a batch.
+    saves nothing and may exit with 0, and on SLURM's signal it saves in the middle of a batch.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._handlers = SignalHandlers()
+        self._entered = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        no_signal_handlers(trainer)
+        self._handlers = SignalHandlers.active or self._entered.enter_context(SignalHandlers())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._received = None
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python sets handlers in the main thread only
-        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if _requeues() else [])):
-            self._before[number] = signal.signal(number, self._note)
-        self._remove_hook = after_each_batch(trainer, lambda: self._stop_if_signalled(trainer))
+        if _requeues():
+            self._handlers = self._entered.enter_context(SignalHandlers(signal.SIGUSR1))
+        self._handlers.deferred = self._announce
+        self._entered.callback(after_each_batch(trainer, lambda: self._stop_if_signalled(trainer)))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: Any) -> None:
-        self._received = number
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process
-        rank_zero_info(f"{signal.Signals(number).name}: stopping after this batch; a second signal ends the process")
+    def _announce(self, number: int) -> None:
+        name = signal.Signals(number).name
+        rank_zero_info(f"{name}: stopping after this batch; a second signal ends the process")
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._before:
-            self._remove_hook()
-        self._before = {}
+        self._handlers.deferred = None
+        self._entered.close()
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if number := self._shared_signal(trainer):
@@ -75,7 +67,7 @@ class StopOnSignal(Callback):
 
     def _shared_signal(self, trainer: Trainer) -> int:
         """Number of the signal that any process has received, 0 for none; the same in all processes."""
-        number = self._received or 0
+        number = self._handlers.received or 0
         if trainer.world_size == 1:
             return number
         if trainer.fit_loop.total_batch_idx % BATCHES:

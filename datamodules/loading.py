@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from zoo.errors import UserError
+
 
 class ResumableSampler(DistributedSampler[int]):
     """Samples each epoch in a new random order, divided among the processes.
@@ -31,7 +33,12 @@ class ResumableSampler(DistributedSampler[int]):
 
     def __init__(self, dataset: Dataset[Any], num_processes: int = 1, rank: int = 0, drop_last: bool = False) -> None:
         # The seed shared by all processes, which Lightning also passes to its own samplers.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        try:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        except ValueError as error:
+            raise UserError(
+                f"PL_GLOBAL_SEED is {os.environ['PL_GLOBAL_SEED']!r}, which is not a whole number: unset it"
+            ) from error
         super().__init__(dataset, num_processes, rank, shuffle=True, seed=seed, drop_last=drop_last)
         self.order_seed: int | None = None
         self.resumed: tuple[int | None, int] | None = None

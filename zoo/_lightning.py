@@ -1,4 +1,4 @@
-"""Every private name of Lightning, jsonargparse, wandb and torch.compile that the package touches, and nothing else.
+"""Every private name of Lightning, jsonargparse, wandb and two parts of torch that the package touches, no others.
 
 A public way was looked for and not found for each of them; the reason stands beside it. `PRIVATE_NAMES` lists them
 for the test that says which are gone when a new version of a library lacks them. Last seen in lightning 2.6.6,
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from lightning.pytorch.core import saving
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
+from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
 
 #: Class or module, private name in it, and the function or class of this file that needs it.
@@ -30,6 +32,7 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.strategies.ModelParallelStrategy", "_data_parallel_size", "set_data_parallel_size"),
     ("lightning.pytorch.core.mixins.HyperparametersMixin", "_log_hyperparams", "keep_hparams_out_of_loggers"),
     ("lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop", "on_advance_end", "after_each_batch"),
+    ("lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector", "no_signal_handlers"),
     ("lightning.pytorch.loops.fit_loop._FitLoop", "_combined_loader", "estimated_steps"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
@@ -40,8 +43,13 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.loggers.csv_logs.ExperimentWriter", "_rewrite_with_new_header", "MetricsFileHooks"),
     ("lightning.pytorch.loggers.CSVLogger", "_experiment", "lazy_experiment"),
     ("lightning.pytorch.loggers.WandbLogger", "_wandb_init", "drop_anonymous"),
+    ("wandb.sdk.wandb_setup", "_singleton", "wandb_core"),
+    ("wandb.sdk.wandb_setup._WandbSetup", "_connection", "wandb_core"),
+    ("wandb.sdk.lib.service.service_connection.ServiceConnection", "_proc", "wandb_core"),
+    ("wandb.sdk.lib.service.service_process.ServiceProcess", "_process", "wandb_core"),
     ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
     ("lightning.pytorch.core.saving", "_load_state", "build_from_checkpoint"),
+    ("torch.distributed.distributed_c10d", "_get_default_store", "default_store"),
     ("argparse.ArgumentParser", "_actions", "option_names"),
     ("argparse", "_SubParsersAction", "option_names"),
     ("torch.nn.Module", "_compiled_call_impl", "compiled_modules"),
@@ -155,6 +163,15 @@ def after_each_batch(trainer: Trainer, call: Callable[[], None]) -> Callable[[],
     return remove
 
 
+def no_signal_handlers(trainer: Trainer) -> None:
+    """Keeps a Trainer from setting handlers of signals.
+
+    Its handler of SIGTERM starts a collective, in which the processes that got no signal do not take part, and lets
+    `validate` and the sanity check end with exit code 0. There is no option to turn it off.
+    """
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
 def started_by_script(trainer: Trainer) -> bool:
     """Whether Lightning starts the other processes of this machine itself, by running the script again."""
     launcher = trainer.strategy.launcher
@@ -174,6 +191,11 @@ def observe_processes(observer: Callable[[list[subprocess.Popen]], None]) -> Ite
         subprocess_script._launch_process_observer = before
 
 
+def default_store() -> Any:
+    """The store at which the processes of a run have met. It outlives their connections, and nothing else names it."""
+    return distributed_c10d._get_default_store()
+
+
 # Loggers
 
 
@@ -187,6 +209,13 @@ def lazy_experiment(logger: Any, make: Callable[[], Any]) -> Any:
 def drop_anonymous(logger: Any) -> None:
     """Removes the argument `anonymous`, which Lightning always passes to wandb.init and wandb warns about."""
     logger._wandb_init.pop("anonymous", None)
+
+
+def wandb_core() -> subprocess.Popen | None:
+    """wandb's helper process, if there is one. wandb itself can only wait for its end, without a limit."""
+    setup = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+    service = getattr(getattr(setup, "_connection", None), "_proc", None)
+    return getattr(service, "_process", None)
 
 
 class MetricsFileHooks:

@@ -21,6 +21,10 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient, parameter or result became NaN or Inf. The command line exits with code 1."""
 
 
+class UnresponsiveError(RuntimeError):
+    """Other processes of a run do not answer. The command line exits with code 1."""
+
+
 def check_choice(name: str, choice: str, choices: Iterable[str]) -> None:
     """Raises a `UserError` that lists the choices unless `choice` is one of them."""
     if choice not in choices:

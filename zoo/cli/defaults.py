@@ -40,8 +40,9 @@ def default_callbacks(
         added.append(ShortModelSummary())
     if command == "test" and offers(model, PredictiveClassifier) and not _has(given, ClassReport):
         added.append(ClassReport())
+    added.append(StopOnSignal())
     if command == "fit":
-        added += [StopOnSignal(), LoggerState(), StayStopped()]
+        added += [LoggerState(), StayStopped()]
         if not _has(given, StopOnNonFinite):
             added.append(StopOnNonFinite())
     return added

@@ -27,7 +27,7 @@ from zoo.cli.messages import as_user_error
 from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_trainer_options
-from zoo.cli.program import program
+from zoo.cli.program import program, wandb_program
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
 from zoo.cli.summary import print_summary
 from zoo.contracts import SamplePaths, offers
@@ -35,10 +35,12 @@ from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
 from zoo.files import unused_path
 from zoo.registry import entries, load_all
+from zoo.signals import Stopped
 from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
+from zoo.tracking.wandb_process import STOPPED_LIMIT, end_helper, finish_run
 
 
 class SaveConfig(SaveConfigCallback):
@@ -245,6 +247,10 @@ def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = Zoo
     sys.argv = [typed[0], *args]
     try:
         return make(name, folders)
+    except Stopped as stop:
+        finish_run(stop.number + 128, STOPPED_LIMIT)
+        folders.discard()  # unless training has begun
+        raise
     except Exception as error:
         mistake = as_user_error(error)
         # After a mistake nothing is kept; what a full disk has left of a run is kept.
@@ -292,6 +298,10 @@ def _model_name(args: list[str]) -> str:
 
 
 def run_command(args: list[str]) -> None:
-    """Runs fit, validate, test or predict, and ends the communication of processes that torchrun or SLURM started."""
-    run_trainer(args)
+    """Runs fit, validate, test or predict, and ends Weights & Biases and the communication of processes."""
+    try:
+        cli = run_trainer(args)
+        finish_run(limit=cli.config[cli.subcommand].wandb.finish_limit, program=wandb_program())
+    finally:
+        end_helper()
     end_communication()

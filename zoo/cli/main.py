@@ -5,6 +5,7 @@ This module imports nothing heavy: a command's module, and with it torch and Lig
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,7 +13,8 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.cli.program import NAME, program
-from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
+from zoo.errors import NonFiniteError, UnresponsiveError, UserError, did_you_mean, one_line
+from zoo.signals import SignalHandlers, Stopped
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -57,7 +59,7 @@ IRRELEVANT = (
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command. A mistake ends the process with one line and exit code 2.
+    """Runs a command. A mistake ends the process with one line and exit code 2, SIGTERM with 143, Ctrl-C with 130.
 
     Args:
         args: words after the program's name; by default those of the process.
@@ -74,13 +76,25 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lightning-zoo {__version__}")
         return
     try:
+        with SignalHandlers() as signals:
+            _run(typed)
+        if signals.received:  # too late to stop anything, such as when training had ended
+            raise Stopped(signals.received)
+    except Stopped as stop:
+        if stop.message and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{NAME}: {stop.message}", file=sys.stderr)
+        raise
+
+
+def _run(typed: list[str]) -> None:
+    try:
         if typed[0] not in COMMANDS:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
         if typed[0] != "list":
             _silence_irrelevant()
         module, function = COMMANDS[typed[0]]
         getattr(import_module(module), function)(typed)
-    except NonFiniteError as error:
+    except (NonFiniteError, UnresponsiveError) as error:
         _fail(str(error), code=1)
     except UserError as error:
         _fail(str(error))

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.cli.options import CKPT_HELP, CONFIG_HELP, OUT_HELP, add_overwrite, typed_options
 from zoo.cli.program import program
 from zoo.errors import UserError, check_at_least
+from zoo.signals import Stopped
 
 #: Options that only the command with --images has.
 OF_IMAGES = ("batch_size", "device", "ensemble", "mc_samples")
@@ -112,8 +113,8 @@ def predict_images(
             broken = write_predictions(classifier, paths, table, batch_size, advance, overwrite)
     except torch.OutOfMemoryError as error:
         raise UserError(f"--batch_size {batch_size} does not fit into the memory of {target}; give less") from error
-    except KeyboardInterrupt as error:
-        raise UserError(f"interrupted; nothing is written to {table}") from error
+    except Stopped as stop:
+        raise Stopped(stop.number, f"{stop.message}; nothing is written to {table}") from stop
     unread = f"; {broken:,} file{'' if broken == 1 else 's'} cannot be read" if broken else ""
     done = len(paths) - broken
     return f"{done:,} prediction{'' if done == 1 else 's'} in {table}{unread}"

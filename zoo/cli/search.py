@@ -27,7 +27,8 @@ from zoo.cli.program import program
 from zoo.cli.search_space import SearchSpace, excerpt, option_names_of, read_space
 from zoo.cli.study import Study
 from zoo.errors import NonFiniteError, UserError, one_line
-from zoo.tracking.run_folders import RunFolders, finish_wandb
+from zoo.tracking.run_folders import RunFolders
+from zoo.tracking.wandb_process import finish_run
 
 #: Errors that fail one trial, and not the search.
 ERRORS_OF_TRIALS = (NonFiniteError, UserError, torch.OutOfMemoryError)
@@ -196,7 +197,7 @@ class Search:
         words = [*self.words, *self.space.words(values), f"--seed_everything={seed}", f"--run.name={self.name}"]
         with _quiet():
             run_trainer(["fit", *words], partial(TrialRun, objective=objective))
-            finish_wandb()
+            finish_run()
         if objective.best is None and objective.validations:
             raise NonFiniteError(f"{self.metric} was NaN in every validation")
         if objective.best is None:

@@ -24,6 +24,8 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zoo._lightning import observe_processes, started_by_script
+from zoo.distributed.unresponsive import is_lost_connection, naming_unresponsive
+from zoo.signals import ENDING, Stopped
 
 FAULT_FOLDER = "ZOO_PROCESSES"  # environment variable: folder in which the processes of a run claim a fault
 GRACE_PERIOD = 10.0  # seconds that a process has to end by itself
@@ -35,16 +37,17 @@ POLL_INTERVAL = 0.5  # seconds between two checks of the other processes
 def ending_together(trainer: Trainer) -> Iterator[None]:
     """Runs the Trainer inside the context; on rank 0 of a machine it lasts until the other processes have ended."""
     if FAULT_FOLDER in os.environ:
-        with _started_process(Path(os.environ[FAULT_FOLDER])):
+        with _started_process(Path(os.environ[FAULT_FOLDER])), naming_unresponsive():
             yield
             end_communication()
     elif started_by_script(trainer):
-        with _first_process():
+        with _first_process(), naming_unresponsive():
             yield
             # Before waiting for the others: under NCCL their end of the communication waits for this one.
             end_communication()
     else:
-        yield
+        with naming_unresponsive():
+            yield
 
 
 def end_communication() -> None:
@@ -81,6 +84,13 @@ class _Watch:
             time.sleep(POLL_INTERVAL / 5)
         return self.failed()
 
+    def terminate(self) -> None:
+        """Ends the processes, of which those that have no reason to end would wait for this one."""
+        for process in self.others:
+            process.terminate()
+        self.wait_for_failure()
+        self.kill()
+
     def kill(self) -> None:
         for process in self.others:
             process.kill()
@@ -89,8 +99,9 @@ class _Watch:
 
     def report(self, process: subprocess.Popen) -> None:
         """Prints which signal ended a process; one that ended by itself has reported its own error."""
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
+        number = next((n for n in ENDING if process.returncode == 128 + n), -process.returncode)
+        if number > 0:
+            name = signal.Signals(number).name
             message = f"rank {self.others.index(process) + 1} was ended by {name}; all other processes were stopped"
             print(f"zoo: error: {message}", file=sys.stderr, flush=True)
 
@@ -102,7 +113,7 @@ class _Watch:
                 self.report(failed)
                 self.kill()
                 shutil.rmtree(self.folder, ignore_errors=True)
-                os._exit(1)
+                os._exit(max(failed.returncode, 1))
 
 
 @contextmanager
@@ -118,6 +129,9 @@ def _first_process() -> Iterator[None]:
             if failed := watch.failed():
                 watch.report(failed)
                 raise SystemExit(max(failed.returncode, 1))
+    except Stopped:
+        watch.terminate()
+        raise
     except SystemExit:
         watch.wait_for_failure()  # the others are ending too
         raise
@@ -162,7 +176,7 @@ def _end_with(parent: int, folder: Path) -> None:
 
 def _is_own(error: Exception) -> bool:
     """Whether an error is more than the lost connection to another process."""
-    return not (isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error))
+    return not is_lost_connection(error)
 
 
 def _claim(folder: Path) -> bool:

@@ -6,6 +6,8 @@ import socket
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from zoo.errors import one_line
+
 CONNECT_TIMEOUT = 5.0  # seconds
 
 
@@ -15,12 +17,17 @@ def connection_problem(url: str) -> str:
     Args:
         url: address of the server, such as "https://huggingface.co".
     """
-    parts = urlsplit(url)
-    if getproxies() or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it must begin with https://")
+    except ValueError as error:
+        return f"{one_line(url)} is not the address of a server: {error}"
+    if getproxies():
         return ""
-    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
-        return f"no connection to {parts.hostname}: {error.strerror or error}"
+    except (OSError, UnicodeError) as error:  # a name that is too long for a host's, or has an empty part
+        return f"no connection to {parts.hostname}: {getattr(error, 'strerror', None) or error}"
     return ""

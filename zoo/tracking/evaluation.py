@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from zoo._lightning import drop_anonymous
 from zoo.errors import UserError
 from zoo.tracking.run_folders import RunLock
-from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, start_problem, wandb_id, wandb_mode
+from zoo.tracking.wandb import INIT_TIMEOUT, WandbOptions, start_or_fall_back, wandb_id, wandb_mode
+from zoo.tracking.wandb_process import TolerantWandbLogger
 
 
 def loggers_of_test(ckpt_path: str | None, options: WandbOptions) -> list[Logger]:
@@ -37,18 +39,19 @@ def loggers_of_test(ckpt_path: str | None, options: WandbOptions) -> list[Logger
         except UserError:
             rank_zero_info(f"Weights & Biases is left out: the run in {folder} is still in progress")
             return []
-        if mode == "online" and (problem := start_problem(_new_logger(folder, "online", run_id, options))):
-            rank_zero_warn(f"Weights & Biases is not available ({problem}), so the test is kept on disk")
-            mode = "offline"
-    return [_new_logger(folder, mode, run_id, options)]
+        logger = start_or_fall_back(partial(_new_logger, folder, run_id, options), mode, "the test is kept on disk")
+        return [logger] if logger else []
+    return [_new_logger(folder, run_id, options, mode)]
 
 
-def _new_logger(folder: Path, mode: str, run_id: str, options: WandbOptions) -> WandbLogger:
+def _new_logger(folder: Path, run_id: str, options: WandbOptions, mode: str) -> WandbLogger:
     import wandb
 
     settings: dict[str, Any] = {"silent": True} if mode == "offline" else {"init_timeout": INIT_TIMEOUT}
     settings_of_run = wandb.Settings(**settings)
     # Not a RunWandbLogger: the rows of a test do not count as rows that a resumed run has logged already.
-    logger = WandbLogger(save_dir=str(folder), id=run_id, project=options.project, mode=mode, settings=settings_of_run)
+    logger = TolerantWandbLogger(
+        save_dir=str(folder), id=run_id, project=options.project, mode=mode, settings=settings_of_run
+    )
     drop_anonymous(logger)
     return logger

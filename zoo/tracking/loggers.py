@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo._lightning import MetricsFileHooks, lazy_experiment
 from zoo.files import atomic_write
+from zoo.tracking.wandb_process import TolerantWandbLogger
 
 COUNT_FILE = "rows_logged.txt"
 
@@ -71,7 +72,7 @@ class RunCSVLogger(CSVLogger):
         self.rows += 1
 
 
-class RunWandbLogger(WandbLogger):
+class RunWandbLogger(TolerantWandbLogger):
     """Lightning's WandbLogger, which counts what it logs and can be resumed.
 
     A resumed run repeats the steps after its last checkpoint and logs them again. Weights & Biases cannot delete rows,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.errors import UserError
+from zoo.tracking.wandb_process import finish_run
 
 
 @dataclass
@@ -65,7 +65,7 @@ class RunFolders:
         Args:
             keep_metrics: keep folders that hold metrics; a folder with checkpoints is always kept.
         """
-        finish_wandb(exit_code=1)
+        finish_run(exit_code=1)
         for folder in self._made:
             started = (folder / "checkpoints").exists() or (keep_metrics and (folder / "metrics.csv").exists())
             if folder.name.startswith("version_") and not started:
@@ -73,13 +73,6 @@ class RunFolders:
             with suppress(OSError):  # not empty
                 folder.rmdir()
         self._made = []
-
-
-def finish_wandb(exit_code: int = 0) -> None:
-    """Ends the run of Weights & Biases in this process, if there is one; a later run would be logged into it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -247,6 +247,33 @@ def given_folder(classes: dict[str, dict[str, bytes]], ending: str, where: str) 
 PLACES = st.sampled_from([".", "train", "a/b"])
 
 
+#: Variables that the package reads itself; those of Weights & Biases have a test of their own.
+VARIABLES = st.dictionaries(
+    st.sampled_from(["PL_GLOBAL_SEED", "ZOO_CACHE", "XDG_CACHE_HOME", "HF_ENDPOINT", "MASTER_PORT", "SLURM_JOB_ID"]),
+    st.sampled_from(["", " ", "x", "-1", "1e9", "9" * 30, "/proc/x", "~nobody/x", "http://[", "\n", "a" * 3000, "é"]),
+    min_size=1,
+    max_size=3,
+)
+
+
+def answers_in(variables: dict[str, str]) -> None:
+    """A run in an environment with these variables, whose data is kept on disk, is answered."""
+
+    def prepare() -> list[str]:
+        make_folder({"a": {str(number): PICTURE.getvalue() for number in range(8)}}, ".png", "train")
+        return [
+            "fit", "--model=MLPClassifier", "--model.width=4", "--model.depth=1", "--data=ImageFolder",
+            "--data.root=pictures", "--data.image_size=4", "--data.batch_size=2", "--data.cache=disk",
+            "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+            "--seed_everything=false",
+        ]  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"HOME": home, **variables}.items():
+            patch.setenv(name, value)
+        answers(prepare, train=True)
+
+
 def user_error(call: Callable[[], object]) -> str:
     """Message of the UserError that a call raises, empty if it raises none."""
     try:
@@ -299,6 +326,19 @@ def test_spoiled_values_of_a_recipe_are_answered(text):
 @given(FOLDERS, ENDINGS, PLACES)
 def test_a_spoiled_folder_of_images_is_answered(classes, ending, where):
     answers(given_folder(classes, ending, where), train=True)
+
+
+@settings(quick, max_examples=3)
+@given(VARIABLES)
+def test_a_spoiled_environment_is_answered(variables):
+    answers_in(variables)
+
+
+@pytest.mark.slow
+@thorough
+@given(VARIABLES)
+def test_many_spoiled_environments_are_answered(variables):
+    answers_in(variables)
 
 
 @pytest.mark.slow

@@ -107,8 +107,12 @@ from lightning.pytorch import Callback
 
 class Fault(Callback):
     '''Makes one rank fail before the fourth batch, and another one hang at the same time.'''
-    def __init__(self, kind: str, rank: int = 1, stuck: int = -1):
-        self.kind, self.rank, self.stuck = kind, rank, stuck
+    def __init__(self, kind: str, rank: int = 1, stuck: int = -1, hook: str = ""):
+        self.kind, self.rank, self.stuck, self.hook = kind, rank, stuck, hook
+
+    def setup(self, trainer, pl_module, stage):
+        if self.hook == "setup":
+            self.on_train_batch_start(trainer, pl_module, None, 3)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 3 and trainer.global_rank == self.stuck:
@@ -117,16 +121,17 @@ class Fault(Callback):
             Path("when").write_text(str(time.time()))
             if self.kind == "raise":
                 raise RuntimeError("the error that mattered")
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, self.kind))
 """
 
 
-def run_with_a_fault(folder: Path, processes: int = 2, **fault: str | int) -> tuple[int, str, float]:
+def run_with_a_fault(folder: Path, *options: str, processes: int = 2, **fault: str | int) -> tuple[int, str, float]:
     """Exit code, output, and seconds from the fault to the end of all processes."""
     (folder / "faults.py").write_text(FAULTS)
     args = ["--config=ddp.yaml", "--model=MLPClassifier", "--model.width=16", "--data=Digits", "--data.batch_size=32"]
     args += [f"--trainer.devices={processes}", "--trainer.accelerator=cpu", "--trainer.max_epochs=5"]
     args += ["--trainer.callbacks=faults.Fault", *(f"--trainer.callbacks.{key}={fault[key]}" for key in fault)]
+    args += options
     # All processes of the program hold its output open until they have ended.
     done = run_program("fit", *args, cwd=folder, WANDB_MODE="disabled", PYTHONPATH=str(folder), OMP_NUM_THREADS="1")
     return done.returncode, done.stdout + done.stderr, time.time() - float((folder / "when").read_text())
@@ -144,16 +149,34 @@ def test_an_error_on_one_rank_ends_all_and_is_the_only_one_that_is_shown(rank, t
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_rank_that_is_killed_ends_all_and_is_named(processes, tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, processes, kind="kill", rank=processes - 1)
+    code, said, seconds = run_with_a_fault(tmp_path, processes=processes, kind="SIGKILL", rank=processes - 1)
     assert code == 1
     assert f"rank {processes - 1} was ended by SIGKILL; all other processes were stopped" in said
     assert "Traceback" not in said
     assert seconds < 30
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_when_the_others_have_waited_for_the_time_of_the_user(tmp_path):
+    strategy = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:01:00"]
+    code, said, seconds = run_with_a_fault(tmp_path, *strategy, kind="SIGSTOP", rank=1)
+    assert code == 1
+    assert only_error(said).startswith("rank 1 does not answer, and the others have waited for the time of")
+    assert "Traceback" not in said
+    assert 60 < seconds < 120
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_set_up_of_one_rank_ends_all(tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, kind="SIGTERM", rank=1, hook="setup")
+    assert code == 143
+    assert "Traceback" not in said
+    assert seconds < 30
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_waits_for_a_dead_one_is_ended(rank, tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, kind="kill", rank=rank, stuck=1 - rank)
+    code, said, seconds = run_with_a_fault(tmp_path, kind="SIGKILL", rank=rank, stuck=1 - rank)
     assert code in (1, -9)
     assert "Traceback" not in said
     assert seconds < 30

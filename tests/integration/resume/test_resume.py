@@ -16,10 +16,10 @@ from PIL import Image
 from tests.helpers.command import fails
 from tests.helpers.short_runs import folder_of, interrupted, mlp_arguments
 from zoo.callbacks import SampleLogger
-from zoo.callbacks.signals import Stopped
 from zoo.checkpoints.resume import find_last
 from zoo.cli.fit import run_trainer
 from zoo.cli.main import main
+from zoo.signals import Stopped
 from zoo.tracking.run_folders import RunLock
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

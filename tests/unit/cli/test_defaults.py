@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, TQDMProgressBar
 
 from tests.helpers.networks import mlps
 from zoo import GAN, MLPClassifier
@@ -22,9 +22,9 @@ def names(added) -> list[str]:
     ("command", "expected"),
     [
         ("fit", ["ShortProgressBar", "StopOnSignal", "LoggerState", "StayStopped", "StopOnNonFinite"]),
-        ("validate", ["ShortProgressBar"]),
-        ("test", ["ShortProgressBar"]),
-        ("predict", ["ShortProgressBar"]),
+        ("validate", ["ShortProgressBar", "StopOnSignal"]),
+        ("test", ["ShortProgressBar", "StopOnSignal"]),
+        ("predict", ["ShortProgressBar", "StopOnSignal"]),
     ],
 )
 def test_callbacks_of_each_command(command, expected):
@@ -34,15 +34,16 @@ def test_callbacks_of_each_command(command, expected):
 
 def test_the_test_of_a_classifier_has_a_report():
     model = MLPClassifier((1, 8, 8), 10, width=4, depth=1)
-    assert names(default_callbacks("test", [], False, False, model)) == ["ClassReport"]
-    assert names(default_callbacks("test", [ClassReport("own")], False, False, model)) == []
-    assert names(default_callbacks("validate", [], False, False, model)) == []
-    assert names(default_callbacks("test", [], False, False, GAN((1, 8, 8), 10, **mlps(8)))) == []
+    assert names(default_callbacks("test", [], False, False, model)) == ["ClassReport", "StopOnSignal"]
+    assert names(default_callbacks("test", [ClassReport("own")], False, False, model)) == ["StopOnSignal"]
+    assert names(default_callbacks("validate", [], False, False, model)) == ["StopOnSignal"]
+    assert names(default_callbacks("test", [], False, False, GAN((1, 8, 8), 10, **mlps(8)))) == ["StopOnSignal"]
 
 
 def test_callbacks_of_the_user_replace_the_defaults():
-    assert names(default_callbacks("predict", [TQDMProgressBar(), ModelSummary()], progress_bar=True)) == []
-    assert names(default_callbacks("predict", [TQDMProgressBar()], progress_bar=True)) == ["ShortModelSummary"]
+    own: list[Callback] = [TQDMProgressBar(), ModelSummary()]
+    assert names(default_callbacks("predict", own, progress_bar=True)) == ["StopOnSignal"]
+    assert names(default_callbacks("predict", own[:1], progress_bar=True)) == ["ShortModelSummary", "StopOnSignal"]
     assert "StopOnNonFinite" not in names(default_callbacks("fit", [StopOnNonFinite(5)], progress_bar=False))
 
 

@@ -10,6 +10,7 @@ import pytest
 from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run_folders import RunLock
 from zoo.tracking.wandb import WandbOptions, wandb_id
+from zoo.tracking.wandb_process import end_helper, finish_run
 
 OFFLINE = WandbOptions(mode="offline", project="digits")
 
@@ -21,6 +22,8 @@ def run(tmp_path):
     for name in ("checkpoints", "wandb/offline-run-20260101_000000-abc", "wandb/offline-run-20260102_000000-abc"):
         (folder / name).mkdir(parents=True)
     yield folder
+    finish_run()
+    end_helper()
     RunLock.release()
 
 
