@@ -18,7 +18,7 @@ class LoggerState(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.save()
         counting = [logger for logger in trainer.loggers if offers(logger, RowCount)]
+        for logger in trainer.loggers:
+            logger.flush() if logger in counting else logger.save()
         checkpoint["logged"] = {type(logger).__name__: logger.rows for logger in counting}
