@@ -271,6 +271,8 @@ def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = Zoo
         return make(name, folders)
     except Exception as error:
         mistake = as_user_error(error)
+        if isinstance(error, OSError) and (removed := RunLock.removed()):
+            mistake = UserError(f"{removed} was removed while the run was writing to it; start the run again")
         # After a mistake nothing is kept; what a full disk has left of a run is kept.
         folders.discard(keep_metrics=mistake is None or isinstance(error, OSError))
         if mistake is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
+from zoo.cli.output import outlive_readers
 from zoo.cli.program import NAME, program
 from zoo.errors import NonFiniteError, UserError, did_you_mean, one_line
 
@@ -62,6 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: words after the program's name; by default those of the process.
     """
     typed = list(sys.argv[1:] if args is None else args)
+    outlive_readers()
     if not typed or typed[0] in ("-h", "--help"):
         print(HELP.format(program=program()))
         return

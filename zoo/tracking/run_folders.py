@@ -164,9 +164,16 @@ class RunLock:
         cls._held[folder] = handle
 
     @classmethod
-    def removed(cls) -> list[Path]:
-        """Folders of runs in this process that somebody has removed."""
-        return [folder for folder in cls._held if not folder.exists()]
+    def removed(cls) -> Path | None:
+        """A folder that has been removed since it was locked; None if there is none."""
+        for folder, handle in cls._held.items():
+            try:
+                found = folder.stat()
+            except OSError:
+                return folder
+            if handle is not None and not os.path.samestat(found, os.fstat(handle)):  # another one of this name
+                return folder
+        return None
 
     @classmethod
     def release(cls, *folders: Path) -> None:

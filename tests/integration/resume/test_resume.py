@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from tests.helpers.command import fails, tree
@@ -182,6 +184,17 @@ def test_nothing_is_measured_with_random_weights(command, run, capsys):
         f"{command} without a checkpoint measures a MLPClassifier of random weights: give "
         "--ckpt_path runs/run/version_0/checkpoints/best.ckpt"
     )
+
+
+def test_a_run_whose_folder_is_removed_ends_with_one_line(capsys):
+    line = fails(capsys, *mlp_arguments(f"--trainer.callbacks+={__name__}.RemovesTheRun"))
+    assert line == "runs/run/version_0 was removed while the run was writing to it; start the run again"
+
+
+class RemovesTheRun(Callback):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            shutil.rmtree("runs")
 
 
 # Callbacks
