@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -46,12 +47,13 @@ class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and the same, nested, into the W&B run.
 
     Args:
-        *args: arguments of SaveConfigCallback.
+        parser: parser of the command.
+        config: parsed options.
         path: path to the file, on rank 0.
     """
 
-    def __init__(self, *args: Any, path: Path) -> None:
-        super().__init__(*args, save_to_log_dir=False)  # Lightning would not write it atomically
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, path: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)  # Lightning would not write it atomically
         self.path = path
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

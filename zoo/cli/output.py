@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import sys
+from typing import Any
 
 
 def outlive_readers() -> None:
@@ -25,7 +26,7 @@ def outlive_readers() -> None:
 class _Pipe(io.FileIO):
     """A pipe that becomes /dev/null when its reader has ended."""
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:

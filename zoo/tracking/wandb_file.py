@@ -80,7 +80,7 @@ def records(data: bytes, start: int = HEADER) -> Iterator[tuple[bytes, int]]:
 def _row(data: bytes) -> int:
     """Number of a row; 0 for another record."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # generated when it is imported
 
     record = Record()
     try:
