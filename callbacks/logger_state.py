@@ -18,7 +18,10 @@ class LoggerState(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
+        checkpoint["logged"] = {}
         for logger in trainer.loggers:
-            logger.save()
-        counting = [logger for logger in trainer.loggers if offers(logger, RowCount)]
-        checkpoint["logged"] = {type(logger).__name__: logger.rows for logger in counting}
+            if offers(logger, RowCount):
+                logger.flush()
+                checkpoint["logged"][type(logger).__name__] = logger.rows
+            else:
+                logger.save()

@@ -437,6 +437,9 @@ class RowCount(Protocol):
 
     rows: int
 
+    def flush(self) -> None:
+        """Makes sure that the rows are on the disk. Called before a checkpoint is written, which holds their number."""
+
 
 # Asking
 

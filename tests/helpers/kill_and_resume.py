@@ -2,10 +2,11 @@
 
 For each model of the registry: one undisturbed run, then runs that are ended by SIGKILL at a random moment and resumed
 by `--ckpt_path last`. At the end parameters, optimizer states, averages, schedules, random states, early stopping,
-metrics and images must be the same to the bit. Run it as
+metrics, images and rows of Weights & Biases must be the same to the bit. Run it as
 
     python -m tests.helpers.kill_and_resume --kills 20
     python -m tests.helpers.kill_and_resume --models GAN Diffusion --kills 5 --processes 2
+    python -m tests.helpers.kill_and_resume --models GAN --kills 10 --wandb
 
 The ranks of a run are forks of this program, which has imported everything, with the environment of torchrun.
 """
@@ -34,7 +35,9 @@ import yaml
 from tests.helpers.models import MODELS, tiny_arguments
 from tests.helpers.ranks import run_ranks
 from tests.helpers.short_runs import recipe
+from tests.helpers.wandb_reader import read_offline_run
 from zoo.cli.main import main
+from zoo.tracking.wandb_file import ROW
 
 STEPS = 50
 
@@ -100,6 +103,9 @@ def differences(expected: Path, found: Path) -> list[str]:
     rows = [_rows(folder / "metrics.csv") for folder in (expected, found)]
     if rows[0] != rows[1]:
         different.append(f"metrics.csv ({len(rows[0])} and {len(rows[1])} rows)")
+    rows = [_wandb_rows(folder) for folder in (expected, found)]
+    if rows[0] != rows[1]:
+        different.append(f"rows of Weights & Biases ({len(rows[0])} and {len(rows[1])})")
     for pattern in ("samples/*", "attention/*", "gradient_flow*.csv"):
         names = {path.relative_to(folder) for folder in (expected, found) for path in folder.glob(pattern)}
         pairs = [(expected / name, found / name) for name in sorted(names)]
@@ -142,6 +148,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
 
 
+def _wandb_rows(folder: Path) -> list[tuple[int, list[str]]]:
+    """Numbers of the rows of all starts of a run, in their order, and names of what each holds."""
+    rows = [row for path in sorted(folder.glob("wandb/*run-*-*/*.wandb")) for row in read_offline_run(path)[1]]
+    return [(row[ROW], sorted(name for name in row if not name.startswith("_"))) for row in rows]
+
+
 def trial(runs: Runs, number: int, seconds: float) -> list[str]:
     """Kills a run after `seconds`, resumes it, and returns its differences from the undisturbed run."""
     runs.kill(f"killed_{number}", seconds)
@@ -155,10 +167,11 @@ def run() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, help="number of ranks of a run")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
+    parser.add_argument("--wandb", action="store_true", help="with offline runs of Weights & Biases")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    os.environ |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"WANDB_MODE": "offline" if arguments.wandb else "disabled", "OMP_NUM_THREADS": "1"}
     moments = random.Random(arguments.seed)
     failed = 0
     for model in arguments.models:

@@ -1,35 +1,12 @@
-"""Reads what Weights & Biases keeps of an offline run: records in LevelDB's log format, each a protobuf message."""
+"""Reads what Weights & Biases keeps of an offline run."""
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BLOCK = 32 * 1024
-HEADER = 7  # of the file: ":W&B", a magic number, a version; of a record: checksum (4), length (2), kind (1)
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-
-
-def records(data: bytes) -> Iterator[bytes]:
-    """The records, those that were split over blocks put together."""
-    position, parts = HEADER, b""
-    while position + HEADER <= len(data):
-        left = BLOCK - position % BLOCK
-        if left < HEADER:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
-        if kind == 0:
-            position += left
-            continue
-        body = data[position + HEADER : position + HEADER + length]
-        position += HEADER + length
-        parts = body if kind in (FULL, FIRST) else parts + body
-        if kind in (FULL, LAST):
-            yield parts
+from zoo.tracking.wandb_file import HEADER, records
 
 
 def nested(items: Any) -> dict[str, Any]:
@@ -51,7 +28,7 @@ def read_offline_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], 
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     artifacts: dict[str, dict[str, Any]] = {}
-    for data in records(path.read_bytes()):
+    for data, _ in records(path.read_bytes()[HEADER:]):
         record = Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -20,34 +21,48 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
 from zoo.checkpoints.reading import check_checkpoint
-from zoo.checkpoints.resume import ResumePoint, check_same_run, find_last
+from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
 from zoo.cli.loggers import DEFAULT_LOGGERS, has_wandb, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
 from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
-from zoo.cli.preflight import check_match, check_port, check_trainer_options
+from zoo.cli.preflight import check_match, check_port, check_trained, check_trainer_options
 from zoo.cli.program import program, wandb_program
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
+from zoo.cli.resuming import CONFIG, check_resumable, difference, reported_changes
 from zoo.cli.summary import print_summary
 from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.errors import UserError
-from zoo.files import unused_path
+from zoo.files import atomic_write, unused_path
 from zoo.registry import entries, load_all
 from zoo.signals import Stopped
 from zoo.tracking.evaluation import loggers_of_test
-from zoo.tracking.run import open_run
+from zoo.tracking.run import is_rank_0, open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions
 from zoo.tracking.wandb import WandbOptions
 from zoo.tracking.wandb_process import STOPPED_LIMIT, end_helper, finish_run
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder, and the same, nested, into the W&B run."""
+    """Writes config.yaml into the run's folder, and the same, nested, into the W&B run.
+
+    Args:
+        parser: parser of the command.
+        config: parsed options.
+        path: path to the file, on rank 0.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, path: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)  # Lightning would not write it atomically
+        self.path = path
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        text = self.parser.dump(self.config, skip_unset=False)
+        with atomic_write(self.path, "w", encoding="utf-8") as file:
+            file.write(text)
+        config = yaml.safe_load(text)
         # Values linked from the data are not part of the configuration; a repeated run links them again.
         arguments = config["model"].setdefault("init_args", {})
         arguments.update({name: value for name, value in pl_module.hparams.items() if arguments.get(name) is None})
@@ -106,14 +121,14 @@ class ZooCLI(CommandLineHooks, LightningCLI):
 
     def check_ckpt_path(self) -> None:
         """Checks that the file exists. The model is built from the configuration, not from the file."""
-        config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
+        path = self.config[self.config.subcommand].get("ckpt_path")
         if path == "last" and self.config.subcommand != "fit":
             raise UserError(
                 f"--ckpt_path last is for fit, which resumes a run; for {self.config.subcommand}, name the file"
             )
-        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
-            raise UserError(f"--ckpt_path {path} is not a file")
+        # Lightning's other words are not for runs in folders of their own: best, hpc, registry.
+        if path is not None and path != "last" and not Path(path).is_file():
+            raise UserError(f"--ckpt_path {path or repr(path)} is not a file")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -160,6 +175,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             of_run = loggers_of_test(config.ckpt_path, config.wandb) if self._logs_test(given) else []
             return {"logger": [*of_run, *loggers_of_evaluation(given)] or False}
         run = open_run(config.run, self.recipe, self.folders, self.resumed)
+        # Each start of a run has a file of its own; the first is compared when the run is resumed.
+        self.save_config_kwargs["path"] = unused_path(run.folder / CONFIG)
         folder = config.trainer.default_root_dir or run.folder
         return {"logger": loggers_of_run(self.loggers_given, run, config.wandb), "default_root_dir": folder}
 
@@ -169,17 +186,26 @@ class ZooCLI(CommandLineHooks, LightningCLI):
 
     def _find_checkpoint(self, config: Any) -> None:
         """Replaces `--ckpt_path last` by the newest checkpoint of the run; checks that one given by path fits."""
-        if config.get("ckpt_path") == "last":
-            data = self.config[self.subcommand].data
-            data_class = data.class_path if data is not None else None
-            name = config.run.name or self.recipe
-            check = partial(check_same_run, model=self.model, data=self.datamodule, data_class=data_class)
-            self.resumed = find_last(config.run.root, name, check)
+        name = config.run.name or self.recipe
+        if config.ckpt_path == "last":
+            self.resumed = self._find_last(config.run.root, name)
             config.ckpt_path = str(self.resumed.path) if self.resumed else None
-        elif config.get("ckpt_path") and Path(config.ckpt_path).is_file():
+            # Repeating the run by its config.yaml does not resume another one.
+            self.config[self.subcommand].ckpt_path = None
+        elif config.ckpt_path:
             check_checkpoint(config.ckpt_path, self.model, self.datamodule)
-        if self.resumed is not None:  # the first configuration of the run is kept
-            self.save_config_kwargs["config_filename"] = unused_path(self.resumed.folder / "config.yaml").name
+        elif self.subcommand != "fit":
+            check_trained(str(self.subcommand), self.model, newest_checkpoint(config.run.root, name))
+
+    def _find_last(self, root: str, name: str) -> ResumePoint | None:
+        """The checkpoint from which a run is resumed; its folder is locked by rank 0."""
+        options = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
+        locks = (RunLock.take, RunLock.release) if is_rank_0() else ()
+        check = partial(check_resumable, model=self.model, data=self.datamodule)
+        point = find_last(root, name, partial(difference, options), check, *locks)
+        for change in reported_changes(options, point.folder) if point else ():
+            rank_zero_info(f"  changed: {change}")
+        return point
 
     # Running: LightningCLI calls the method named like the command, if there is one, instead of the Trainer's.
 
@@ -253,6 +279,8 @@ def run_trainer(args: list[str], make: Callable[[str, RunFolders], ZooCLI] = Zoo
         raise
     except Exception as error:
         mistake = as_user_error(error)
+        if isinstance(error, OSError) and (removed := RunLock.removed()):
+            mistake = UserError(f"{removed} was removed while the run was writing to it; start the run again")
         # After a mistake nothing is kept; what a full disk has left of a run is kept.
         folders.discard(keep_metrics=mistake is None or isinstance(error, OSError))
         if mistake is None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
+from zoo.cli.output import outlive_readers
 from zoo.cli.program import NAME, program
 from zoo.errors import NonFiniteError, UnresponsiveError, UserError, did_you_mean, one_line
 from zoo.signals import SignalHandlers, Stopped
@@ -65,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: words after the program's name; by default those of the process.
     """
     typed = list(sys.argv[1:] if args is None else args)
+    outlive_readers()
     if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be valid Unicode
         sys.stdout.reconfigure(errors="backslashreplace")
     if not typed or typed[0] in ("-h", "--help"):

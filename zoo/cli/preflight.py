@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from zoo.cli.program import program
 from zoo.contracts import Tokens, offers
-from zoo.errors import UserError, check_at_least
+from zoo.errors import UserError, as_word, check_at_least
 
 
 def check_match(model: LightningModule, data: Any) -> None:
@@ -26,6 +28,21 @@ def check_match(model: LightningModule, data: Any) -> None:
         f"{model_name} is for {kinds[model.tokens]}, and {data_name} has {kinds[data.tokens]}: take another --model or "
         "--data (the command list names them)"
     )
+
+
+def check_trained(command: str, model: LightningModule, newest: Path | None) -> None:
+    """Raises a `UserError` for a model that is measured without a checkpoint: its weights would be random.
+
+    Args:
+        command: validate, test or predict.
+        model: model, as it has been built. One without parameters is not refused.
+        newest: newest checkpoint of the recipe, which the message names; None if there is none.
+    """
+    if next(model.parameters(), None) is None:
+        return
+    run = f"{program()} fit"
+    way = f"--ckpt_path {as_word(newest)}" if newest else f"a checkpoint by --ckpt_path; {run} trains one"
+    raise UserError(f"{command} without a checkpoint measures a {type(model).__name__} of random weights: give {way}")
 
 
 def check_trainer_options(options: Any, model: LightningModule) -> None:

@@ -35,6 +35,11 @@ class Run:
         return self.resumed.logged.get(logger.__name__, 0) if self.resumed else 0
 
 
+def is_rank_0() -> bool:
+    """Whether this process has rank 0, which alone writes; before there is a Trainer, too."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def open_run(options: RunOptions, recipe: str, folders: RunFolders, resumed: ResumePoint | None = None) -> Run:
     """Creates and locks the folder of a run.
 
@@ -48,13 +53,13 @@ def open_run(options: RunOptions, recipe: str, folders: RunFolders, resumed: Res
         UserError: the folder cannot be created, or another process trains in it.
     """
     name = options.name or recipe
-    first = getattr(rank_zero_only, "rank", 0) == 0
+    first = is_rank_0()
     if resumed is not None:
         folder = resumed.folder
     else:
         folder = folders.new(options.root, name) if first else Path(options.root) / name / "version_of_rank_0"
     if first:
-        RunLock.take(folder)
+        RunLock.take(folder)  # a new one is locked already, and so is one that `find_last` has found
         remove_partial(folder)
     return Run(folder, name, first, resumed)
 

@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,25 +39,22 @@ class TolerantWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:  # type: ignore[override]
-        with _warning():
+        with warn_on_failure():
             super().log_metrics(metrics, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        with _warning():
+        with warn_on_failure():
             super().finalize(status)
 
 
-class _warning(suppress):  # noqa: N801 - a context like `suppress`
-    """Suppresses errors of wandb, with a warning."""
-
-    def __init__(self) -> None:
-        super().__init__(Exception)
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        if isinstance(error, Exception):
-            rank_zero_warn(f"Weights & Biases has not logged everything: {_reason(error)}")
-        return bool(super().__exit__(kind, error, traceback))
+@contextmanager
+def warn_on_failure() -> Iterator[None]:
+    """Turns errors of wandb into a warning."""
+    try:
+        yield
+    except Exception as error:
+        rank_zero_warn(f"Weights & Biases has not logged everything: {_reason(error)}")
 
 
 def start_run(make: Callable[[str], L], mode: str) -> tuple[L | None, str]:

@@ -35,6 +35,10 @@ LOSS_LINE = 1 + next(number for number, line in enumerate(GAN_YAML.split("\n")) 
 FIT = ["fit", "--config", "gan.yaml"]
 ROTATION = "torchvision.transforms.v2.RandomRotation"
 RECORDED = Path(__file__).with_name("recorded_messages.yaml")
+GAN_OF_CHECKPOINT = [
+    "--model=GAN", "--model.latent_dim=4", "--model.generator=MLPGenerator", "--model.generator.width=16",
+    "--model.discriminator=MLPDiscriminator", "--model.discriminator.width=16",
+]  # fmt: skip
 #: Some options of the parser, among which a similar one is suggested.
 OPTIONS = [
     "--config",
@@ -386,7 +390,8 @@ CHECKPOINTS: dict[str, tuple[Case, str]] = {
     "a part that the model lacks": (with_checkpoint("gan", "export", "--out=gan.onnx", "--part=sampler"), "GAN has no part sampler; it has generator"),
     "an option that the part lacks": (with_checkpoint("mlp", "export", "--out=mlp.onnx", "--steps=3"), "--steps has no effect on the part classifier of MLPClassifier: leave it out; its own options are --preprocess"),
     "an option of a part, misspelt": (with_checkpoint("mlp", "export", "--out=mlp.onnx", "--probabilites=true"), r"; did you mean --probabilities\?"),
-    "predictions of a generator": (["predict", *FIT[1:], "--trainer.accelerator=cpu"], "GAN makes no predictions; .* command sample"),
+    "predictions of a generator": (with_checkpoint("gan", "predict", *GAN_OF_CHECKPOINT, *DIGITS), "GAN makes no predictions; .* command sample"),
+    "predictions without a checkpoint": (["predict", *FIT[1:]], "predict without a checkpoint measures a GAN of random weights: give a checkpoint by --ckpt_path; .* fit trains one"),
 }  # fmt: skip
 
 

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from tests.helpers.command import fails
+from tests.helpers.command import fails, tree
 from tests.helpers.short_runs import folder_of, interrupted, mlp_arguments
 from zoo.callbacks import SampleLogger
 from zoo.checkpoints.resume import find_last
@@ -68,7 +71,9 @@ def test_the_configuration_of_each_start_is_kept():
     first = (folder_of("run") / "config.yaml").read_text()
     main(mlp_arguments("--ckpt_path=last", "--trainer.max_steps=8"))
     assert (folder_of("run") / "config.yaml").read_text() == first
-    assert "max_steps: 8" in (folder_of("run") / "config-1.yaml").read_text()
+    second = yaml.safe_load((folder_of("run") / "config-1.yaml").read_text())
+    assert second["trainer"]["max_steps"] == 8
+    assert second["ckpt_path"] is None, "repeating the configuration does not resume"
 
 
 def test_a_run_in_progress_is_not_resumed(run, capsys):
@@ -127,36 +132,32 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def accept(path: Path) -> None:
-    """A check that every checkpoint passes."""
-
-
-def test_of_runs_of_one_name_the_newest_that_fits_is_resumed(run, caplog):
+def test_of_runs_of_one_name_the_newest_with_the_same_options_is_resumed_and_else_none(run, caplog, capsys):
     main(mlp_arguments("--trainer.max_steps=8", "--model.width=24"))
-    for kind in "0123456789":
-        folder = Path("pictures") / kind
-        folder.mkdir(parents=True)
-        for index in range(4):
-            Image.new("L", (8, 8), 20 * int(kind) + index).save(folder / f"{index}.png")
-    other = ["root=pictures", "image_size=8", "channels=1", "val_size=2"]
-    options = ["--data=ImageFolder", *(f"--data.{option}" for option in other)]
-    main(mlp_arguments("--trainer.max_steps=8", *options))
+    main(mlp_arguments("--trainer.max_steps=8", "--seed_everything=1"))
     with caplog.at_level("INFO"):
-        main(mlp_arguments("--trainer.max_steps=12", "--ckpt_path=last"))
-    assert "version_2/checkpoints/last.ckpt: it belongs to another run (its data is" in caplog.text
-    assert "version_1/checkpoints/last.ckpt: it belongs to another run" in caplog.text
-    assert "Resuming runs/run/version_0 from last.ckpt, after 8 steps" in caplog.text
+        main(mlp_arguments("--trainer.max_steps=12", "--ckpt_path=last", "--data.batch_size=16"))
+    for words in (
+        "Skipping runs/run/version_2: it is another run (seed_everything: 1 in the run, 0 now)",
+        "Skipping runs/run/version_1: it is another run (model.width: 24 in the run, 16 now)",
+        "Resuming runs/run/version_0 from last.ckpt, after 8 steps",
+        "changed: data.batch_size: 32 in the run, 16 now",
+    ):
+        assert words in caplog.text
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 12
-    assert not folder_of("run", 3).exists()
+    before = tree(Path("runs"))
+    line = fails(capsys, *mlp_arguments("--ckpt_path=last", "--data.val_size=50"))
+    assert line.startswith("--ckpt_path last: runs/run/version_2 is another run (")
+    assert tree(Path("runs")) == before
 
 
 @pytest.mark.parametrize("spoil", [cut, damage, empty])
 def test_an_incomplete_checkpoint_is_named_and_the_one_before_it_is_resumed(run, spoil: Callable, caplog):
     with caplog.at_level("INFO"):
-        assert find_last("runs", "run", accept).path == run / "last.ckpt"
+        assert find_last("runs", "run", lambda folder: "", lambda path: None).path == run / "last.ckpt"
         spoil(run / "last.ckpt")
         with pytest.warns(UserWarning, match=r"Skipping .*last\.ckpt: it is not a complete checkpoint"):
-            found = find_last("runs", "run", accept)
+            found = find_last("runs", "run", lambda folder: "", lambda path: None)
     assert found.path == run / "best.ckpt"
     assert found.logged["RunCSVLogger"] > 0
     assert f"Resuming {run.parent} from best.ckpt, after 7 steps" in caplog.text
@@ -169,9 +170,31 @@ def test_without_a_checkpoint_the_run_starts_from_scratch_and_says_so(caplog):
     assert (folder_of("run") / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_last_is_for_fit_alone(run, capsys):
-    options = mlp_arguments("--ckpt_path=last")[1:]
-    assert "--ckpt_path last is for fit" in fails(capsys, "validate", *(o for o in options if "run.name" not in o))
+def test_last_is_for_fit_alone_and_every_other_word_is_a_file(capsys):
+    options = mlp_arguments()[1:]
+    assert "--ckpt_path last is for fit" in fails(capsys, "validate", *options, "--ckpt_path=last")
+    assert fails(capsys, "fit", *options, "--ckpt_path=hpc") == "--ckpt_path hpc is not a file"
+    assert fails(capsys, "test", *options, "--ckpt_path=") == "--ckpt_path '' is not a file"
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_nothing_is_measured_with_random_weights(command, run, capsys):
+    line = fails(capsys, command, *mlp_arguments()[1:])
+    assert line == (
+        f"{command} without a checkpoint measures a MLPClassifier of random weights: give "
+        "--ckpt_path runs/run/version_0/checkpoints/best.ckpt"
+    )
+
+
+def test_a_run_whose_folder_is_removed_ends_with_one_line(capsys):
+    line = fails(capsys, *mlp_arguments(f"--trainer.callbacks+={__name__}.RemovesTheRun"))
+    assert line == "runs/run/version_0 was removed while the run was writing to it; start the run again"
+
+
+class RemovesTheRun(Callback):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            shutil.rmtree("runs")
 
 
 # Callbacks

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import WandbLogger
+import wandb
 
+from tests.helpers.wandb_reader import read_offline_run
 from zoo.tracking.loggers import RunCSVLogger, RunWandbLogger
 
 
@@ -47,20 +50,53 @@ def test_a_new_column_keeps_the_rows_before_it(tmp_path):
     assert [row["acc"] for row in rows] == ["", "", "2.0", "3.0"]
 
 
-@pytest.fixture
-def sent(monkeypatch) -> list[float]:
-    """What reaches Weights & Biases."""
-    values: list[float] = []
-    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step=None: values.append(metrics["x"]))
-    return values
+LINES = ["loss,step", "0.0,0", "1.0,1", "2.0,2", "3.0,3"]
 
 
-def test_wandb_skips_rows_that_were_logged_after_the_checkpoint(sent, tmp_path):
-    first = RunWandbLogger(tmp_path, offline=True)
-    for value in range(5):
+@pytest.mark.filterwarnings("ignore:.*rows that were logged before")
+@pytest.mark.parametrize(
+    ("content", "kept", "message"),
+    [
+        ("\n".join([*LINES[:3], "2.0", LINES[4]]), 2, "damaged in line 4; it is kept as metrics-1.csv"),
+        ("\n".join([*LINES[:3], "2.0,2,7", LINES[4]]), 2, "damaged in line 4; it is kept as metrics-1.csv"),
+        ("\n".join([*LINES[:2], "\udcff\udcfe,1", *LINES[3:]]), 1, "damaged in line 3; it is kept as metrics-1.csv"),
+        ("\udcff", 0, "damaged in line 1; it is kept as metrics-1.csv"),
+        ("\n".join(LINES[:3]) + "\n", 2, "has 2 of the 4 rows that were logged before the checkpoint"),
+        ("", 0, "has 0 of the 4 rows that were logged before the checkpoint"),
+        (None, 0, "has 0 of the 4 rows that were logged before the checkpoint"),
+    ],
+)
+def test_a_damaged_file_is_kept_and_its_gap_is_reported(content, kept, message, tmp_path):
+    folder = tmp_path / "run" / "version_0"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "metrics.csv").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.warns(UserWarning, match=message):
+        log(tmp_path, 4, range(4, 6))
+    assert [row["step"] for row in table(tmp_path)] == [*map(str, range(kept)), "4", "5"]
+    assert len(list(folder.glob("metrics-*.csv"))) == ("kept" in message)
+
+
+def test_wandb_skips_the_rows_that_are_on_the_disk_and_logs_the_others_again(tmp_path, monkeypatch):
+    """The files are copied while the run has them open, as a kill leaves them."""
+    live, killed = tmp_path / "live", tmp_path / "killed"
+    live.mkdir()
+    first = RunWandbLogger(live, offline=True, id="abc")
+    for value in range(1, 5):
         first.log_metrics({"x": value})
-    resumed = RunWandbLogger(tmp_path, rows=3, offline=True)
-    for value in range(3, 8):
+    first.flush()
+    shutil.copytree(live, killed)
+    wandb.finish()
+    (file,) = killed.glob("wandb/*run-*-abc/*.wandb")
+    assert [row["x"] for row in read_offline_run(file)[1]] == [1, 2, 3, 4], "flushed, as before a checkpoint"
+
+    sent: list[float] = []
+    experiment = SimpleNamespace(define_metric=lambda *_, **__: None, log=lambda row: sent.append(row["x"]))
+    monkeypatch.setattr(RunWandbLogger, "experiment", experiment)
+    resumed = RunWandbLogger(killed, rows=2, offline=True, id="abc")
+    for value in range(3, 7):
         resumed.log_metrics({"x": value})
-    assert sent == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert resumed.rows == 8
+    assert (sent, resumed.rows) == ([5, 6], 6)
+    with pytest.warns(UserWarning, match="has 4 of the 8 rows that were logged before the checkpoint"):
+        RunWandbLogger(killed, rows=8, offline=True, id="abc").log_metrics({"x": 9})
+    assert sent[-1] == 9

@@ -1,12 +1,24 @@
 """Folders of runs and their locks."""
 
+from __future__ import annotations
+
+import errno
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from zoo.errors import UserError
 from zoo.tracking.run_folders import RunFolders, RunLock
+
+fcntl = pytest.importorskip("fcntl")
+
+
+@pytest.fixture(autouse=True)
+def release() -> Iterator[None]:
+    yield
+    RunLock.release()
 
 
 def test_runs_that_start_at_the_same_time_get_different_folders(tmp_path):
@@ -21,6 +33,43 @@ def test_runs_that_start_at_the_same_time_get_different_folders(tmp_path):
     for thread in threads:
         thread.join()
     assert len(set(made)) == 16
+
+
+def test_an_empty_folder_is_used_again_unless_a_run_is_starting_there(tmp_path):
+    parent = tmp_path / "gan"
+    used, empty, starting = (parent / f"version_{number}" for number in (0, 2, 1))
+    for folder in (used, empty, starting):
+        folder.mkdir(parents=True)
+    (used / "config.yaml").touch()
+    (parent / "version_3").symlink_to("version_3")
+    handle = os.open(starting, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as another process does
+    assert [RunFolders().new(tmp_path, "gan").name for _ in range(2)] == ["version_2", "version_4"]
+    os.close(handle)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_locks_on_a_file_system_runs_start_in_new_folders(code, tmp_path, monkeypatch, caplog):
+    def flock(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "gan" / "version_0").mkdir(parents=True)
+    with caplog.at_level("INFO"):
+        assert RunFolders().new(tmp_path, "gan").name == "version_1", "a run may be starting in the other"
+        RunLock.take(tmp_path)
+    assert f"cannot be locked ({os.strerror(code)})" in caplog.text
+
+
+def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path):
+    for replace in (False, True):
+        folder = RunFolders().new(tmp_path, "gan")
+        assert RunLock.removed() is None
+        folder.rename(tmp_path / f"trash_{replace}")
+        if replace:
+            folder.mkdir()
+        assert RunLock.removed() == folder
+        RunLock.release()
 
 
 def test_only_folders_of_runs_that_did_not_start_are_discarded(tmp_path):
@@ -53,7 +102,6 @@ def test_a_run_with_checkpoints_is_never_discarded(tmp_path):
 
 
 def test_a_locked_folder_is_refused_until_the_lock_is_released(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     other = os.open(tmp_path, os.O_RDONLY)  # locks belong to the open file, as for another process
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(UserError, match=r"is still in progress, so it cannot be resumed; leave out --ckpt_path last"):
