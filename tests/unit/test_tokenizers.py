@@ -1,5 +1,6 @@
 """Tokenizers: encoding, decoding, and the number of bytes of a token."""
 
+import json
 import sys
 
 import pytest
@@ -52,6 +53,18 @@ def test_invalid_descriptions_and_vocabulary_sizes_are_refused():
         tokenizer_from("{}")
     with pytest.raises(UserError, match="vocab_size is 100; byte-pair encoding needs at least 256"):
         BytePairTokenizer.train(TEXT, 100)
+
+
+def test_a_description_or_a_size_that_would_end_the_process_does_not():
+    pairs = tokenizers()[2]
+    assert BytePairTokenizer.train(TEXT * 5, 10**12).size < 1000
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    padded = {**json.loads(pairs.description), "padding": {**padding, "pad_to_multiple_of": None}}
+    assert tokenizer_from(json.dumps(padded)).encode(TEXT).tolist() == pairs.encode(TEXT).tolist()
+    spoiled = json.loads(pairs.description)
+    for entry, value in {"vocab": {"a": 0}, "merges": [["no", "pair"]]}.items():
+        with pytest.raises(UserError, match="is neither bytes, characters nor"):
+            tokenizer_from(json.dumps({**spoiled, "model": {**spoiled["model"], entry: value}}))
 
 
 def test_without_the_library_the_fix_is_named(monkeypatch):
