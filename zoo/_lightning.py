@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core import saving
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
@@ -41,7 +40,6 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.loggers.CSVLogger", "_experiment", "lazy_experiment"),
     ("lightning.pytorch.loggers.WandbLogger", "_wandb_init", "drop_anonymous"),
     ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
-    ("lightning.pytorch.core.saving", "_load_state", "build_from_checkpoint"),
     ("argparse.ArgumentParser", "_actions", "option_names"),
     ("argparse", "_SubParsersAction", "option_names"),
     ("torch.nn.Module", "_compiled_call_impl", "compiled_modules"),
@@ -105,18 +103,6 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
     whole = getattr(model, "_compiler_ctx", None) is not None
     tops = [m for m in model.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
     return {module for top in ([model] if whole else tops) for module in top.modules()}
-
-
-def build_from_checkpoint(cls: type, checkpoint: dict[str, Any], **arguments: Any) -> Any:
-    """Builds a LightningModule from the contents of a checkpoint; `load_from_checkpoint` takes nothing but a file.
-
-    Args:
-        cls: class of the model.
-        checkpoint: hyperparameters, state and whatever else the file held.
-        **arguments: arguments of the class, instead of those in the checkpoint.
-    """
-    hyperparameters = {**(checkpoint.get("hyper_parameters") or {}), **arguments}
-    return saving._load_state(cls, {**checkpoint, "hyper_parameters": hyperparameters}, **arguments)
 
 
 # Loops and processes

@@ -175,7 +175,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             self.resumed = find_last(config.run.root, name, check)
             config.ckpt_path = str(self.resumed.path) if self.resumed else None
         elif config.get("ckpt_path") and Path(config.ckpt_path).is_file():
-            check_checkpoint(config.ckpt_path, self.model, self.datamodule)
+            check_checkpoint(config.ckpt_path, self.model, self.datamodule, self.subcommand == "fit")
         if self.resumed is not None:  # the first configuration of the run is kept
             self.save_config_kwargs["config_filename"] = unused_path(self.resumed.folder / "config.yaml").name
 
