@@ -19,8 +19,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from zoo.checkpoints.structure import check_finite, shown
-from zoo.errors import UserError
+from zoo.checkpoints.structure import check_finite
+from zoo.errors import UserError, shown
 
 #: Most numbers in one sample; 3 x 4096 x 4096 is below.
 LARGEST_SAMPLE = 2**26

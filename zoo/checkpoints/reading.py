@@ -17,7 +17,7 @@ from zoo.checkpoints.format import FORMAT, Origin, TrainingData
 from zoo.checkpoints.pretrained import is_pretrained, read_pretrained
 from zoo.checkpoints.restoring import check_resumable
 from zoo.checkpoints.structure import check_finite, check_structure
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 from zoo.registry import find_class
 
 
@@ -39,8 +39,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     written = checkpoint.get("format", 0) if isinstance(checkpoint, dict) else 0
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(
-            f"{path} was written by a newer version of lightning-zoo (format {written}, and this one knows {FORMAT}): "
-            "pip install --upgrade lightning-zoo"
+            f"{path} was written by a newer version of lightning-zoo (format {shown(written)}, and this one knows "
+            f"{FORMAT}): pip install --upgrade lightning-zoo"
         )
     try:
         check_structure(checkpoint)

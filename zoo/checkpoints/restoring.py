@@ -18,8 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from zoo.checkpoints.structure import TRAINING, check_like, check_structure, shown
-from zoo.errors import UserError, one_line
+from zoo.checkpoints.structure import TRAINING, check_like, check_structure
+from zoo.errors import UserError, one_line, shown
 
 
 def check_restorable(checkpoint: dict[str, Any], trainer: Trainer) -> None:

@@ -6,7 +6,6 @@ A file can hold any plain values and tensors. What Lightning and this package re
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints.format import parse_description
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 
 Check = Callable[[Any], bool]
 
@@ -33,11 +32,18 @@ def _mapping(check: Check = lambda _: True, keys: type | tuple[type, ...] = str)
     )
 
 
-def _entries(optional: bool = False, **checks: Check) -> Check:
+def _entries(**checks: Check) -> Check:
     return lambda value: (
-        (optional and value is None)
-        or (isinstance(value, Mapping) and checks.keys() <= value.keys() and all(checks[k](value[k]) for k in checks))
+        isinstance(value, Mapping) and checks.keys() <= value.keys() and all(checks[k](value[k]) for k in checks)
     )
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 1000
 
 
 def _version(value: Any) -> bool:
@@ -50,11 +56,16 @@ def _tensor(value: Any) -> bool:
 
 _group = _entries(params=_list(_count))
 _optimizer = _entries(state=_mapping(_mapping(), keys=int), param_groups=_list(_group))
-_window = _entries(optional=True, sums=_mapping(_tensor), count=lambda value: isinstance(value, (int, float)))
+_window = _optional(_entries(sums=_mapping(_tensor), count=lambda value: isinstance(value, (int, float))))
 
 #: Entries of a checkpoint beside its weights and those of `zoo.checkpoints.format`: check, and what is expected.
 ENTRIES: dict[str, tuple[Check, str]] = {
-    "hyper_parameters": (lambda value: value is None or _mapping()(value), "a mapping of names to values"),
+    "model_class": (_name, "the import path of a class"),
+    "hparams_name": (_name, "the name of an argument"),
+    "data": (_optional(_mapping()), "a mapping"),
+    "versions": (_optional(_mapping()), "a mapping of names to versions"),
+    "monitor": (_optional(_mapping()), "a metric, its mode and its best value"),
+    "hyper_parameters": (_optional(_mapping()), "a mapping of names to values"),
     "pytorch-lightning_version": (_version, "a version"),
     "epoch": (_count, "a whole number"),
     "global_step": (_count, "a whole number"),
@@ -128,8 +139,8 @@ def check_finite(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     Raises:
         UserError: a tensor holds NaN or Inf.
     """
-    for name, value in state.items():
-        if not _is_finite(value) and _is_finite(own.get(name)):
+    for name, value in own.items():
+        if not _is_finite(state.get(name)) and _is_finite(value):
             raise UserError(f"{name} in it holds NaN or Inf: take a checkpoint from before its training diverged")
 
 
@@ -137,9 +148,3 @@ def _is_finite(value: Any) -> bool:
     if not isinstance(value, Tensor) or value.is_meta or not (value.is_floating_point() or value.is_complex()):
         return True
     return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())
-
-
-def shown(value: Any) -> str:
-    """A value of a file in a message: short, and the type of what is no plain value."""
-    plain = isinstance(value, (bool, int, float, str, type(None)))
-    return reprlib.repr(value) if plain else f"a {type(value).__name__}"

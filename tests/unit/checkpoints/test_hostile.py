@@ -287,7 +287,7 @@ ODD: list[Any] = [
 
 
 def spoiled(contents: dict[str, Any], changes: list[tuple[float, Any]]) -> dict[str, Any]:
-    """Contents with entries replaced or removed; a place is drawn evenly among the levels, not among the many leaves."""
+    """Contents with entries replaced or removed; the places are drawn among the entries of each level."""
     result = copy.deepcopy(contents)
     for share, value in changes:
         holder: Any = result
@@ -317,15 +317,16 @@ FUZZ["suppress_health_check"] = list(HealthCheck)
 
 def answers(call: Callable[[], object]) -> bool:
     """Whether a call succeeds; else it must raise a UserError of one line."""
+    message = ""
     try:
         call()
     except UserError as error:
-        assert "\n" not in str(error)
-        return False
-    return True
+        message = str(error)
+    assert "\n" not in message
+    return not message
 
 
-@settings(max_examples=int(ASKED or 60), **FUZZ)
+@settings(max_examples=int(ASKED or 25), **FUZZ)
 @given(SPOILED)
 def test_a_spoiled_checkpoint_is_loaded_or_answered(trained, tmp_path, changes):
     torch.save(spoiled(trained, changes), tmp_path / "a.ckpt")
@@ -336,6 +337,7 @@ def test_a_spoiled_checkpoint_is_loaded_or_answered(trained, tmp_path, changes):
 @given(SPOILED)
 def test_a_spoiled_checkpoint_is_resumed_or_answered(trained, tmp_path, changes):
     path = tmp_path / "a.ckpt"
-    torch.save(spoiled(trained, changes), path)
+    states = ("callbacks", "loops", "lr_schedulers", "optimizer_states", "training")
+    torch.save({**trained, **spoiled({name: trained[name] for name in states}, changes)}, path)
     if answers(lambda: check_checkpoint(path, MLPClassifier(**SIZE), resumes=True)):
         answers(lambda: resume(path, tmp_path))
