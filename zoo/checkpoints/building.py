@@ -44,8 +44,9 @@ def build_model(cls: Any, checkpoint: Mapping[str, Any], strict: bool | None = N
         model = cls(**arguments)
         model.configure_model()
     check_finite(checkpoint["state_dict"], model.state_dict())
-    model.on_load_checkpoint(dict(checkpoint))
-    model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
+    contents = dict(checkpoint)
+    model.on_load_checkpoint(contents)  # which may change them
+    model.load_state_dict(contents["state_dict"], strict=model.strict_loading if strict is None else strict)
     return model
 
 

@@ -36,7 +36,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = _read_file(path)
     else:
         raise UserError(f"--ckpt_path {path} is not a file")
-    written = checkpoint.get("format", 0) if isinstance(checkpoint, dict) else 0
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise UserError(f"{path} is not a checkpoint of a model: it has no state_dict")
+    written = checkpoint.get("format", 0)
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(
             f"{path} was written by a newer version of lightning-zoo (format {shown(written)}, and this one knows "

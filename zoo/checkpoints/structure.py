@@ -80,14 +80,14 @@ ENTRIES: dict[str, tuple[Check, str]] = {
 TRAINING = ("loops", "optimizer_states", "lr_schedulers", "callbacks")
 
 
-def check_structure(checkpoint: Any) -> None:
+def check_structure(checkpoint: Mapping[str, Any]) -> None:
     """Checks every entry of a checkpoint that is read.
 
     Raises:
         UserError: an entry is damaged.
     """
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise UserError("it has no state_dict, and is not a checkpoint of a model")
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise UserError("it has no state_dict")
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not (_is_whole(value) or name.endswith("_extra_state")):
             raise UserError(f"{shown(name)} in its state_dict is {shown(value)}, not the name of a whole tensor")
