@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+
+from zoo.checkpoints.restoring import confine_paths
 
 
 class BestAndLastCheckpoint(ModelCheckpoint):
@@ -28,18 +29,8 @@ class BestAndLastCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best checkpoint so far if it is in this run's folder, which may have been moved."""
-        moved = {name: self._moved(state_dict.get(name)) for name in ("best_model_path", "last_model_path")}
-        if moved["best_model_path"]:
-            state_dict = {**state_dict, **moved, "dirpath": self.dirpath}
-            for name in ("best_k_models", "kth_best_model_path"):
-                state_dict[name] = _map_paths(state_dict.get(name), self._moved)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(confine_paths(state_dict, self.dirpath))
         self.current_score = state_dict["current_score"]
-
-    def _moved(self, path: str | None) -> str:
-        """Path of a checkpoint in the run's current folder; empty if it is not there."""
-        here = Path(self.dirpath or "") / Path(path or "").name
-        return str(here) if path and self.dirpath and here.is_file() else ""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -58,10 +49,3 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         self._last_step = trainer.global_step
         self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
         trainer.save_checkpoint(self.last_model_path, self.save_weights_only)
-
-
-def _map_paths(value: Any, change: Callable[[Any], str]) -> Any:
-    """Changes a path, or the paths that are keys of a dictionary."""
-    if isinstance(value, dict):
-        return {change(path): score for path, score in value.items()}
-    return change(value)

@@ -74,7 +74,9 @@ class SampleLogger(Callback):
         return {"last_step": self._last_step, "images": [path.name for path in self._images]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict
+        # Names only: pictures are read and removed in this run's folder.
+        images = [Path(name).name for name in state_dict["images"]]
+        self._resumed = {"last_step": state_dict["last_step"], "images": images}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step, self._images = -1, []

@@ -86,8 +86,19 @@ class ResumableLoader(DataLoader[Any]):
         return {"position": self._position, "order_seed": getattr(self.sampler, "order_seed", None)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets the position at which the next iteration starts."""
+        """Sets the position at which the next iteration starts.
+
+        Raises:
+            UserError: the state is damaged.
+        """
+        position, seed = state.get("position"), state.get("order_seed")
+        if not (_is_below(2**31, position) and (seed is None or _is_below(2**63, seed))):
+            raise UserError("the position in the training data, or the seed of its order, is damaged in the checkpoint")
         self._resumed = dict(state)
+
+
+def _is_below(limit: int, number: Any) -> bool:
+    return isinstance(number, int) and 0 <= number < limit
 
 
 def training_loader(

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core import saving
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
@@ -48,7 +47,6 @@ PRIVATE_NAMES = (
     ("wandb.sdk.lib.service.service_connection.ServiceConnection", "_proc", "wandb_core"),
     ("wandb.sdk.lib.service.service_process.ServiceProcess", "_process", "wandb_core"),
     ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
-    ("lightning.pytorch.core.saving", "_load_state", "build_from_checkpoint"),
     ("torch.distributed.distributed_c10d", "_get_default_store", "default_store"),
     ("argparse.ArgumentParser", "_actions", "option_names"),
     ("argparse", "_SubParsersAction", "option_names"),
@@ -113,18 +111,6 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
     whole = getattr(model, "_compiler_ctx", None) is not None
     tops = [m for m in model.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
     return {module for top in ([model] if whole else tops) for module in top.modules()}
-
-
-def build_from_checkpoint(cls: type, checkpoint: dict[str, Any], **arguments: Any) -> Any:
-    """Builds a LightningModule from the contents of a checkpoint; `load_from_checkpoint` takes nothing but a file.
-
-    Args:
-        cls: class of the model.
-        checkpoint: hyperparameters, state and whatever else the file held.
-        **arguments: arguments of the class, instead of those in the checkpoint.
-    """
-    hyperparameters = {**(checkpoint.get("hyper_parameters") or {}), **arguments}
-    return saving._load_state(cls, {**checkpoint, "hyper_parameters": hyperparameters}, **arguments)
 
 
 # Loops and processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,12 @@ def check_fraction(**values: float) -> None:
 def one_line(message: str) -> str:
     """The message with line breaks and runs of white space replaced by single spaces."""
     return " ".join(message.split())
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message: a short one in full, and of what is no plain value the type only."""
+    plain = isinstance(value, (bool, int, float, str, type(None)))
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
 
 
 def as_word(path: str | Path) -> str:

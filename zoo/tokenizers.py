@@ -5,6 +5,7 @@ A tokenizer is described by one string, which is stored in checkpoints, so that 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -91,14 +92,24 @@ class BytePairTokenizer(Tokenizer):
     tokens.
 
     Args:
-        description: tokenizer in the library's JSON format.
+        description: tokenizer in the library's JSON format, of which the vocabulary and the merges are read. Other
+            entries, such as a padding to 10^12 tokens, could end the process.
+
+    Raises:
+        ValueError: the vocabulary does not number its tokens from 0, or lacks a byte.
     """
 
     def __init__(self, description: str) -> None:
         library = _tokenizers()
         self.description = description
-        self._tokenizer = library.Tokenizer.from_str(description)
-        self.size = self._tokenizer.get_vocab_size()
+        model = json.loads(description)["model"]
+        vocabulary: dict[str, int] = model["vocab"]
+        alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not vocabulary.keys() >= set(alphabet):
+            raise ValueError("the vocabulary must have all bytes, and number its tokens from 0")
+        merges = [(first, second) for first, second in model["merges"]]
+        self._tokenizer = _byte_level(library, library.models.BPE(vocab=vocabulary, merges=merges))
+        self.size = len(vocabulary)
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BytePairTokenizer:
@@ -108,12 +119,11 @@ class BytePairTokenizer(Tokenizer):
             raise UserError(
                 f"vocab_size is {vocab_size}; byte-pair encoding needs at least 256 tokens, one for each byte"
             )
-        tokenizer = library.Tokenizer(library.models.BPE())
-        words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer = _byte_level(library, library.models.BPE())
+        words = tokenizer.pre_tokenizer
         # The time of learning grows with the square of a word's length, and a text without spaces is one word.
         short = library.pre_tokenizers.Split(library.Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
         tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, short])
-        tokenizer.decoder = library.decoders.ByteLevel()
         alphabet = library.pre_tokenizers.ByteLevel.alphabet()
         # The library reserves memory for all of vocab_size; there are at most as many pairs to merge as bytes.
         vocab_size = min(vocab_size, 256 + len(_utf8(text)))
@@ -132,6 +142,14 @@ class BytePairTokenizer(Tokenizer):
     def byte_counts(self) -> Tensor:
         # The library represents each byte of a token by one character.
         return torch.tensor([float(len(self._tokenizer.id_to_token(index))) for index in range(self.size)])
+
+
+def _byte_level(library, model):  # type: ignore[no-untyped-def]
+    """Tokenizer of the library that splits a text into words of bytes, as GPT-2 does."""
+    tokenizer = library.Tokenizer(model)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
 
 
 def tokenizer_from(description: str) -> Tokenizer:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 TOKEN = "hf_of_the_owner"
@@ -40,6 +40,9 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        #: What is wrong with downloads of weights: "short", "long" or "hangs"; empty if nothing is.
+        self.fault = ""
+        self.released = Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -77,6 +80,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def answer_badly(self, content: bytes, **headers: str) -> None:
+        """Sends less or more than was announced, or nothing for longer than anybody waits."""
+        announced = {"short": 2 * len(content), "long": len(content) // 2, "hangs": len(content)}[self.server.fault]
+        self.close_connection = True
+        if self.server.fault == "hangs":
+            self.server.released.wait(30)
+            return
+        self.answer(200, content, Content_Length=str(announced), **headers)
 
     def who(self, body: bytes) -> None:
         self.answer(200, {"name": "owner", "type": "user"}) if self.owner else self.answer(401)
@@ -142,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=name)
         etag = hashlib.sha256(content).hexdigest()
+        if self.server.fault and self.command == "GET" and file.endswith(".safetensors"):
+            return self.answer_badly(content, X_Repo_Commit=name, ETag=f'"{etag}"')
         return self.answer(200, content, X_Repo_Commit=name, ETag=f'"{etag}"')
 
 
@@ -166,5 +180,6 @@ def hub_server() -> Iterator[HubServer]:
         try:
             yield server
         finally:
+            server.released.set()
             server.shutdown()
             thread.join()

@@ -1,5 +1,6 @@
 """Tokenizers: encoding, decoding, and the number of bytes of a token."""
 
+import json
 import random
 import sys
 import time
@@ -72,6 +73,17 @@ def test_text_that_is_no_unicode_is_refused_by_every_tokenizer():
     for tokenizer in tokenizers():
         with pytest.raises(UserError, match=r"'\\udcff' is not (valid Unicode|in the text)"):
             tokenizer.encode("\udcff")
+
+
+def test_a_description_that_would_end_the_process_does_not():
+    pairs = tokenizers()[2]
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    padded = {**json.loads(pairs.description), "padding": {**padding, "pad_to_multiple_of": None}}
+    assert tokenizer_from(json.dumps(padded)).encode(TEXT).tolist() == pairs.encode(TEXT).tolist()
+    spoiled = json.loads(pairs.description)
+    for entry, value in {"vocab": {"a": 0}, "merges": [["no", "pair"]]}.items():
+        with pytest.raises(UserError, match="is neither bytes, characters nor"):
+            tokenizer_from(json.dumps({**spoiled, "model": {**spoiled["model"], entry: value}}))
 
 
 def test_without_the_library_the_fix_is_named(monkeypatch):

@@ -22,7 +22,7 @@ from typing import Any
 
 from zoo.contracts import ClassNames, MirrorSymmetry, offers
 from zoo.contracts import Preprocessing as HasPreprocessing
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 from zoo.pictures.preprocessing import Preprocessing
 
 #: Version of the format. Raised when an older version could not read a checkpoint, or would read it wrongly.
@@ -61,12 +61,12 @@ class TrainingData:
             UserError: a value is unknown or impossible.
         """
         if not isinstance(values, Mapping) or not set(values) <= set(cls.__dataclass_fields__):
-            raise UserError(f"data is {values!r}; it must be a mapping of {', '.join(cls.__dataclass_fields__)}")
+            raise UserError(f"data is {shown(values)}; it must be a mapping of {', '.join(cls.__dataclass_fields__)}")
         names, preprocessing, mirror = (values.get(name) for name in cls.__dataclass_fields__)
         if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
-            raise UserError(f"data has the class_names {names!r}, which are not a list of strings")
+            raise UserError(f"data has the class_names {shown(names)}, which are not a list of strings")
         if mirror is not None and not isinstance(mirror, bool):
-            raise UserError(f"data has mirror_symmetric {mirror!r}, which is not true or false")
+            raise UserError(f"data has mirror_symmetric {shown(mirror)}, which is not true or false")
         return cls(
             None if names is None else tuple(names),
             None if preprocessing is None else Preprocessing.parse(preprocessing),
@@ -140,9 +140,9 @@ def parse_description(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     known, monitor = checkpoint.get("versions") or {}, checkpoint.get("monitor")
     if not (isinstance(known, Mapping) and all(isinstance(one, str) for pair in known.items() for one in pair)):
-        raise UserError(f"versions is {known!r}; it must map names to versions")
+        raise UserError(f"versions is {shown(known)}; it must map names to versions")
     if monitor is not None and not _is_monitor(monitor):
-        raise UserError(f"monitor is {monitor!r}; it must have a metric, its mode and its best value")
+        raise UserError(f"monitor is {shown(monitor)}; it must have a metric, its mode and its best value")
     return {
         "data": TrainingData.parse(checkpoint.get("data") or {}),
         "versions": dict(known),
@@ -155,4 +155,5 @@ def _is_monitor(monitor: Any) -> bool:
         return False
     best = monitor["best"]
     number = best is None or (isinstance(best, (int, float)) and not math.isnan(best))
-    return isinstance(monitor["metric"], str) and monitor["mode"] in ("min", "max") and number
+    metric, mode = monitor["metric"], monitor["mode"]
+    return isinstance(metric, str) and isinstance(mode, str) and mode in ("min", "max") and number

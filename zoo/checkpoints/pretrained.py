@@ -20,6 +20,7 @@ from zoo.errors import UserError, one_line
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SHARED = "shared"
+LARGEST_CONFIG = 2**26
 
 
 def is_pretrained(path: str | Path) -> bool:
@@ -34,6 +35,8 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: it is no JSON, or does not describe a model of the zoo.
     """
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
+            raise OSError(f"it is not a file of at most {LARGEST_CONFIG} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(str(error))}") from error
@@ -50,7 +53,7 @@ def read_pretrained(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     config, path = read_config(Path(folder) / CONFIG), Path(folder) / WEIGHTS
     try:
@@ -58,7 +61,7 @@ def read_pretrained(folder: str | Path) -> dict[str, Any]:
             shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             state |= {name: state[kept] for name, kept in shared.items()}
-    except (OSError, SafetensorError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # arbitrary bytes raise arbitrary exceptions
         raise UserError(f"{path} is damaged: {one_line(str(error))[:200]}") from error
     return {**config, "state_dict": state}
 

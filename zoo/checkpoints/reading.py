@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from zoo._lightning import build_from_checkpoint
-from zoo.checkpoints.format import FORMAT, Origin, TrainingData, parse_description
+from zoo.checkpoints.building import build_model
+from zoo.checkpoints.format import FORMAT, Origin, TrainingData
 from zoo.checkpoints.pretrained import is_pretrained, read_pretrained
-from zoo.errors import UserError
+from zoo.checkpoints.restoring import check_resumable
+from zoo.checkpoints.structure import check_finite, check_structure
+from zoo.errors import UserError, shown
 from zoo.registry import find_class
 
 
@@ -38,11 +41,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     written = checkpoint.get("format", 0)
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(
-            f"{path} was written by a newer version of lightning-zoo (format {written}, and this one knows {FORMAT}): "
-            "pip install --upgrade lightning-zoo"
+            f"{path} was written by a newer version of lightning-zoo (format {shown(written)}, and this one knows "
+            f"{FORMAT}): pip install --upgrade lightning-zoo"
         )
     try:
-        parse_description(checkpoint)
+        check_structure(checkpoint)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return checkpoint
@@ -71,33 +74,54 @@ def load_model(ckpt_path: str | Path, model: str | type | None = None, **handed:
     name = model or checkpoint.get("model_class")
     if name is None:
         raise UserError(f"{ckpt_path} does not say which model it holds; name its class with --model")
-    model_class: Any = name if isinstance(name, type) else find_class(name, "models")
-    try:
-        loaded = build_from_checkpoint(model_class, checkpoint, **handed).eval()
-    except UserError as error:
-        raise UserError(f"{ckpt_path} cannot be loaded: {error}") from error
-    except (RuntimeError, TypeError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # torch's first line says no more than that the state does not fit.
-        reason = next((line for line in lines if not line.startswith("Error(s) in loading")), type(error).__name__)
-        raise UserError(f"{ckpt_path} does not hold a {model_class.__name__} ({reason[:200]})") from error
+    model_class: Any = name if isinstance(name, type) else find_class(str(name), "models")
+    loaded = _build(ckpt_path, model_class, checkpoint, **handed).eval()
     loaded.origin = Origin(Path(ckpt_path), checkpoint.get("monitor"))
     return loaded
 
 
-def check_checkpoint(path: str | Path, model: LightningModule, data: object = None) -> None:
-    """Checks that a checkpoint can be loaded into a model, before anything is computed or written.
+def load_as(cls: type, ckpt_path: str | Path, strict: bool | None = None, **handed: Any) -> Any:
+    """Loads a model of a class from its checkpoint, on the CPU, in the mode in which the class builds it.
+
+    Args:
+        ckpt_path: see `load_model`.
+        strict: whether the state must fit exactly (default: as the class has it).
+        **handed: see `load_model`.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    return _build(ckpt_path, cls, read_checkpoint(ckpt_path), strict=strict, **handed)
+
+
+def _build(path: str | Path, cls: type, checkpoint: Mapping[str, Any], **options: Any) -> Any:
+    try:
+        return build_model(cls, checkpoint, **options)
+    except UserError as error:
+        raise UserError(f"{path} cannot be loaded: {error}") from error
+    except Exception as error:  # arbitrary arguments raise arbitrary exceptions
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # torch's first line says no more than that the state does not fit.
+        reason = next((line for line in lines if not line.startswith("Error(s) in loading")), type(error).__name__)
+        raise UserError(f"{path} does not hold a {cls.__name__} ({reason[:200]})") from error
+
+
+def check_checkpoint(path: str | Path, model: LightningModule, data: object = None, resumes: bool = False) -> None:
+    """Checks that a Trainer can load a checkpoint into a model, before anything is computed or written.
 
     Args:
         path: path to the checkpoint.
         model: model into which it is to be loaded.
         data: data module that the model is to be used on; None if it is not known.
+        resumes: whether the training is resumed.
 
     Raises:
         UserError: see `read_checkpoint`; or the checkpoint holds another class, other shapes or another tokenizer, or
             the data has other classes.
     """
     checkpoint = read_checkpoint(path)
+    if not re.match(r"[2-9]|\d\d", str(checkpoint.get("pytorch-lightning_version", ""))):
+        raise UserError(f"{path} was not written by Lightning 2 or later; zoo.load reads the weights of such a file")
     own = type(model).__name__
     held = str(checkpoint.get("model_class", "")).rsplit(".", 1)[-1]
     if held and held not in {base.__name__ for base in type(model).__mro__}:
@@ -115,6 +139,12 @@ def check_checkpoint(path: str | Path, model: LightningModule, data: object = No
     if there.get("tokenizer") != here.get("tokenizer"):
         raise UserError(f"{path} was trained on text of other characters or tokens: give the data of its run")
     _check_classes(path, TrainingData.parse(checkpoint.get("data") or {}), TrainingData.of(data))
+    try:
+        check_finite(checkpoint["state_dict"], model.state_dict())
+        if resumes:
+            check_resumable(checkpoint)
+    except UserError as error:
+        raise UserError(f"{path} cannot be loaded: {error}") from error
 
 
 def _check_classes(path: str | Path, there: TrainingData, here: TrainingData) -> None:

@@ -193,7 +193,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             # Repeating the run by its config.yaml does not resume another one.
             self.config[self.subcommand].ckpt_path = None
         elif config.ckpt_path:
-            check_checkpoint(config.ckpt_path, self.model, self.datamodule)
+            check_checkpoint(config.ckpt_path, self.model, self.datamodule, self.subcommand == "fit")
         elif self.subcommand != "fit":
             check_trained(str(self.subcommand), self.model, newest_checkpoint(config.run.root, name))
 

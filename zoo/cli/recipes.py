@@ -6,15 +6,18 @@ duplicate keys.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from zoo.errors import UserError, did_you_mean, nearest
-from zoo.registry import recipe_files
+from zoo.errors import UserError, as_word, did_you_mean, nearest, shown
+from zoo.registry import entries, recipe_files
 
 #: Sections of every recipe that must be mappings.
 SECTIONS = ("trainer", "run", "wandb")
@@ -23,6 +26,9 @@ CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 #: Values in a file with its aliases expanded, as the parser does: nested aliases of a few lines can be billions.
 MOST_VALUES = 10_000
 LONG_TEXT = 1000  # characters that count as one value
+
+#: Packages whose classes a configuration may name that the user has not named.
+TRUSTED = ("zoo.", "lightning.pytorch.", "torch.optim.", "torch.nn.", "torchvision.transforms.", "torchvision.models.")
 
 
 def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -57,8 +63,49 @@ def with_config_of_run(args: list[str]) -> list[str]:
         name, _, inline = option.partition("=")
         config = Path(inline or following).parent.parent / "config.yaml"
         if name == "--ckpt_path" and config.is_file():
+            _check_imports(config)
             return [args[0], "--config", str(config), *args[1:]]
     return args
+
+
+def _check_imports(config: Path) -> None:
+    """Raises a `UserError` if a configuration that the user has not named would import anybody's code.
+
+    It lies beside a checkpoint, and may have come with it.
+    """
+    check_recipe(str(config))
+    if (text := foreign_import(config)) is not None:
+        raise UserError(
+            f"{config} beside the checkpoint names {shown(text)}, which is not of the zoo: it is imported only if you "
+            f"name the file, --config {as_word(config)}"
+        )
+
+
+def foreign_import(config: Path) -> str | None:
+    """First text in a configuration by which the parser may import what is not of the zoo or its libraries."""
+    known = {entry.import_path for entry in entries("models", "networks", "data", "callbacks")}
+    texts = _texts(yaml.safe_load(config.read_text(encoding="utf-8")))
+    return next((text for text in texts if text not in known and _imports(text)), None)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(one)
+
+
+def _imports(text: str) -> bool:
+    """Whether the parser may import something for a text: an import path, or a further configuration."""
+    if len(text) < 4096 and Path(text).is_file():
+        with Path(text).open("rb") as file:
+            return b"class_path" in file.read(2**20)
+    if "class_path" in text:
+        return True
+    module = text.partition(".")[0]
+    return bool(
+        re.fullmatch(r"\w+(\.\w+)+", text) and not text.startswith(TRUSTED) and importlib.util.find_spec(module)
+    )
 
 
 def _name_of_run(config: Path) -> str:

@@ -90,7 +90,7 @@ def check_resumable(path: Path, model: LightningModule, data: object) -> None:
         UserError: see `check_checkpoint`; or the run has no config.yaml, and the model in the checkpoint has other
             hyperparameters.
     """
-    check_checkpoint(path, model, data)
+    check_checkpoint(path, model, data, resumes=True)
     folder = path.parent.parent
     if not (folder / CONFIG).is_file():
         rank_zero_info(f"{folder} has no {CONFIG}, so the options of its data are not compared")

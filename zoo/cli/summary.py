@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from zoo.callbacks.run_folder import run_folder
 from zoo.cli.own_networks import own_networks
 from zoo.cli.program import program
+from zoo.cli.recipes import foreign_import
 from zoo.errors import as_word
 from zoo.models.classifier import Classifier
 
@@ -45,7 +46,9 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     if shown:
         rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
     if path and isinstance(model, Classifier):
-        rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}")
+        config = folder / "config.yaml"
+        named = f" --config {as_word(config)}" if config.is_file() and foreign_import(config) else ""
+        rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}{named}")
         if model.trained_on.preprocessing is not None:
             options = f"--images FOLDER{_config_option(model, folder)}"
             rank_zero_info(f"Next: {program()} predict --ckpt_path {as_word(path)} {options}")

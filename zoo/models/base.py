@@ -16,8 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from zoo.checkpoints.format import Origin, TrainingData, describe_model
+from zoo.checkpoints.reading import load_as
+from zoo.checkpoints.restoring import check_optimizers, check_restorable
 from zoo.contracts import attached_trainer, data_of
 from zoo.distributed.fsdp import shard
+from zoo.errors import UserError
 from zoo.metrics import WindowedMetrics
 from zoo.models.ema import EMA
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, build_optimizer
@@ -57,6 +60,7 @@ class ZooModule(PretrainedMixin, LightningModule):
     window: WindowedMetrics | None = None
     _images_since_step = 0
     _resumed: dict[str, Any] | None = None
+    _restored: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +102,14 @@ class ZooModule(PretrainedMixin, LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Training
+
+    def on_fit_start(self) -> None:
+        self._check_optimizers()
+
+    def _check_optimizers(self) -> None:
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            check_optimizers(restored, self.trainer)
 
     def on_train_start(self) -> None:
         # Lightning seeds all ranks alike, so that they start from the same parameters. From here on each rank needs its
@@ -159,12 +171,56 @@ class ZooModule(PretrainedMixin, LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainer = attached_trainer(self)
+        if trainer is not None:
+            check_restorable(checkpoint, trainer)
+            self._restored = checkpoint if trainer.state.fn == TrainerFn.FITTING else None
+            if trainer.strategy.restore_checkpoint_after_setup:  # else there are no optimizers before on_fit_start
+                self._check_optimizers()
         self.trained_on = TrainingData.parse(checkpoint.get("data") or {})
         # Restored only by a Trainer that resumes; `load_from_checkpoint` loads the weights alone.
-        self._resumed = checkpoint.get("training") if attached_trainer(self) is not None else None
+        self._resumed = checkpoint.get("training") if trainer is not None else None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # Lightning's is no classmethod for mypy
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a model from its checkpoint, see `zoo.load`; the class is this one.
+
+        Args:
+            checkpoint_path: path to the checkpoint.
+            map_location: device of the model (default: the CPU).
+            hparams_file: not supported; give the arguments.
+            strict: whether the state must fit exactly (default: as the class has it).
+            weights_only: always true.
+            **kwargs: arguments of the class, instead of those in the checkpoint.
+
+        Raises:
+            UserError: the file is missing, damaged, or holds another model.
+        """
+        if hparams_file is not None or weights_only is False:
+            raise UserError("load_from_checkpoint takes no hparams_file, and weights_only is always true")
+        model = load_as(cls, checkpoint_path, strict, **kwargs)
+        return model if map_location is None else model.to(map_location)
 
     def _resume(self, state: dict[str, Any]) -> None:
-        """Restores random states and the unfinished window of means."""
+        """Restores random states and the unfinished window of means.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        try:
+            self._restore(state)
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"the random states or the window in the checkpoint are damaged: {error}") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         processes = len(state["random"])
         if processes == self.trainer.world_size:
             restore_random_state(state["random"][self.global_rank], self.device)

@@ -377,6 +377,7 @@ class Classifier(ZooModule):
 
     def on_fit_start(self) -> None:
         follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
+        super().on_fit_start()
 
     def on_train_epoch_start(self) -> None:
         follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)

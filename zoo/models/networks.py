@@ -95,7 +95,9 @@ def find_factory(
                 f"{role}=... in Python, or give the configuration of its run, --config .../config.yaml, on the command "
                 "line"
             )
-        given = partial(found, **(given.get("init_args") or {}))
+        # A file cannot ask for pretrained weights, which would be downloaded.
+        options = dict(given.get("init_args") or {})
+        given = partial(found, **options | {k: v for k, v in getattr(found, "stored", {}).items() if k in options})
     if not callable(given):
         raise UserError(f"{role} is {given!r}; it must be a name, a factory or a torch.nn.Module")
     return given, describe_factory(given)

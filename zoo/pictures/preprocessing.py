@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 from zoo.pictures.decoding import WHITE, Color, Fit, decode_image, prepare_image
 
 LARGEST_SIDE = 16_384  # pixels; a larger input in a checkpoint is taken for damage
@@ -44,17 +44,17 @@ class Preprocessing:
         """
         names = set(cls.__dataclass_fields__)
         if not isinstance(values, Mapping) or not set(values) <= names or "size" not in values:
-            raise UserError(f"preprocessing is {values!r}; it must be a mapping of {', '.join(sorted(names))}")
+            raise UserError(f"preprocessing is {shown(values)}; it must be a mapping of {', '.join(sorted(names))}")
         checks = {
             "size": lambda v: _integers(v, 2, 1, LARGEST_SIDE),
-            "channels": lambda v: v in (1, 3),
-            "fit": lambda v: v in get_args(Fit),
+            "channels": lambda v: type(v) is int and v in (1, 3),
+            "fit": lambda v: isinstance(v, str) and v in get_args(Fit),
             "background": lambda v: _integers(v, 3, 0, 255),
             "range": lambda v: _is_range(v),
         }
         for name, value in values.items():
             if not checks[name](value):
-                raise UserError(f"preprocessing has the {name} {value!r}, which is not possible")
+                raise UserError(f"preprocessing has the {name} {shown(value)}, which is not possible")
         known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**known)
 

@@ -86,9 +86,38 @@ def test_nothing_that_a_checkpoint_names_is_imported_unless_the_user_gives_the_c
 
 
 @pytest.mark.usefixtures("importable")
-def test_the_other_commands_take_the_configuration_of_the_run(run, capsys):
-    main(["validate", "--ckpt_path", checkpoint_of(run), "--trainer.enable_progress_bar=false"])
+def test_the_other_commands_import_nothing_from_a_configuration_that_came_with_a_checkpoint(run, capsys):
+    arguments = ["validate", "--ckpt_path", checkpoint_of(run), "--trainer.enable_progress_bar=false"]
+    line = fails(capsys, *arguments)
+    assert "names 'own_nets.Maker', which is not of the zoo: it is imported only if you name the file, --config" in line
+    assert "own_nets" not in sys.modules
+    main([*arguments, "--config", str(run / "config.yaml")])
     assert "val/fd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["data"].update(class_path="canary.Data"),
+        lambda c: c["model"]["init_args"].update(optimizer_g="canary.step"),
+        lambda c: c["model"]["init_args"].update(generator='{"class_path": "canary.Maker"}'),
+        lambda c: c.update(model="model.yaml"),
+        lambda c: c["trainer"].update(callbacks=[{"class_path": "canary.Callback"}]),
+    ],
+)
+def test_no_part_of_such_a_configuration_is_imported(run, change, capsys, monkeypatch):
+    Path("canary.py").write_text("raise SystemError('imported')")
+    Path("model.yaml").write_text("class_path: canary.Maker")
+    monkeypatch.syspath_prepend(Path.cwd())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["generator"] = "auto"
+    change(config)
+    Path("got/checkpoints").mkdir(parents=True)
+    Path("got/config.yaml").write_text(yaml.safe_dump(config))
+    Path("got/checkpoints/best.ckpt").write_bytes(Path(checkpoint_of(run)).read_bytes())
+    line = fails(capsys, "test", "--ckpt_path", "got/checkpoints/best.ckpt")
+    assert "which is not of the zoo" in line
+    assert "canary" not in sys.modules
 
 
 def test_the_line_printed_after_training_names_the_configuration(run, importable, capsys, caplog):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.helpers.models import MODELS
@@ -122,6 +123,13 @@ def test_damage_is_one_line(tmp_path):
         hyper_parameters={"input_shape": [1, 8, 8], "num_classes": 9, "width": 8, "depth": 1},
     )
     fails("does not hold a MLPClassifier", hyper_parameters={})
+    fails("its hyperparameter width is 'wide'", hyper_parameters={"width": "wide"})
+    fails("callbacks is 3", callbacks=3)
+    for shared in ('{"a": "gone"}', "[1]", '{"a": {}}', "[" * 100_000):
+        small().save_pretrained(folder, overwrite=True)
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"shared": shared})
+        with pytest.raises(UserError, match="safetensors is damaged"):
+            read_checkpoint(folder)
     for name, message in {
         "config.json": "config.json cannot be read",
         "model.safetensors": "safetensors is damaged",

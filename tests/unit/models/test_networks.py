@@ -14,7 +14,7 @@ from zoo.checkpoints.reading import load_model
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.models import ConvGenerator, MLPGenerator, PooledResNet, UNet
-from zoo.models.networks import build_network, check_output, describe_factory
+from zoo.models.networks import build_network, check_output, describe_factory, find_factory
 from zoo.models.transformer.blocks import Block
 
 
@@ -251,3 +251,9 @@ def test_a_language_model_takes_blocks_of_ones_own_and_generates_with_their_cach
     assert torch.equal(text, again)
     with pytest.raises(UserError, match=r"block LanguageModel does not run on \(2, 3\)"):
         build(block=lambda width, heads: nn.Linear(width, width))
+
+
+def test_a_description_cannot_ask_for_pretrained_weights():
+    held = {"class_path": "TorchvisionResNet", "init_args": {"name": "resnet18", "weights": "DEFAULT"}}
+    factory, described = find_factory("network", held)
+    assert factory.keywords == described["init_args"] == {"name": "resnet18", "weights": None}

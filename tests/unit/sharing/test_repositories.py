@@ -113,6 +113,22 @@ def test_refusals_are_one_line(server):
     assert server.downloads.count("model.safetensors") == 1, "not that of a model of another library"
 
 
+@pytest.mark.parametrize("fault", ["short", "long", "hangs"])
+def test_a_server_that_hangs_or_lies_about_sizes_is_one_line_and_leaves_nothing_in_the_cache(
+    fault, server, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the library's five attempts
+    model = small()
+    model.push_to_hub("owner/digits", token=TOKEN)
+    server.fault = fault
+    with pytest.raises(UserError, match=r"owner/digits at http|model\.safetensors is damaged") as raised:
+        zoo.load("owner/digits")
+    assert "\n" not in str(raised.value)
+    server.fault = ""
+    assert equal(zoo.load("owner/digits"), model)
+
+
 def test_pushing_without_permission_is_one_line_and_creates_nothing(server):
     refused: dict[str, tuple[dict[str, Any], str]] = {
         "owner/digits": ({}, "without an access token: log in with hf auth login"),

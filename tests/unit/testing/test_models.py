@@ -344,7 +344,7 @@ BREAKS = [
     ("resume", KeepsItsGenerator, "resumed after batch 3 ends with another network.1.weight"),
     ("resume", SavesASet, "the checkpoint of SavesASet does not load with weights_only=True"),
     ("checkpoint", HasATensorAsHyperparameter, "has the hyperparameter weights, which is no plain value"),
-    ("checkpoint", ForgetsItsHyperparameters, "is not built from its checkpoint (TypeError"),
+    ("checkpoint", ForgetsItsHyperparameters, "is not built from its checkpoint (UserError"),
     ("checkpoint", ChangesOnLoading, "loaded from a checkpoint has another network.1.weight"),
     ("state", HasExtraState, "has _extra_state in its state dict, which is no tensor; use register_buffer"),
     ("sampling", StaysInEvalMode, "in another mode; use zoo.models.base.eval_mode"),

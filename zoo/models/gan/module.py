@@ -293,7 +293,10 @@ class GAN(GenerativeModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._penalty = checkpoint.get("penalty")
+        penalty = checkpoint.get("penalty")
+        if penalty is not None and not (isinstance(penalty, Tensor) and penalty.shape == ()):
+            raise UserError(f"penalty in the checkpoint is a {type(penalty).__name__}, not a number")
+        self._penalty = penalty
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, labels = self.unpack(batch)
