@@ -89,7 +89,7 @@ def confine_paths(state: Mapping[str, Any], folder: str | Path | None) -> dict[s
         return str(file) if path and folder and "\0" not in path and file.is_file() else ""
 
     scores = {name: state.get(name) for name in ("best_model_score", "current_score", "kth_value")}
-    models = state.get("best_k_models") or {}
+    models = state.get("best_k_models", {})
     if not isinstance(models, Mapping):
         raise UserError(f"best_k_models in the state of ModelCheckpoint is {shown(models)}")
     for name, score in {**scores, **models}.items():
