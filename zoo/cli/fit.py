@@ -59,7 +59,10 @@ class SaveConfig(SaveConfigCallback):
         self.path = path
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_unset=False)
+        config = self.config.clone()
+        if not config.get("ckpt_path"):  # it would replace the one that is typed before the name of this file
+            config.pop("ckpt_path", None)
+        text = self.parser.dump(config, skip_unset=False)
         with atomic_write(self.path, "w", encoding="utf-8") as file:
             file.write(text)
         config = yaml.safe_load(text)

@@ -48,7 +48,7 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     if path and isinstance(model, Classifier):
         config = folder / "config.yaml"
         named = f" --config {as_word(config)}" if config.is_file() and foreign_import(config) else ""
-        rank_zero_info(f"Next: {program()} test --ckpt_path {as_word(path)}{named}")
+        rank_zero_info(f"Next: {program()} test{named} --ckpt_path {as_word(path)}")
         if model.trained_on.preprocessing is not None:
             options = f"--images FOLDER{_config_option(model, folder)}"
             rank_zero_info(f"Next: {program()} predict --ckpt_path {as_word(path)} {options}")
