@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 @pytest.fixture
 def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callbacks write less: no curves, three frames of a trajectory, a report on 500 points.
+    """Callbacks write less: no curves, no plots of points, three frames of a trajectory, a report on 500 points.
 
     Each of them takes longer than a run of six steps, and has tests of its own.
     """
@@ -59,7 +59,7 @@ def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from zoo.callbacks import equilibrium, samples
 
-    def black_pixel(metrics: dict[str, Any]) -> np.ndarray:
+    def black_pixel(*values: Any, **options: Any) -> np.ndarray:
         return np.zeros((1, 1, 3), dtype=np.uint8)
 
     def three_frames(states: Any, columns: int | None = None) -> list[np.ndarray]:
@@ -70,5 +70,6 @@ def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
     render_frames, two_sample_accuracy = samples.render_frames, equilibrium.two_sample_accuracy
     monkeypatch.setattr("zoo.callbacks.curves.plot_curves", black_pixel)
+    monkeypatch.setattr("zoo.plotting.samples.plot_points", black_pixel)
     monkeypatch.setattr(samples, "render_frames", three_frames)
     monkeypatch.setattr(equilibrium, "two_sample_accuracy", on_500_points)

@@ -98,16 +98,16 @@ def test_the_other_commands_import_nothing_from_a_configuration_that_came_with_a
 @pytest.mark.parametrize(
     "change",
     [
-        lambda c: c["data"].update(class_path="canary.Data"),
-        lambda c: c["model"]["init_args"].update(optimizer_g="canary.step"),
-        lambda c: c["model"]["init_args"].update(generator='{"class_path": "canary.Maker"}'),
+        lambda c: c["data"].update(class_path="canary_config.Data"),
+        lambda c: c["model"]["init_args"].update(optimizer_g="canary_config.step"),
+        lambda c: c["model"]["init_args"].update(generator='{"class_path": "canary_config.Maker"}'),
         lambda c: c.update(model="model.yaml"),
-        lambda c: c["trainer"].update(callbacks=[{"class_path": "canary.Callback"}]),
+        lambda c: c["trainer"].update(callbacks=[{"class_path": "canary_config.Callback"}]),
     ],
 )
 def test_no_part_of_such_a_configuration_is_imported(run, change, capsys, monkeypatch):
-    Path("canary.py").write_text("raise SystemError('imported')")
-    Path("model.yaml").write_text("class_path: canary.Maker")
+    Path("canary_config.py").write_text("raise SystemError('imported')")
+    Path("model.yaml").write_text("class_path: canary_config.Maker")
     monkeypatch.syspath_prepend(Path.cwd())
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["init_args"]["generator"] = "auto"
@@ -117,7 +117,7 @@ def test_no_part_of_such_a_configuration_is_imported(run, change, capsys, monkey
     Path("got/checkpoints/best.ckpt").write_bytes(Path(checkpoint_of(run)).read_bytes())
     line = fails(capsys, "test", "--ckpt_path", "got/checkpoints/best.ckpt")
     assert "which is not of the zoo" in line
-    assert "canary" not in sys.modules
+    assert "canary_config" not in sys.modules
 
 
 def test_the_line_printed_after_training_names_the_configuration(run, importable, capsys, caplog):

@@ -158,3 +158,11 @@ def test_every_module_in_the_reference_exists():
 
 def test_the_license_exists():
     assert (CHECKOUT / "LICENSE").is_file()
+
+
+def test_every_test_that_the_page_on_reliability_names_exists():
+    (page,) = [page for page in PAGES if page.name == "docs/reliability.md"]
+    named = re.findall(r"`(tests/\S+?\.py)::(\w+)`", page.text)
+    assert len(named) > 50
+    for path, name in named:
+        assert f"def {name}(" in (CHECKOUT / path).read_text(encoding="utf-8"), f"{path}::{name}"

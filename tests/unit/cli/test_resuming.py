@@ -107,7 +107,11 @@ def test_without_a_configuration_the_model_in_the_checkpoint_is_compared(tmp_pat
     path = tmp_path / "checkpoints" / "last.ckpt"
     path.parent.mkdir()
     model, other = (MLPClassifier((1, 8, 8), 10, 8, 1, label_smoothing=value) for value in (0.0, 0.1))
+    training = {name: {} for name in ("loops", "callbacks")} | {
+        name: [] for name in ("optimizer_states", "lr_schedulers")
+    }
     held = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), **describe_model(model)}
+    held |= {"pytorch-lightning_version": "2.6.6", **training}
     torch.save(held, path)
     check_resumable(path, model, None)
     with pytest.raises(UserError, match=r"model\.label_smoothing: 0\.0 in the run, 0\.1 now"):

@@ -141,7 +141,11 @@ BREAKS = [
     ("checkpoint", SavesItself, "a checkpoint with the state of SavesItself does not load with weights_only=True"),
     ("resume", Forgets, "a run resumed after batch 3 ends with other metrics"),
     ("resume", ForgetsWhatItHasWritten, "a run resumed after batch 3 ends with other files (count.txt)"),
-    ("resume", DoesNotLoad, "DoesNotLoad does not resume (KeyError: 'number'); restore in load_state_dict what state"),
+    (
+        "resume",
+        DoesNotLoad,
+        "DoesNotLoad does not resume (UserError: the state of the callback DoesNotLoad is damaged",
+    ),
     ("resume", RestoresTooMuch, "a run resumed after batch 3 ends with other state (0.count)"),
     ("other_models", AssumesAClassifier, "fails on a LightningModule without the methods it uses (AttributeError"),
     ("other_models", RefusesLate, "refuses a model after 1 steps"),
