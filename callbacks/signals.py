@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from zoo._lightning import after_each_batch, no_signal_handlers
 from zoo.callbacks.best_and_last import BestAndLastCheckpoint
-from zoo.signals import SignalHandlers, Stopped
+from zoo.distributed.signals import SignalHandlers, Stopped
 
 BATCHES = 10  # batches between two collectives in which the processes share received signals
 

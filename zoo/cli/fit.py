@@ -34,10 +34,10 @@ from zoo.cli.resuming import CONFIG, check_resumable, difference, reported_chang
 from zoo.cli.summary import print_summary
 from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
+from zoo.distributed.signals import Stopped
 from zoo.errors import UserError
 from zoo.files import atomic_write, unused_path
 from zoo.registry import entries, load_all
-from zoo.signals import Stopped
 from zoo.tracking.evaluation import loggers_of_test
 from zoo.tracking.run import is_rank_0, open_run
 from zoo.tracking.run_folders import RunFolders, RunLock, RunOptions

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from zoo.cli.output import outlive_readers
 from zoo.cli.program import NAME, program
+from zoo.distributed.signals import SignalHandlers, Stopped
 from zoo.errors import NonFiniteError, UnresponsiveError, UserError, did_you_mean, one_line
-from zoo.signals import SignalHandlers, Stopped
 
 if TYPE_CHECKING:
     from logging import LogRecord

@@ -8,8 +8,8 @@ from typing import Any
 
 from zoo.cli.options import CKPT_HELP, CONFIG_HELP, OUT_HELP, add_overwrite, typed_options
 from zoo.cli.program import program
+from zoo.distributed.signals import Stopped
 from zoo.errors import UserError, check_at_least
-from zoo.signals import Stopped
 
 #: Options that only the command with --images has.
 OF_IMAGES = ("batch_size", "device", "ensemble", "mc_samples")

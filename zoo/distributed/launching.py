@@ -24,8 +24,8 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zoo._lightning import observe_processes, started_by_script
+from zoo.distributed.signals import ENDING, Stopped
 from zoo.distributed.unresponsive import is_lost_connection, naming_unresponsive
-from zoo.signals import ENDING, Stopped
 
 FAULT_FOLDER = "ZOO_PROCESSES"  # environment variable: folder in which the processes of a run claim a fault
 GRACE_PERIOD = 10.0  # seconds that a process has to end by itself

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 
 from tests.helpers.command import MLP, MLP_RUN
 from zoo.cli.main import main
-from zoo.signals import ENDING, Stopped
+from zoo.distributed.signals import ENDING, Stopped
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 

@@ -22,7 +22,7 @@ from zoo.callbacks import SampleLogger
 from zoo.checkpoints.resume import find_last
 from zoo.cli.fit import run_trainer
 from zoo.cli.main import main
-from zoo.signals import Stopped
+from zoo.distributed.signals import Stopped
 from zoo.tracking.run_folders import RunLock
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

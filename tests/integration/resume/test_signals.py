@@ -15,7 +15,7 @@ from tests.helpers.command import CHECKOUT
 from tests.helpers.kill_and_resume import differences
 from tests.helpers.short_runs import arguments, folder_of, interrupted, mlp_arguments
 from zoo.cli.main import main
-from zoo.signals import Stopped
+from zoo.distributed.signals import Stopped
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 

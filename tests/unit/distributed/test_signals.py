@@ -11,12 +11,12 @@ import time
 import pytest
 
 from tests.helpers.command import CHECKOUT
-from zoo.signals import ENDING, SignalHandlers, Stopped
+from zoo.distributed.signals import ENDING, SignalHandlers, Stopped
 
 #: Waits in native code, which no signal interrupts.
 STUCK = """
 import hashlib
-from zoo.signals import SignalHandlers
+from zoo.distributed.signals import SignalHandlers
 with SignalHandlers():
     print("stuck", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
