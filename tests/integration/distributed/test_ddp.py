@@ -137,9 +137,8 @@ def run_with_a_fault(folder: Path, *options: str, processes: int = 2, **fault: s
     return done.returncode, done.stdout + done.stderr, time.time() - float((folder / "when").read_text())
 
 
-@pytest.mark.parametrize("rank", [1, 0])
-def test_an_error_on_one_rank_ends_all_and_is_the_only_one_that_is_shown(rank, tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, kind="raise", rank=rank)
+def test_an_error_on_one_rank_ends_all_and_is_the_only_one_that_is_shown(tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, kind="raise", rank=1)
     assert code == 1
     assert said.count("RuntimeError: the error that mattered") == 1
     assert said.count("Traceback") == 1
@@ -147,26 +146,23 @@ def test_an_error_on_one_rank_ends_all_and_is_the_only_one_that_is_shown(rank, t
     assert seconds < 30
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_a_rank_that_is_killed_ends_all_and_is_named(processes, tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, processes=processes, kind="SIGKILL", rank=processes - 1)
+def test_a_rank_that_is_killed_ends_all_and_is_named(tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, processes=3, kind="SIGKILL", rank=2)
     assert code == 1
-    assert f"rank {processes - 1} was ended by SIGKILL; all other processes were stopped" in said
+    assert "rank 2 was ended by SIGKILL; all other processes were stopped" in said
     assert "Traceback" not in said
     assert seconds < 30
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named_when_the_others_have_waited_for_the_time_of_the_user(tmp_path):
-    strategy = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:01:00"]
+    strategy = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:00:30"]
     code, said, seconds = run_with_a_fault(tmp_path, *strategy, kind="SIGSTOP", rank=1)
     assert code == 1
     assert only_error(said).startswith("rank 1 does not answer, and the others have waited for the time of")
     assert "Traceback" not in said
-    assert 60 < seconds < 120
+    assert 30 < seconds < 90
 
 
-@pytest.mark.slow
 def test_a_signal_in_the_set_up_of_one_rank_ends_all(tmp_path):
     code, said, seconds = run_with_a_fault(tmp_path, kind="SIGTERM", rank=1, hook="setup")
     assert code == 143
