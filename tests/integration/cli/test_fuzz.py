@@ -44,8 +44,8 @@ ROOM = 6 << 30  # bytes of memory that a command can ask for
 ASKED = os.environ.get("ZOO_FUZZ_EXAMPLES")
 options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 quick = settings(max_examples=6, derandomize=True, **options)
-many = settings(max_examples=200, derandomize=True, **options)
-thorough = settings(max_examples=int(ASKED or 60), derandomize=ASKED is None, **options)
+many = settings(max_examples=80, derandomize=True, **options)
+thorough = settings(max_examples=int(ASKED or 24), derandomize=ASKED is None, **options)
 
 
 @contextlib.contextmanager
