@@ -99,7 +99,8 @@ def _imports(text: str) -> bool:
     """Whether the parser may import something for a text: an import path, or a further configuration."""
     if len(text) < 4096 and Path(text).is_file():
         with Path(text).open("rb") as file:
-            return b"class_path" in file.read(2**20)
+            content = file.read(2**20)
+        return b"class_path" in content and b"\0" not in content  # a checkpoint is no further configuration
     if "class_path" in text:
         return True
     module = text.partition(".")[0]
