@@ -105,7 +105,7 @@ def test_gan_recipe_makes_digits(distances):
 
 @pytest.mark.slow
 def test_gan_recipe_reaches_the_same_quality_on_two_ranks(distances, tmp_path):
-    """The same number of images in every step: each rank takes half of every batch. An eighth of the run: it is slow."""
+    """The same number of images in every step: each rank takes half of every batch. An eighth of the run."""
     args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=750"]
     options = ["--data.batch_size=32", "--trainer.accelerator=cpu"]
     done = run_program("fit", *args, *options, cwd=tmp_path, timeout=900, WANDB_MODE="disabled")
