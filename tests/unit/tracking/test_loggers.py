@@ -77,6 +77,9 @@ def test_a_damaged_file_is_kept_and_its_gap_is_reported(content, kept, message, 
     assert len(list(folder.glob("metrics-*.csv"))) == ("kept" in message)
 
 
+@pytest.mark.skipif(
+    not hasattr(wandb.Settings(), "x_transaction_log_flush_interval"), reason="this wandb writes rows when it likes"
+)
 def test_wandb_skips_the_rows_that_are_on_the_disk_and_logs_the_others_again(tmp_path, monkeypatch):
     """The files are copied while the run has them open, as a kill leaves them."""
     live, killed = tmp_path / "live", tmp_path / "killed"
