@@ -46,7 +46,7 @@ def test_a_server_that_never_answers_delays_the_start_by_its_limit_and_the_run_i
 
 
 @pytest.mark.skipif(
-    Version(wandb.__version__) < Version("0.31"), reason="the stand-in for the server starts runs of wandb 0.31 or later"
+    Version(wandb.__version__) < Version("0.31"), reason="the stand-in for the server starts runs of wandb 0.31"
 )
 def test_a_server_that_hangs_after_the_start_delays_the_end_by_its_limit_and_the_helper_is_ended(monkeypatch):
     helpers = []
