@@ -105,14 +105,14 @@ def test_gan_recipe_makes_digits(distances):
 
 @pytest.mark.slow
 def test_gan_recipe_reaches_the_same_quality_on_two_ranks(distances, tmp_path):
-    """The same number of images in every step: each rank takes half of every batch. An eighth of the run."""
-    args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=750"]
+    """The same number of images in every step: each rank takes half of every batch. Half of the run, as it is slow."""
+    args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=1500"]
     options = ["--data.batch_size=32", "--trainer.accelerator=cpu"]
     done = run_program("fit", *args, *options, cwd=tmp_path, timeout=900, WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr[-3000:]
     on_two_ranks = distances_of(tmp_path / "runs" / "gan" / "version_0")
-    assert len(on_two_ranks) == 2, "after every 375 steps"
-    assert min(on_two_ranks) < 1.5 * min(distances[:2])
+    assert len(on_two_ranks) == 4, "after every 375 steps"
+    assert min(on_two_ranks) < 1.5 * min(distances[:4])
 
 
 @pytest.mark.slow
