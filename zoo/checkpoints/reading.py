@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.checkpoints.building import build_model
 from zoo.checkpoints.format import FORMAT, Origin, TrainingData
 from zoo.checkpoints.pretrained import is_pretrained, read_pretrained
-from zoo.checkpoints.restoring import check_resumable
+from zoo.checkpoints.restoring import check_training_state
 from zoo.checkpoints.structure import check_finite, check_structure
 from zoo.errors import UserError, shown
 from zoo.registry import find_class
@@ -142,7 +142,7 @@ def check_checkpoint(path: str | Path, model: LightningModule, data: object = No
     try:
         check_finite(checkpoint["state_dict"], model.state_dict())
         if resumes:
-            check_resumable(checkpoint)
+            check_training_state(checkpoint)
     except UserError as error:
         raise UserError(f"{path} cannot be loaded: {error}") from error
 

@@ -36,7 +36,7 @@ def check_restorable(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     sharded = trainer.strategy.restore_checkpoint_after_setup
     check_structure({"state_dict": {}, **checkpoint} if sharded else checkpoint)
     if trainer.state.fn == TrainerFn.FITTING:
-        check_resumable({"optimizer_states": [], **checkpoint} if sharded else checkpoint)
+        check_training_state({"optimizer_states": [], **checkpoint} if sharded else checkpoint)
     name, loop = {
         TrainerFn.FITTING: ("fit_loop", trainer.fit_loop),
         TrainerFn.VALIDATING: ("validate_loop", trainer.validate_loop),
@@ -58,7 +58,7 @@ def check_restorable(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         _try(f"the state of the callback {type(callback).__name__}", callback, states[key])
 
 
-def check_resumable(checkpoint: Mapping[str, Any]) -> None:
+def check_training_state(checkpoint: Mapping[str, Any]) -> None:
     """Checks that a checkpoint holds the state of a training, and not weights alone.
 
     Raises:

@@ -22,7 +22,7 @@ from zoo.models.base import eval_mode
 from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import Denoise, karras_sigmas, solve, state_dtype
-from zoo.models.generative import check_finite
+from zoo.models.generative import check_samples
 from zoo.pictures.decoding import decoding, describe_error, flatten_image, open_image
 from zoo.plotting.images import RGBImage, image_grid, save_png, to_uint8
 from zoo.seeding import SampleNoise, sample_seeds
@@ -145,7 +145,7 @@ def edit(
             result = session.super_resolve(factor, resamples)
         else:
             result = {"vary": session.vary, "invert": session.invert, "denoise": session.denoise}[task]()
-    check_finite(result.after, type(network).__name__)
+    check_samples(result.after, type(network).__name__)
     if len(result.after) == 1:
         save_png(paths[0], _single(result.after), overwrite)
     else:

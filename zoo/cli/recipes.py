@@ -10,6 +10,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _imports(text: str) -> bool:
     """Whether the parser may import something for a text: an import path, or a further configuration."""
-    if len(text) < 4096 and Path(text).is_file():
-        with Path(text).open("rb") as file:
-            content = file.read(2**20)
-        return b"class_path" in content and b"\0" not in content  # a checkpoint is no further configuration
+    with suppress(OSError, ValueError):  # too long for the name of a file, or one that may not be read
+        if Path(text).is_file():
+            with Path(text).open("rb") as file:
+                content = file.read(2**20)
+            return b"class_path" in content and b"\0" not in content  # a checkpoint is no further configuration
     if "class_path" in text:
         return True
     module = text.partition(".")[0]

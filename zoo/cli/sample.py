@@ -34,7 +34,7 @@ from zoo.cli.text import sample_text
 from zoo.datamodules.memory import check_fits
 from zoo.errors import UserError, check_at_least, check_seed, nearest
 from zoo.files import check_output, output_path
-from zoo.models.generative import check_finite
+from zoo.models.generative import check_samples
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
 from zoo.seeding import sample_seeds
@@ -334,7 +334,7 @@ def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, option
         chosen = None if labels is None else labels[piece]
         parts.append(network.sample(piece.stop - start, labels=chosen, **source, **options))
     samples = torch.cat(parts)
-    check_finite(samples, type(network).__name__)
+    check_samples(samples, type(network).__name__)
     return samples
 
 
@@ -367,7 +367,7 @@ def _sample_interpolation(
         raise UserError("--per_class cannot be combined with --interpolate: every row is one pair already")
     source = _random_source(network, "interpolate", rows, seed)
     paths = network.interpolate(rows, steps, labels=labels, **source, **options)
-    check_finite(paths, type(network).__name__)
+    check_samples(paths, type(network).__name__)
     if path.suffix == ".gif":
         save_gif(path, render_frames(paths.transpose(0, 1)), overwrite=overwrite)
     elif path.suffix == ".npz":
@@ -388,7 +388,7 @@ def _animate(
     overwrite: bool,
 ) -> None:
     states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options)
-    check_finite(states.transpose(0, 1), type(network).__name__)
+    check_samples(states.transpose(0, 1), type(network).__name__)
     save_gif(path, render_frames(states, columns), overwrite=overwrite)
 
 

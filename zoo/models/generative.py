@@ -39,7 +39,7 @@ def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     return (((1 - weight) * omega).sin() * start + (weight * omega).sin() * end) / omega.sin()
 
 
-def check_finite(samples: Tensor, name: str) -> None:
+def check_samples(samples: Tensor, name: str) -> None:
     """Raises a `NonFiniteError` if samples are NaN or Inf, of which a picture would show nothing.
 
     Args:

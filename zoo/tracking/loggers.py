@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from zoo._lightning import MetricsFileHooks, lazy_experiment
+from zoo._lightning import MetricsFileHooks, lazy_experiment, wandb_core
 from zoo.files import atomic_write, unused_path
 from zoo.tracking.wandb_file import ROW, WandbFile, rows_on_disk
 from zoo.tracking.wandb_process import TolerantWandbLogger, warn_on_failure
@@ -150,8 +150,11 @@ class RunWandbLogger(TolerantWandbLogger):
         return written
 
     def flush(self) -> None:
-        """Waits until the rows are on the disk, for some seconds at most."""
+        """Waits until the rows are on the disk, some seconds at most; not for a helper process that has ended."""
         if self._written is None or self.rows <= self._written or not self._flushes:
+            return
+        helper = wandb_core()
+        if helper is not None and helper.poll() is not None:
             return
         if self._file is None:
             path = next(Path(self.experiment.dir).parent.glob("*.wandb"), None)

@@ -20,7 +20,7 @@ from zoo.cli.sample import sample_images
 from zoo.cli.text import sample_text
 from zoo.errors import NonFiniteError
 from zoo.hub.predicting import write_predictions
-from zoo.models.generative import check_finite
+from zoo.models.generative import check_samples
 from zoo.pictures.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -184,4 +184,4 @@ def test_a_model_of_nan_writes_nothing(use, monkeypatch):
 
 def test_only_samples_that_are_finite_are_written():
     with pytest.raises(NonFiniteError, match="1 of 3 samples of GAN are NaN or Inf"):
-        check_finite(torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [1.0, -1.0]]), "GAN")
+        check_samples(torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [1.0, -1.0]]), "GAN")

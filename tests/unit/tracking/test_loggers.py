@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,3 +104,14 @@ def test_wandb_skips_the_rows_that_are_on_the_disk_and_logs_the_others_again(tmp
     with pytest.warns(UserWarning, match="has 4 of the 8 rows that were logged before the checkpoint"):
         RunWandbLogger(killed, rows=8, offline=True, id="abc").log_metrics({"x": 9})
     assert sent[-1] == 9
+
+
+def test_no_checkpoint_waits_for_rows_that_an_ended_helper_process_will_not_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunWandbLogger, "experiment", SimpleNamespace(dir=str(tmp_path / "files"), log=lambda _: None))
+    monkeypatch.setattr("zoo.tracking.loggers.wandb_core", lambda: SimpleNamespace(poll=lambda: -9))
+    (tmp_path / "run.wandb").write_bytes(b":W&B\0\0\0")
+    logger = RunWandbLogger(tmp_path, offline=True)
+    logger._written, logger.rows, logger._flushes = 0, 3, True
+    start = time.monotonic()
+    logger.flush()
+    assert time.monotonic() - start < 1
