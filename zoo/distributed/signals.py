@@ -51,6 +51,7 @@ class SignalHandlers:
         self._process = os.getpid()
         self._outer: SignalHandlers | None = None
         self._wakeup: socket.socket | None = None
+        self._counter: threading.Thread | None = None
 
     def __enter__(self) -> SignalHandlers:
         if threading.current_thread() is threading.main_thread():
@@ -70,6 +71,8 @@ class SignalHandlers:
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)
             self._wakeup.close()
+        if self._counter is not None:
+            self._counter.join(timeout=1)  # reads the end of its file; no thread is left at the interpreter's end
 
     def _handle(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a forked process, such as a DataLoader's worker, which its parent ends
@@ -99,7 +102,8 @@ class SignalHandlers:
             writer.close()
             return
         self._wakeup = writer
-        threading.Thread(target=self._count, args=(reader,), daemon=True, name="zoo-signals").start()
+        self._counter = threading.Thread(target=self._count, args=(reader,), daemon=True, name="zoo-signals")
+        self._counter.start()
 
     def _count(self, reader: socket.socket) -> None:
         seen = 0

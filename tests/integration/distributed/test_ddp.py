@@ -184,9 +184,15 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
+def name_of(thread):
+    try:
+        return Path(thread, "comm").read_text().strip()
+    except OSError:  # it has ended since the folder was listed
+        return ""
+
 def look():
-    threads = [Path(p, "comm").read_text().strip() for p in Path("/proc/self/task").iterdir()]
-    Path(f"left_{os.environ.get('LOCAL_RANK', '0')}").write_text(" ".join(t for t in threads if "gloo" in t))
+    names = [name_of(thread) for thread in Path("/proc/self/task").iterdir()]
+    Path(f"left_{os.environ.get('LOCAL_RANK', '0')}").write_text(" ".join(name for name in names if "gloo" in name))
 
 class Look(Callback):
     def on_fit_start(self, trainer, pl_module):
