@@ -89,7 +89,7 @@ def test_normalized_queries_and_keys_bound_the_scores():
 
 
 def test_with_normalized_queries_and_keys_the_scores_are_within_the_root_of_the_channels_per_head():
-    """Queries and keys have the norm sqrt(C), so that scores are within ±sqrt(C), and reach it where they are parallel."""
+    """Queries and keys have the norm sqrt(C): scores are within ±sqrt(C), and reach it where they are parallel."""
     x = torch.cat([torch.ones(1, 1, 8), -torch.ones(1, 1, 8)], dim=1)
     attention = MultiHeadAttention(8, 2, qk_norm=True)
     with torch.no_grad():
