@@ -30,6 +30,7 @@ def test_linear_decay_ends_at_its_final_fraction():
 def test_cosine_decay_after_warmup():
     seen = rates(110, warmup_steps=10, final=0.0, shape="cosine")
     assert seen[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert seen[35] == pytest.approx(1 + 0.5**0.5)
     assert seen[60] == pytest.approx(1.0)
     assert seen[110] == pytest.approx(0.0, abs=1e-9)
 
