@@ -213,7 +213,6 @@ RUNS = {
 @pytest.fixture
 def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Function from a name in the arguments of a run to a path."""
-
     known: dict[str, Callable[[], str]] = {
         "data": lambda: str(request.getfixturevalue("shared_data")),
         "text": lambda: textwrap.__file__,
