@@ -355,14 +355,12 @@ class GAN(GenerativeModule):
         if self.penalty == "gradient_penalty":
             penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)
             return *self._logits(real, fake, labels), penalty
-        real.requires_grad_("r1" in self.penalty)
-        fake.requires_grad_("r2" in self.penalty)
+        # Leaves of their own: the batch is used again in the generator's step, and belongs to the callbacks.
+        real, fake = (x.detach().requires_grad_(name in self.penalty) for name, x in (("r1", real), ("r2", fake)))
         real_logits, fake_logits = self._logits(real, fake, labels)
-        penalty = real.new_zeros(())
-        if "r1" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(real_logits, real)
-        if "r2" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(fake_logits, fake)
+        penalized = [(x, logits) for x, logits in ((real, real_logits), (fake, fake_logits)) if x.requires_grad]
+        inputs, logits = zip(*penalized, strict=True)
+        penalty = zero_centered_gradient_penalty(torch.cat(logits), *inputs)
         return real_logits, fake_logits, penalty
 
     def _backward_generator(self, optimizer: LightningOptimizer) -> dict[str, Tensor]:

@@ -182,6 +182,15 @@ def test_the_penalty_is_in_the_loss_with_its_factor(penalty):
     assert losses[0] == pytest.approx(factor * seen[0][2].item(), rel=1e-5)
 
 
+def test_a_penalized_step_differentiates_the_logits_once_and_leaves_the_batch_as_it_is(monkeypatch):
+    grad, passes = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: passes.append(1) or grad(*args, **options))
+    x = torch.zeros(4, 1, 8, 8)
+    plain(penalty="r1_r2")._penalized_logits(x, torch.ones_like(x), None)
+    assert len(passes) == 1
+    assert not x.requires_grad
+
+
 def test_16_bit_training_clips_and_logs_unscaled_gradients():
     norms = []
     for scale in (None, 4096.0):
