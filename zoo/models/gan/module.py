@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count
+from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count, unscaled_by_step
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
@@ -403,9 +403,11 @@ class GAN(GenerativeModule):
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # In this hook, because gradients in 16-bit precision have just been unscaled.
+        # In this hook, because gradients in 16-bit precision have just been unscaled, unless the optimizer is fused.
         if self._stepping:
-            self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            scale = unscaled_by_step(self.trainer, optimizer)
+            norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            self._grad_norm = norm if scale is None else norm / scale.to(norm)
             if self.gradient_clip_val:
                 clip_grads_with_norm_(self._stepping, self.gradient_clip_val, self._grad_norm)
 

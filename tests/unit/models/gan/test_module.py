@@ -192,18 +192,22 @@ def test_a_penalized_step_differentiates_the_logits_once_and_leaves_the_batch_as
 
 
 def test_16_bit_training_clips_and_logs_unscaled_gradients():
+    """A fused optimizer removes the scale in its own step."""
     norms = []
-    for scale in (None, 4096.0):
+    for scale, fused in ((None, False), (4096.0, False), (4096.0, True)):
         seed_everything(0, verbose=False)
         scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
         plugin = MixedPrecision("16-mixed" if scale else "bf16-mixed", "cpu", scaler)
-        model = plain(gradient_clip_val=0.01, optimizer_g=lambda p: sgd(p, 1.0), optimizer_d=lambda p: sgd(p, 1.0))
+        optimizer = partial(torch.optim.SGD, lr=1.0, fused=fused)
+        model = plain(gradient_clip_val=0.01, optimizer_g=optimizer, optimizer_d=optimizer)
         before = copy.deepcopy(model.generator)
         trainer = fit(model, batches=2, plugins=[plugin], log_every_n_steps=1)
         moved = zip(model.generator.parameters(), before.parameters(), strict=True)
-        assert torch.stack([(a - b).norm() for a, b in moved]).norm() <= 2 * 0.01 * 1.01
+        length = torch.stack([(a - b).norm() for a, b in moved]).norm()
+        assert 0.01 < length <= 2 * 0.01 * 1.01, "of two steps, each of which is clipped to 0.01"
         norms.append([float(trainer.callback_metrics[f"train/grad_norm_{name}"]) for name in "gd"])
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
+    assert norms[2] == pytest.approx(norms[1], rel=0.01)
 
 
 def test_gradient_clip_val_bounds_the_update_of_both_networks():
