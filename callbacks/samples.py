@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from PIL import Image
 from torch import Tensor
 
-from zoo.callbacks.run_folder import remove_after, run_folder
+from zoo.callbacks.run_folder import remove_after, run_folder, takes_part
 from zoo.contracts import (
     Decoding,
     Generative,
@@ -123,9 +122,7 @@ class SampleLogger(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        # Each rank holds a shard of a sharded model, so all ranks must sample.
-        draws = trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-        if not draws or self._folder is None or step == self._last_step:
+        if not takes_part(trainer) or self._folder is None or step == self._last_step:
             return
         self._last_step = step
         model: Any = pl_module

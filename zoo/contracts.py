@@ -134,8 +134,8 @@ class KnownDistribution(Data, Protocol):
     Without it a generator cannot be compared with its data directly (`EquilibriumReport`).
     """
 
-    def sample_points(self, n: int, generator: Generator | None = None, /) -> Tensor:
-        """New points (n, D), which are in none of the splits."""
+    def sample_points(self, n: int, generator: Generator | None = None, /) -> tuple[Tensor, Tensor]:
+        """New points (n, D), which are in none of the splits, and their labels, int64 (n,)."""
 
 
 class KnownDensity(KnownDistribution, Protocol):
@@ -321,8 +321,11 @@ class CrossAttention(Protocol):
 class Adversarial(Protocol):
     """A generative model that is trained against a discriminator. Without it, there is no `EquilibriumReport`."""
 
-    def discriminator(self, x: Tensor, /) -> Tensor:
-        """Samples (N, *input_shape) to logits (N,), larger for real ones; it may be an nn.Module."""
+    def discriminator(self, x: Tensor, /, *labels: Tensor) -> Tensor:
+        """Samples (N, *input_shape) to logits (N,), larger for real ones; it may be an nn.Module.
+
+        That of a conditional model (`is_conditional`) is also handed the samples' classes, int64 (N,).
+        """
 
 
 class OwnLoss(Protocol):

@@ -9,7 +9,6 @@ import numpy as np
 
 from zoo.plotting.images import RGBImage
 
-
 MARGINS = {"left": 0.75, "right": 0.15, "bottom": 0.5, "top": 0.35}  # inches around each panel of a fast figure
 
 
