@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -60,7 +61,8 @@ class GAN(GenerativeModule):
             "auto" to choose by the shape; or a factory that is handed `(input_shape, latent_dim, num_classes)`, or a
             module. It maps z (N, latent_dim) and labels, int64 (N,) or None, to samples (N, *input_shape).
         discriminator: likewise, with a factory that is handed `(input_shape, num_classes)`. It maps samples and labels
-            to logits (N,). An unconditional GAN hands over 0 classes.
+            to logits (N,). An unconditional GAN hands over 0 classes. With batch norm, data and samples are batches of
+            their own.
         loss: adversarial loss by its name, or an `AdversarialLoss`; see `zoo.models.gan.losses`.
         penalty: gradient penalty on the discriminator: R1 on data, R2 on generated samples, both, or the Wasserstein
             gradient penalty between them.
@@ -159,6 +161,7 @@ class GAN(GenerativeModule):
         self.discriminator, self.hparams["discriminator"] = build_network(
             "discriminator", discriminator, (self.input_shape, classes), DISCRIMINATORS
         )
+        self._separate_passes = any(isinstance(module, _BatchNorm) for module in self.discriminator.modules())
         labels = torch.zeros(2, dtype=torch.int64) if classes else None
         samples = torch.zeros(2, *self.input_shape)
         check_output("generator", self.generator, (torch.zeros(2, self.latent_dim), labels), samples.shape)
@@ -345,7 +348,13 @@ class GAN(GenerativeModule):
         return metrics | ({} if self._penalty is None else {"penalty": self._penalty})
 
     def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (N,) of data and of generated samples, in one pass."""
+        """Logits (N,) of data and of generated samples, in one pass unless batch norm would mix the two.
+
+        The generator's step judges samples by themselves. Normalized together with data in the discriminator's step,
+        they would be judged by another function there.
+        """
+        if self._separate_passes:
+            return self.discriminator(real, labels).float(), self.discriminator(fake, labels).float()
         both = None if labels is None else torch.cat([labels, labels])
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
         return real_logits, fake_logits
