@@ -521,6 +521,15 @@ def is_conditional(model: object) -> TypeGuard[Conditional]:
     return offers(model, Conditional) and bool(model.conditional)
 
 
+def check_condition(conditional: bool, num_classes: int) -> None:
+    """Raises a `UserError` for a model that is to draw samples by class if there are fewer than two classes."""
+    if conditional and num_classes < 2:
+        raise UserError(
+            f"conditional is true, but num_classes is {num_classes}, and a condition needs at least 2 classes: "
+            "set conditional to false, or take data with classes"
+        )
+
+
 def left_out(user: object, data: object, parts: Mapping[type, str]) -> bool:
     """Logs one line on rank 0 that names what is left out because a data module lacks a contract.
 

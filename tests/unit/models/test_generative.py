@@ -117,6 +117,15 @@ def test_batches_that_do_not_fit_are_named(options, tensors, message):
         quiet_trainer(max_steps=1, limit_val_batches=0).fit(GAN(**SMALL, **options), Bare(*tensors))
 
 
+@pytest.mark.parametrize("model", [GAN, Diffusion])
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_condition_on_fewer_than_two_classes_is_refused(model, num_classes):
+    message = f"conditional is true, but num_classes is {num_classes}, .* at least 2 classes: set conditional to false"
+    with pytest.raises(UserError, match=message):
+        model((1, 8, 8), num_classes, conditional=True)
+    model((1, 8, 8), num_classes, conditional=False)
+
+
 def test_batches_by_name_are_refused_with_their_names():
     with pytest.raises(UserError, match="a batch is a dict with the keys image, label; it must be"):
         GAN(**SMALL).unpack({"image": images(), "label": None})

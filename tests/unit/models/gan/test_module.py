@@ -339,11 +339,6 @@ def test_samples_and_logits_of_a_conditional_model_depend_on_the_label():
     fit(model, batches=2)
 
 
-def test_a_conditional_model_needs_classes():
-    with pytest.raises(UserError, match="num_classes is 0"):
-        GAN(input_shape=(1, 8, 8), conditional=True)
-
-
 def test_invalid_options_are_named():
     with pytest.raises(UserError, match="loss is 'ns'; choose one of minimax"):
         GAN(input_shape=(2,), loss="ns")
