@@ -248,6 +248,38 @@ def test_the_moving_average_is_of_the_generator_only_and_in_the_checkpoint(tmp_p
     assert loaded.ema.images == 96
 
 
+def test_samples_are_those_of_the_average_not_of_the_generator_that_is_trained():
+    model = plain()
+    fit(model, batches=3)
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    drawn = [
+        model.sample(5, generator=torch.Generator().manual_seed(0)),
+        model.interpolate(5, 2, generator=torch.Generator().manual_seed(0))[:, 0],
+        model.trajectory(5, 2, generator=torch.Generator().manual_seed(0))[0],
+    ]
+    with torch.no_grad():
+        averaged, raw = model.ema.network(z, None), model.generator(z, None)
+    assert not torch.allclose(averaged, raw), "the two differ after training"
+    for samples in drawn:
+        torch.testing.assert_close(samples, averaged)
+
+
+def test_both_networks_see_a_batch_and_its_samples_with_the_labels_of_the_batch():
+    model = plain(conditional=True, loss="non_saturating", penalty="none")
+    batches, generated, judged = LossRecorder(), [], []
+    for network, calls in ((model.generator, generated), (model.discriminator, judged)):
+        network.register_forward_hook(lambda module, inputs, output, calls=calls: calls.append((*inputs, output)))
+    fit(model, batches=2, callbacks=[batches])
+    assert len(generated) == len(judged) == 4, "a call in each step of either network"
+    for step, (_, labels, fake) in enumerate(generated):
+        x, y = batches.batches[step // 2]
+        seen, by, _ = judged[step]
+        assert torch.equal(labels, y)
+        discriminators_step = step % 2 == 0
+        assert torch.equal(seen, torch.cat([x, fake]) if discriminators_step else fake)
+        assert torch.equal(by, torch.cat([y, y]) if discriminators_step else y)
+
+
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating", "hinge", "wasserstein", "relativistic"])
 def test_every_loss_logs_its_own_metrics(loss):
     trainer = fit(plain(loss=loss), batches=8, log_every_n_steps=2)
