@@ -155,7 +155,8 @@ def _sample(model: Any, n: int, labels: Tensor, generator: torch.Generator) -> T
 
 def _logits(model: Any, points: Tensor, labels: Tensor) -> Tensor:
     """Logits (N,) on the CPU, in eval mode, so that batch norm's statistics stay those of the training."""
-    classes = [labels.to(model.device)] if is_conditional(model) else []
+    points = points.to(model.device)
+    classes = [labels.to(points.device)] if is_conditional(model) else []
     network = model.discriminator
     modules = list(network.modules()) if isinstance(network, nn.Module) else []
     training = [module.training for module in modules]
@@ -163,7 +164,7 @@ def _logits(model: Any, points: Tensor, labels: Tensor) -> Tensor:
         module.training = False
     try:
         with torch.no_grad():
-            return network(points.to(model.device), *classes).float().cpu()
+            return network(points, *classes).float().cpu()
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
