@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -39,6 +38,7 @@ from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build
 from zoo.seeding import SampleNoise
 
 OWN_LOSS = "own"  # name in checkpoints of a loss that is not in `ADVERSARIAL_LOSSES`
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 GeneratorFactory = Callable[[Sequence[int], int, int], nn.Module]
 DiscriminatorFactory = Callable[[Sequence[int], int], nn.Module]
 
@@ -161,7 +161,7 @@ class GAN(GenerativeModule):
         self.discriminator, self.hparams["discriminator"] = build_network(
             "discriminator", discriminator, (self.input_shape, classes), DISCRIMINATORS
         )
-        self._separate_passes = any(isinstance(module, _BatchNorm) for module in self.discriminator.modules())
+        self._separate_passes = any(isinstance(module, BATCH_NORMS) for module in self.discriminator.modules())
         labels = torch.zeros(2, dtype=torch.int64) if classes else None
         samples = torch.zeros(2, *self.input_shape)
         check_output("generator", self.generator, (torch.zeros(2, self.latent_dim), labels), samples.shape)
