@@ -149,7 +149,18 @@ RUNS = {
         ),
     ],
     "gan_quality": [
-        Run("digits --seeds 2 --max_steps 1", (row("recipe", MEAN, MEAN), row("textbook", MEAN, MEAN))),
+        Run(
+            "digits --models recipe --seeds 2 --max_steps 1",
+            (row("recipe, average", MEAN, MEAN), row("recipe, no average", MEAN, MEAN)),
+        ),
+        Run(
+            "digits --models textbook --lr 0.001 --seeds 1 --max_steps 1",
+            (
+                row("textbook, lr 0.0002, no average", N, N),
+                rf"\| textbook, lr 0.001, (no )?average \| {N} \| {N} \|\n",
+            ),
+        ),
+        Run("digits --models dcgan --lr 0.0002 --seeds 1 --max_steps 1", (row("dcgan, lr 0.0002, no average", N, N),)),
         Run(
             "points --seeds 1 --max_steps 1",
             (row("ring", "0", r"\d of 8", N, N, N), row("grid", "0", r"\d+ of 25", N, N, N)),
