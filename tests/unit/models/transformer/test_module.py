@@ -36,6 +36,19 @@ def fitted(data: LightningDataModule, steps: int, **options) -> TransformerLM:
     return model
 
 
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"qk_norm": False}])
+def test_with_qk_norm_which_is_the_default_the_size_of_queries_and_keys_does_not_matter(options):
+    model = untrained(**options)
+    tokens = torch.randint(ALPHABET.size, (2, 12))
+    with torch.no_grad():
+        logits = model(tokens)
+        for block in model.network.stack.blocks:
+            block.attention.q.weight.mul_(10)
+            block.attention.kv.weight[:32].mul_(10)  # keys
+        change = (model(tokens) - logits).abs().max()
+    assert change > 0.1 if options.get("qk_norm") is False else change < 1e-3
+
+
 def test_it_learns_and_generates_a_periodic_text(tmp_path):
     data = text_of(tmp_path, "the quick brown fox\n" * 400)
     model = fitted(data, 80, optimizer=lambda p: torch.optim.AdamW(p, lr=8e-3))
