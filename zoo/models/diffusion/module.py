@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import MeanMetric
 
 from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
+from zoo.metrics import NearCopies, nearest_distances
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
@@ -27,30 +27,6 @@ from zoo.models.diffusion.process import Process
 from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Noise, Solution, karras_sigmas, solve
 from zoo.models.exports import Export
 from zoo.models.generative import slerp
-
-MEMORIZED = 1 / 3  # ratio of distances to the nearest training sample below which a warning is given
-
-
-class MedianRatio(Metric):
-    """Median of some values over the median of others, over all ranks; NaN if there are none."""
-
-    full_state_update = False
-    above: list[Tensor]
-    below: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("above", [], dist_reduce_fx="cat")
-        self.add_state("below", [], dist_reduce_fx="cat")
-
-    def update(self, above: Tensor, below: Tensor) -> None:
-        """Adds values (N,) of the numerator and of the denominator."""
-        self.above.append(above)
-        self.below.append(below)
-
-    def compute(self) -> Tensor:
-        """Ratio, a scalar."""
-        return dim_zero_cat(self.above).median() / dim_zero_cat(self.below).median()
 
 
 class Diffusion(DenoisingModule, ScoreModel):
@@ -101,7 +77,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         self.check_guidance(guidance_scale)
         self.excess_samples = excess_samples
         self.likelihood_samples, self.likelihood_probes = likelihood_samples, likelihood_probes
-        self.nearness = MedianRatio()
+        self.near_copies = NearCopies()
         self._ideal: IdealDenoiser | None = None
 
     def check_guidance(self, guidance_scale: float) -> None:
@@ -374,22 +350,24 @@ class Diffusion(DenoisingModule, ScoreModel):
         cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
-        """Detects memorization: distance of samples to the nearest training sample, over that of held-out data."""
-        if split != "val" or self._ideal is None:
+        """Looks for memorization: distances of samples, and of held-out data, to the nearest training sample."""
+        if split != "val" or self._ideal is None or self.trainer.sanity_checking:
             return
         kept = self._indices < self.excess_samples
         if kept.any() or batch_idx == 0:
-            data = self._ideal.data.flatten(1).to(real)
-            self.nearness.update(*(torch.cdist(x[kept].flatten(1), data).amin(1) for x in (fake, real)))
-        self.log("val/nn_ratio", self.nearness)
+            data = self._ideal.data.to(real)
+            self.near_copies.update(*(nearest_distances(x[kept], data) for x in (fake, real)))
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self._ideal is None or self.distance is None or self.trainer.sanity_checking:
             return
-        ratio = self.nearness.compute()
-        if ratio < MEMORIZED:
+        share, expected, limit = self.near_copies.compute()
+        self.near_copies.reset()
+        self.log("val/near_copies", share, sync_dist=True)
+        if share > limit:
             rank_zero_warn(
-                f"the distance of samples to the training data is {ratio:.2f} of that of held-out data: the model "
-                "repeats its training data; train it for fewer steps, make it smaller, or use more data"
+                f"{share:.0%} of the samples are nearer to the training data than {1 - expected:.0%} of held-out data "
+                f"are, and chance would be {expected:.0%}: the model repeats its training data; train it for fewer "
+                "steps, make it smaller, or use more data"
             )
