@@ -1,4 +1,4 @@
-"""Distances between generated and real samples, near copies, temperature scaling as torchmetrics metrics, and windowed means."""
+"""Distances between generated and real samples, near copies and temperature scaling as metrics, and windowed means."""
 
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor

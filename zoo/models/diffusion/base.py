@@ -164,10 +164,9 @@ class DenoisingModule(GenerativeModule):
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, seeds: Tensor | None
     ) -> tuple[SampleNoise, Tensor | None]:
         """Noise of `n` samples, with a seed for each, and their labels, drawn if they are not given."""
-        if generator is None and (seeds is None or (labels is None and self.conditional)):
-            generator = spawn_generator()
-        seeds = sample_seeds(n, generator) if seeds is None else seeds
-        labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+        if seeds is None:
+            seeds = sample_seeds(n, spawn_generator() if generator is None else generator)
+        labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
         return SampleNoise(seeds, self.input_shape, self.device, state_dtype(self.device)), labels
 
     def _finish(self, x: Tensor) -> Tensor:

@@ -100,8 +100,9 @@ class ConsistencyModel(DenoisingModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of sampling steps, each one evaluation of the network (default: the model's own).

@@ -134,8 +134,9 @@ class Diffusion(DenoisingModule, ScoreModel):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of solver steps (default: the model's own).

@@ -205,7 +205,9 @@ def test_a_memorizing_model_is_reported():
     model = Memorizing(**SMALL, conditional=True, sigma_data=0.5, steps=20, ema_half_life=0)
     trainer = quiet_trainer(limit_val_batches=None)
     warnings.simplefilter("always")
-    with pytest.warns(UserWarning, match=r"\d\d% of the samples .* than 99% .* 1%: the model repeats its training data"):
+    with pytest.warns(
+        UserWarning, match=r"\d\d% of the samples .* than 99% .* 1%: the model repeats its training data"
+    ):
         measured = trainer.validate(model, datamodule=data, verbose=False)[0]
     assert measured["val/distance_to_ideal"] == pytest.approx(0, abs=1e-6)
     assert measured["val/excess"] == pytest.approx(0, abs=1e-6)
