@@ -4,7 +4,7 @@ A consistency model (Song et al. 2023, arXiv 2303.01469) maps every noisy sample
 probability flow, whereas a diffusion model predicts the mean of all clean samples. It is tuned from a trained diffusion
 model (Geng et al. 2024, arXiv 2406.14548): at first the target is the clean sample, as in diffusion training; then it
 is the model's own output for the same sample with less of the same noise. The difference of the two noise levels
-shrinks during training.
+shrinks during training. No label is dropped, since a student is only asked for samples of a class.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class ConsistencyModel(DenoisingModule):
             x: samples, (N, *input_shape).
             noise: standard normal noise, the same at both levels, (N, *input_shape).
             sigma: higher noise level, (N,).
-            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class; or None.
+            labels: classes of a conditional model, int64 (N,), or None.
             divisor: see `next_sigma`.
         """
         lower = self.next_sigma(sigma, divisor)

@@ -25,7 +25,7 @@ from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
 from zoo.models.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
 from zoo.models.diffusion.process import Process
 from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Noise, Solution, karras_sigmas, solve
-from zoo.models.exports import Export
+from zoo.models.exports import Export, Input, label_inputs
 from zoo.models.generative import slerp
 
 
@@ -41,8 +41,10 @@ class Diffusion(DenoisingModule, ScoreModel):
         solver: name of the solver; see `zoo.models.diffusion.solvers`.
         guidance_scale: weight w of classifier-free guidance, E_w = E_class + w (E_class - E_none) (Ho and Salimans
             2022, arXiv 2207.12598, eq. 6); 0 for none. It doubles the evaluations of the network.
-        diffusivity: diffusion coefficient D of the process, which only sets the unit of time.
-        temperature: thermal energy k_B T of the process, which only sets the unit of the force.
+        class_dropout: probability that a label is dropped in training, for classifier-free guidance.
+        diffusivity: diffusion coefficient D, which sets the unit of time: the noise level sigma is reached at
+            sigma^2 / 2D. Only the solver reverse_process runs in time, and its samples do not depend on D.
+        temperature: thermal energy k_B T, which sets the unit of the force.
         excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
             generated samples that are compared with the training data; 0 for none.
         likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
@@ -60,6 +62,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         num_classes: int = 0,
         solver: str = "deis",
         guidance_scale: float = 0.0,
+        class_dropout: float = 0.1,
         diffusivity: float = 1.0,
         temperature: float = 1.0,
         excess_samples: int = 256,
@@ -71,6 +74,9 @@ class Diffusion(DenoisingModule, ScoreModel):
         check_choice("solver", solver, SOLVERS)
         check_at_least(0, excess_samples=excess_samples)
         check_at_least(0, likelihood_samples=likelihood_samples, likelihood_probes=likelihood_probes)
+        if not 0 <= class_dropout <= 1:
+            raise UserError(f"class_dropout is {class_dropout}; it must be between 0 and 1")
+        self.class_dropout = class_dropout
         self.process = Process(diffusivity, temperature)
         self.temperature = temperature
         self.solver, self.guidance_scale = solver, guidance_scale
@@ -140,7 +146,7 @@ class Diffusion(DenoisingModule, ScoreModel):
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of solver steps (default: the model's own).
-            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral, predictor_corrector or reverse_process; see
                 `zoo.models.diffusion.solvers` (default: the model's own).
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
@@ -230,7 +236,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         """Solves from noise of the highest level to data."""
         sigmas = karras_sigmas(steps, self.sigma_min, self.sigma_max)
         x = self.averaged.mean + sigmas[0] * noise()
-        return solve(denoise, x, sigmas, solver, noise, trajectory)
+        physics = {"process": self.process} if solver == "reverse_process" else {}
+        return solve(denoise, x, sigmas, solver, noise, trajectory, **physics)
 
     def export_sampler(
         self, *, steps: int | None = None, solver: str | None = None, guidance_scale: float | None = None
@@ -239,8 +246,8 @@ class Diffusion(DenoisingModule, ScoreModel):
 
         Args:
             steps: number of solver steps (default: the model's own).
-            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
-                `zoo.models.diffusion.solvers` (default: the model's own). The last two take the noise of every draw.
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral, predictor_corrector or reverse_process; see
+                `zoo.models.diffusion.solvers` (default: the model's own). The last three take the noise of every draw.
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
         """
         steps = self.steps if steps is None else steps
@@ -252,6 +259,9 @@ class Diffusion(DenoisingModule, ScoreModel):
             return self._finish(self._solve(self.guided(labels, scale), noise, steps, solver).x)
 
         return self._export_sampler(draw, {"steps": steps, "solver": solver, "guidance_scale": scale})
+
+    def _label_inputs(self) -> dict[str, Input]:
+        return label_inputs(self.num_classes if self.conditional else None)  # the highest label is no class
 
     # Training
 
@@ -275,6 +285,9 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)
+        if labels is not None:
+            dropped = torch.rand(len(labels), device=labels.device) < self.class_dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
         sigma = self.stratified_sigmas(len(x))
         noisy = x + append_dims(sigma, x) * torch.randn_like(x)
         return self.end_batch(self.denoiser.loss(x, noisy, sigma, labels).mean(), len(x))
@@ -318,7 +331,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         loss = self.denoiser.weight(sigma) * error
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
-        if self._ideal is not None:
+        if self._ideal is not None and not self.trainer.sanity_checking:
             kept = self._indices < self.excess_samples
             if kept.any():
                 chosen = None if labels is None else labels[kept]
