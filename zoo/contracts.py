@@ -101,7 +101,7 @@ class WholeSplits(Protocol):
     """A whole split in memory, after `setup()`.
 
     Without it a diffusion model is not compared with the ideal denoiser (`val/excess`, `val/distance_to_ideal`), and
-    memorization is not measured (`val/nn_ratio`).
+    memorization is not measured (`val/near_copies`).
     """
 
     def split(self, name: str, /) -> tuple[Tensor, Tensor]:

@@ -104,8 +104,9 @@ class GenerativeModule(ZooModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
 
@@ -113,12 +114,9 @@ class GenerativeModule(ZooModule):
             (n, *input_shape), images in [-1, 1].
         """
 
-    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws classes (n,) uniformly for a conditional model; None for an unconditional one."""
-        if not self.conditional:
-            return None
-        device = generator.device if generator else self.device
-        return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
+    def draw_labels(self, seeds: Tensor) -> Tensor | None:
+        """Classes (n,) of samples by their seeds, int64 (n,), uniform if these are; None for an unconditional model."""
+        return (seeds % self.num_classes).to(self.device) if self.conditional else None
 
     # Batches
 

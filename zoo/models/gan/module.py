@@ -35,7 +35,7 @@ from zoo.models.gan.network import DISCRIMINATORS, GENERATORS
 from zoo.models.generative import GenerativeModule, slerp
 from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, gan_optimizer
-from zoo.seeding import SampleNoise
+from zoo.seeding import SampleNoise, sample_seeds
 
 OWN_LOSS = "own"  # name in checkpoints of a loss that is not in `ADVERSARIAL_LOSSES`
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -172,12 +172,13 @@ class GAN(GenerativeModule):
 
     # Sampling
 
-    def latents(self, n: int, generator: torch.Generator | None = None, seeds: Tensor | None = None) -> Tensor:
-        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device, from a generator or from a seed per sample."""
-        if seeds is not None:
-            return SampleNoise(seeds, (self.latent_dim,), self.device)()
-        device = generator.device if generator else self.device
-        return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
+    def latents(self, n: int) -> Tensor:
+        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device."""
+        return torch.randn(n, self.latent_dim, device=self.device)
+
+    def _seeded_latents(self, seeds: Tensor) -> SampleNoise:
+        """Function that draws z ~ N(0, 1), (n, latent_dim), by the samples' seeds, int64 (n,)."""
+        return SampleNoise(seeds, (self.latent_dim,), self.device)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (N, latent_dim), labels (N,) to samples (N, *input_shape), by the averaged generator if there is one."""
@@ -195,8 +196,9 @@ class GAN(GenerativeModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional GAN, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional GAN, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
 
@@ -204,9 +206,9 @@ class GAN(GenerativeModule):
             (n, *input_shape), images in [-1, 1].
         """
         with eval_mode(self):
-            z = self.latents(n, generator, seeds)
-            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
-            return self(z, labels).float()
+            seeds = sample_seeds(n, generator) if seeds is None else seeds
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
+            return self(self._seeded_latents(seeds)(), labels).float()
 
     def interpolate(
         self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -223,8 +225,10 @@ class GAN(GenerativeModule):
             (rows, steps, *input_shape).
         """
         with eval_mode(self):
-            start, end = self.latents(rows, generator), self.latents(rows, generator)
-            labels = self.draw_labels(rows, generator) if labels is None else labels.to(self.device)
+            seeds = sample_seeds(rows, generator)
+            draw = self._seeded_latents(seeds)
+            start, end = draw(), draw()
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             weights = torch.linspace(0, 1, steps).tolist()
             return torch.stack([self(slerp(start, end, weight), labels).float() for weight in weights], dim=1)
 
@@ -243,8 +247,10 @@ class GAN(GenerativeModule):
             (frames, n, *input_shape).
         """
         with eval_mode(self):
-            z, direction = self.latents(n, generator), self.latents(n, generator)
-            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+            seeds = sample_seeds(n, generator)
+            draw = self._seeded_latents(seeds)
+            z, direction = draw(), draw()
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             angles = torch.linspace(0, 2 * torch.pi, frames + 1)[:-1].tolist()
             images = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
             return torch.stack(images).float()
