@@ -13,11 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.helpers.command import CHECKOUT
+from zoo.cli.main import main
 
 FOLDER = CHECKOUT / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
@@ -209,7 +212,13 @@ RUNS = {
             "digits --epochs 1 --out .",
             (r"digits: test accuracy \d+\.\d\d%", rf"at n 297: training from test images {N}"),
             writes="digits.safetensors",
-        )
+        ),
+        Run("digits --evaluate", (rf"at n 297: training from test images {N}",)),
+        Run(
+            "cifar10_jpeg --cifar10_jpeg {jpegs} --epochs 1 --out .",
+            (r"cifar10_jpeg: test accuracy \d+\.\d\d%", rf"at n 1000: training from test images {N}"),
+            writes="cifar10_jpeg.safetensors",
+        ),
     ],
     "vanishing_gradient": [
         Run(
@@ -224,7 +233,20 @@ RUNS = {
 @pytest.fixture
 def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Function from a name in the arguments of a run to a path."""
+
+    def jpegs() -> str:
+        """Random pictures of 32x32 pixels, of two classes: 140 to train on and 20 to test on."""
+        generator = np.random.default_rng(0)
+        for split, count in {"train": 70, "test": 10}.items():
+            for kind in ("cats", "dogs"):
+                folder = tmp_path / "jpegs" / split / kind
+                folder.mkdir(parents=True)
+                for index, pixels in enumerate(generator.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)):
+                    Image.fromarray(pixels).save(folder / f"{index}.jpg")
+        return str(tmp_path / "jpegs")
+
     known: dict[str, Callable[[], str]] = {
+        "jpegs": jpegs,
         "data": lambda: str(request.getfixturevalue("shared_data")),
         "text": lambda: textwrap.__file__,
         "digits": lambda: checkpoint("diffusion"),
@@ -307,6 +329,21 @@ def test_it_prints_its_result(script, run, load_script, paths, capsys):
     for pattern in run.prints:
         assert re.search(pattern, printed), f"{pattern} is not in\n{printed}"
     assert not run.writes or Path(run.writes).stat().st_size > 0
+
+
+def test_the_options_of_every_row_of_the_classifiers_train(load_script):
+    """Those of which no run above trains a row: the tables have too many rows for a training and a test of each."""
+    tables = load_script("classifier_quality").TABLES
+    small = {"mlp": ["--model.width=8"], "resnet": ["--model.widths=[4,4,4]"]}
+    trained = set()
+    for table, rows in tables.items():
+        recipe = table.split("_")[0]
+        for options in dict.fromkeys(row.options for row in rows):
+            if options and not {"--model.backbone=cifar", "--model.lr_scheduler=null"} & set(options):
+                args = ["--data=Digits", "--data.batch_size=64", "--trainer.fast_dev_run=true", *small[recipe]]
+                main(["fit", f"--config={recipe}.yaml", *args, "--trainer.accelerator=cpu", *options])
+                trained.add(options)
+    assert len(trained) == 8
 
 
 def test_every_script_has_a_run():

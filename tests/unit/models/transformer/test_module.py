@@ -109,6 +109,16 @@ def test_sampling_is_reproducible_and_changes_neither_mode_nor_random_state():
     assert model.network.training
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}])
+def test_options_that_leave_one_token_give_the_same_text_for_every_seed(options):
+    model = untrained()
+    texts = {
+        tuple(model.sample(1, generator=torch.Generator().manual_seed(seed), max_new_tokens=20, **options)[0].tolist())
+        for seed in range(3)
+    }
+    assert len(texts) == 1
+
+
 def test_between_two_tokens_of_a_stream_the_model_is_in_its_own_mode():
     model = untrained(dropout=0.5).train()
     stream = model.stream(1, max_new_tokens=5, generator=torch.Generator().manual_seed(0))
