@@ -254,7 +254,7 @@ def sample_images(
     classes, columns = _choose_labels(network, n, labels, per_class)
     count = n if classes is None else len(classes)
     if classes is None and _count_classes(network) and hasattr(network, "draw_labels"):
-        classes = network.draw_labels(count, torch.Generator().manual_seed(seed))
+        classes = network.draw_labels(sample_seeds(count, torch.Generator().manual_seed(seed)))
     if interpolate:
         return _sample_interpolation(network, path, n, interpolate, classes, seed, selected["interpolate"], overwrite)
     if path.suffix == ".gif":

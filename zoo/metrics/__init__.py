@@ -1,8 +1,9 @@
-"""Distances between generated and real samples and temperature scaling as torchmetrics metrics, and windowed means."""
+"""Distances between generated and real samples, near copies and temperature scaling as metrics, and windowed means."""
 
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
+from zoo.metrics.near_copies import NearCopies, nearest_distances
 from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
 from zoo.metrics.two_sample import two_sample_accuracy
 from zoo.metrics.wasserstein import SlicedWasserstein, wasserstein1
@@ -11,6 +12,7 @@ from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 __all__ = [
     "FeatureExtractor",
     "FrechetDistance",
+    "NearCopies",
     "SlicedWasserstein",
     "TemperatureFit",
     "TemperatureScaling",
@@ -22,6 +24,7 @@ __all__ = [
     "frechet_distance",
     "load_extractor",
     "log_is_due",
+    "nearest_distances",
     "two_sample_accuracy",
     "wasserstein1",
 ]

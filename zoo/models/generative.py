@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.contracts import ReferenceSamples, data_of, left_out, offers
+from zoo.contracts import ReferenceSamples, check_condition, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
@@ -70,7 +70,7 @@ class GenerativeModule(ZooModule):
     Args:
         input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
         num_classes: number of classes in the data.
-        conditional: draw samples by class.
+        conditional: draw samples by class, of which there must be two.
         extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
     """
 
@@ -78,8 +78,7 @@ class GenerativeModule(ZooModule):
         self, input_shape: Sequence[int], num_classes: int = 0, conditional: bool = False, extractor: str = "auto"
     ) -> None:
         super().__init__()
-        if conditional and num_classes < 1:
-            raise UserError("conditional is true, but the data has no classes: num_classes is 0")
+        check_condition(conditional, num_classes)
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
         self.conditional = conditional
@@ -105,8 +104,9 @@ class GenerativeModule(ZooModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
 
@@ -114,12 +114,9 @@ class GenerativeModule(ZooModule):
             (n, *input_shape), images in [-1, 1].
         """
 
-    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws classes (n,) uniformly for a conditional model; None for an unconditional one."""
-        if not self.conditional:
-            return None
-        device = generator.device if generator else self.device
-        return torch.randint(self.num_classes, (n,), generator=generator, device=device).to(self.device)
+    def draw_labels(self, seeds: Tensor) -> Tensor | None:
+        """Classes (n,) of samples by their seeds, int64 (n,), uniform if these are; None for an unconditional model."""
+        return (seeds % self.num_classes).to(self.device) if self.conditional else None
 
     # Batches
 

@@ -17,7 +17,7 @@ from zoo.models.ema import EMA
 from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.generative import GenerativeModule
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay
-from zoo.seeding import SampleNoise
+from zoo.seeding import SampleNoise, sample_seeds
 
 
 def vae_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -97,16 +97,16 @@ class VAE(GenerativeModule):
         if temperature < 0:
             raise UserError(f"temperature is {temperature}; it must be at least 0")
         with eval_mode(self):
-            z = temperature * self.latents(n, generator, seeds)
-            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+            seeds = sample_seeds(n, generator) if seeds is None else seeds
+            z = temperature * self.latents(n, seeds)
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             return self.averaged.decode(z, labels).float()
 
-    def latents(self, n: int, generator: torch.Generator | None = None, seeds: Tensor | None = None) -> Tensor:
-        """Standard normal noise (n, latent_dim) on the model's device, from a generator or from a seed per sample."""
+    def latents(self, n: int, seeds: Tensor | None = None) -> Tensor:
+        """Standard normal noise (n, latent_dim) on the model's device, by a seed per sample if they are given."""
         if seeds is not None:
             return SampleNoise(seeds, (self.latent_dim,), self.device)()
-        device = generator.device if generator else self.device
-        return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
+        return torch.randn(n, self.latent_dim, device=self.device)
 
     exports = ("decoder",)
 
@@ -128,6 +128,7 @@ class VAE(GenerativeModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)  # val/fd
         x, labels = self.unpack(batch)
-        noise = self.latents(len(x), torch.Generator().manual_seed(batch_idx))  # the same in every validation
+        seeds = sample_seeds(len(x), torch.Generator().manual_seed(batch_idx))  # the same in every validation
+        noise = self.latents(len(x), seeds)
         self.val_loss.update(-self.averaged(x, labels, noise))
         self.log("val/loss", self.val_loss, prog_bar=True)

@@ -19,10 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.helpers.checkpoints import save_untrained
 from tests.helpers.command import CHECKOUT
-from tests.helpers.networks import unet
-from zoo import Diffusion
 from zoo.cli.main import main
 
 FOLDER = CHECKOUT / "benchmarks"
@@ -90,13 +87,17 @@ RUNS = {
     ],
     "diffusion_peer": [
         Run(
-            "--root {data} --ckpt_path {clothes} --cpu_seconds 0.01 --n 3 --n_ddim 4 --ddim 5 --out samples.png",
+            "--root {data} --steps 1 --seeds 2 --n 3 --n_val 2 --evaluations 5 --lr 1e-3 1e-4 --dim 8 --out samples "
+            f"{CPU} --model.network=UNet --model.network.widths=[8] --data.batch_size=2 --data.val_size=59900",
             (
-                rf'"model": "ours", "n": 3, .*"fd": {N}, "floor": {N}',
-                rf'"sampler": "ddim, 5", "n": 4, "fd": {N}',
-                rf'"sampler": "default, 1000", "n": 3, "fd": {N}',
+                r'"lr": 0.001, "split": "val", "fd": \{"raw weights"',
+                rf"chosen on validation images: [\d.e-]+; floor {MEAN}",
+                row("ours, by class", "10", MEAN),
+                row("ours, without classes", "10", MEAN),
+                row("peer, raw weights", "5", MEAN),
+                row("peer, average like ours", "5", MEAN),
             ),
-            writes="samples_4.png",
+            writes="samples/peer_raw_weights_1.png",
         )
     ],
     "diffusion_physics": [
@@ -151,7 +152,18 @@ RUNS = {
         ),
     ],
     "gan_quality": [
-        Run("digits --seeds 2 --max_steps 1", (row("recipe", MEAN, MEAN), row("textbook", MEAN, MEAN))),
+        Run(
+            "digits --models recipe --seeds 2 --max_steps 1",
+            (row("recipe, average", MEAN, MEAN), row("recipe, no average", MEAN, MEAN)),
+        ),
+        Run(
+            "digits --models textbook --lr 0.001 --seeds 1 --max_steps 1",
+            (
+                row("textbook, lr 0.0002, no average", N, N),
+                rf"\| textbook, lr 0.001, (no )?average \| {N} \| {N} \|\n",
+            ),
+        ),
+        Run("digits --models dcgan --lr 0.0002 --seeds 1 --max_steps 1", (row("dcgan, lr 0.0002, no average", N, N),)),
         Run(
             "points --seeds 1 --max_steps 1",
             (row("ring", "0", r"\d of 8", N, N, N), row("grid", "0", r"\d+ of 25", N, N, N)),
@@ -222,10 +234,6 @@ RUNS = {
 def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Function from a name in the arguments of a run to a path."""
 
-    def clothes() -> str:
-        save_untrained(Diffusion((1, 28, 28), 10, conditional=True, network=unet(8), steps=2), tmp_path / "c.ckpt")
-        return str(tmp_path / "c.ckpt")
-
     def jpegs() -> str:
         """Random pictures of 32x32 pixels, of two classes: 140 to train on and 20 to test on."""
         generator = np.random.default_rng(0)
@@ -242,7 +250,6 @@ def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.Fixt
         "data": lambda: str(request.getfixturevalue("shared_data")),
         "text": lambda: textwrap.__file__,
         "digits": lambda: checkpoint("diffusion"),
-        "clothes": clothes,
     }
     return lambda name: known[name]()
 
@@ -292,7 +299,7 @@ def peer_library() -> dict[str, ModuleType]:
             return torch.rand(shape)
 
     class EMA(nn.Module):
-        def __init__(self, model: nn.Module, beta: float, update_every: int) -> None:
+        def __init__(self, model: nn.Module, beta: float, update_every: int, **options: float) -> None:
             super().__init__()
             self.ema_model = model
 

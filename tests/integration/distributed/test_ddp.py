@@ -47,7 +47,7 @@ def test_both_ranks_of_a_diffusion_model_agree_and_draw_noise_of_their_own(both)
     assert first["hash"] == second["hash"]
     assert first["images"] == 12 * 32 * 2, "images of both ranks"
     measured = {name for name in first if name.startswith("val/")}
-    assert {"val/loss", "val/excess", "val/fd", "val/nn_ratio", "val/distance_to_ideal"} <= measured
+    assert {"val/loss", "val/excess", "val/fd", "val/near_copies", "val/distance_to_ideal"} <= measured
     for name in measured:
         assert first[name] == second[name], name
     assert len(first["noise"]) == 12

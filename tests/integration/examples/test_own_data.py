@@ -41,7 +41,7 @@ def test_without_reference_and_split_it_trains_with_one_line_on_what_is_left_out
     example.run(comparable, "--max_steps", "1")
     assert not [message for message in caplog.messages if "leaves out" in message]
     header = Path("runs/own_data/version_1/metrics.csv").read_text().split("\n")[0].split(",")
-    assert {"val/fd", "val/fd_floor", "val/excess", "val/nn_ratio"} <= set(header)
+    assert {"val/fd", "val/fd_floor", "val/excess", "val/near_copies"} <= set(header)
 
 
 @pytest.mark.usefixtures("cheap_reports")

@@ -120,7 +120,9 @@ def test_weights_are_those_of_the_average_under_the_names_of_the_network(classif
     assert report.difference is None
 
 
-@pytest.mark.parametrize(("solver", "draws"), [("deis", 1), ("ancestral", 3), ("predictor_corrector", 5)])
+@pytest.mark.parametrize(
+    ("solver", "draws"), [("deis", 1), ("ancestral", 3), ("predictor_corrector", 5), ("reverse_process", 3)]
+)
 def test_the_sampler_of_a_diffusion_model_draws_what_the_model_draws(solver, draws):
     model = zoo.Diffusion((2,), 3, conditional=True, network=residual_mlp(8))
     nn.init.normal_(model.averaged.network.head[2].weight)

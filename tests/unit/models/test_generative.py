@@ -1,6 +1,7 @@
 """The distance between samples and data, and the interpolation of latent vectors."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.helpers.networks import mlps, unet
+from tests.unit.models.diffusion.small import untrained
 from tests.unit.training import quiet_trainer
-from zoo import GAN, Diffusion
+from zoo import GAN, ConsistencyModel, Diffusion
 from zoo.datamodules import Digits, Points
 from zoo.errors import UserError
+from zoo.models.diffusion.solvers import SOLVERS
 from zoo.models.generative import slerp
+from zoo.seeding import sample_seeds
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
 
@@ -48,6 +52,58 @@ def test_the_distance_of_points_is_logged_as_w1_with_its_floor():
     model = GAN(input_shape=(1,))
     (metrics,) = quiet_trainer(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
     assert metrics["val/w1_floor"] < 0.1 < metrics["val/w1"]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_first_samples_of_a_diffusion_model_do_not_depend_on_their_number(solver):
+    model = randomized(untrained(conditional=True, steps=2))
+    assert_same_beginning(lambda n, g: model.sample(n, generator=g, solver=solver))
+
+
+@pytest.mark.parametrize("method", ["sample", "interpolate", "trajectory"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: GAN(**SMALL, conditional=True),
+        lambda: GAN((1,), latent_dim=1, **mlps(16)),  # torch.randn of 4 and of 8 numbers begin differently
+        lambda: ConsistencyModel((1, 8, 8), 10, network=unet(16), conditional=True),
+        lambda: untrained(conditional=True, steps=2),
+    ],
+    ids=["GAN", "GAN of points", "ConsistencyModel", "Diffusion"],
+)
+def test_the_first_samples_do_not_depend_on_their_number(build, method):
+    model = randomized(build())
+    if not hasattr(model, method):
+        pytest.skip(f"no {method}")
+    dimension = 1 if method == "trajectory" else 0
+    options = {"interpolate": {"steps": 3}, "trajectory": {"frames": 3}}.get(method, {})
+    assert_same_beginning(lambda n, g: getattr(model, method)(n, generator=g, **options).transpose(0, dimension))
+
+
+def randomized(model):
+    """The model with random weights, so that its samples depend on their classes."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def assert_same_beginning(draw):
+    four, eight = (draw(n, torch.Generator().manual_seed(0)) for n in (4, 8))
+    torch.testing.assert_close(eight[:4], four, rtol=0, atol=1e-4)
+    assert not torch.allclose(eight[4:], four, atol=0.01)
+
+
+def test_classes_are_drawn_uniformly_and_belong_to_the_seeds():
+    model = GAN(**SMALL, conditional=True)
+    labels = model.draw_labels(sample_seeds(10_000, torch.Generator().manual_seed(0)))
+    counts = labels.bincount(minlength=10)
+    assert len(counts) == 10
+    assert (counts - 1000).abs().max().item() < 4.5 * 30
+    seeds = torch.tensor([7, 123, 7])
+    samples = model.sample(3, seeds=seeds)
+    torch.testing.assert_close(samples[2], samples[0])
+    assert GAN(**SMALL).draw_labels(seeds) is None
 
 
 def test_without_an_extractor_no_distance_is_logged():
@@ -115,6 +171,28 @@ def test_data_with_nothing_but_unlabelled_batches_trains_with_one_line_on_what_i
 def test_batches_that_do_not_fit_are_named(options, tensors, message):
     with pytest.raises(UserError, match=message):
         quiet_trainer(max_steps=1, limit_val_batches=0).fit(GAN(**SMALL, **options), Bare(*tensors))
+
+
+def test_every_validation_draws_from_the_same_noise_and_every_sample_from_its_own():
+    """With a learning rate of 0 the samples are the same to the bit in every validation."""
+    still = partial(torch.optim.SGD, lr=0.0)
+    model, drawn = GAN(**SMALL, optimizer_g=still, optimizer_d=still), []
+    model.inspect_samples = lambda fake, *_: drawn.append(fake)
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2, check_val_every_n_epoch=None)
+    trainer.fit(model, datamodule=Digits(eval_batch_size=100))
+    first, second = (torch.cat(drawn[start : start + 3]) for start in (0, 3))
+    assert len(drawn) == 6
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == len(first) == 300
+
+
+@pytest.mark.parametrize("model", [GAN, Diffusion])
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_condition_on_fewer_than_two_classes_is_refused(model, num_classes):
+    message = f"conditional is true, but num_classes is {num_classes}, .* at least 2 classes: set conditional to false"
+    with pytest.raises(UserError, match=message):
+        model((1, 8, 8), num_classes, conditional=True)
+    model((1, 8, 8), num_classes, conditional=False)
 
 
 def test_batches_by_name_are_refused_with_their_names():

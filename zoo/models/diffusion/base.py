@@ -53,7 +53,6 @@ class DenoisingModule(GenerativeModule):
             *input_shape). The label `num_classes` means no class.
         parametrization: what the network predicts: "edm" for EDM's preconditioning, "flow" for the velocity of flow
             matching; see `zoo.models.diffusion.denoiser`.
-        class_dropout: probability that a label is dropped in training, for classifier-free guidance.
         noise_mean: mean of ln(sigma) in training.
         noise_std: standard deviation of ln(sigma) in training.
         sigma_min: lowest noise level of sampling, from which a sample is denoised in one step.
@@ -82,7 +81,6 @@ class DenoisingModule(GenerativeModule):
         conditional: bool = False,
         network: Literal["auto", "mlp", "unet", "dit"] | DenoisingNetworkFactory = "auto",
         parametrization: Literal["edm", "flow"] = "edm",
-        class_dropout: float = 0.1,
         noise_mean: float = -1.2,
         noise_std: float = 1.2,
         sigma_min: float = 0.002,
@@ -103,10 +101,7 @@ class DenoisingModule(GenerativeModule):
         for name, deviation in {"noise_std": noise_std, "sigma_data": sigma_data}.items():
             if deviation is not None and not deviation > 0:
                 raise UserError(f"{name} is {deviation}; it must be above 0")
-        if not 0 <= class_dropout <= 1:
-            raise UserError(f"class_dropout is {class_dropout}; it must be between 0 and 1")
         karras_sigmas(steps, sigma_min, sigma_max)  # raises an error for invalid values
-        self.class_dropout = class_dropout
         self.noise_mean, self.noise_std = noise_mean, noise_std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.steps = steps
@@ -164,10 +159,9 @@ class DenoisingModule(GenerativeModule):
         self, n: int, labels: Tensor | None, generator: torch.Generator | None, seeds: Tensor | None
     ) -> tuple[SampleNoise, Tensor | None]:
         """Noise of `n` samples, with a seed for each, and their labels, drawn if they are not given."""
-        if generator is None and (seeds is None or (labels is None and self.conditional)):
-            generator = spawn_generator()
-        seeds = sample_seeds(n, generator) if seeds is None else seeds
-        labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+        if seeds is None:
+            seeds = sample_seeds(n, spawn_generator() if generator is None else generator)
+        labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
         return SampleNoise(seeds, self.input_shape, self.device, state_dtype(self.device)), labels
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -197,7 +191,7 @@ class DenoisingModule(GenerativeModule):
         )
 
     def _label_inputs(self) -> dict[str, Input]:
-        return label_inputs(self.num_classes if self.conditional else None)  # the highest label is no class
+        return label_inputs(self.num_classes - 1 if self.conditional else None)
 
     def _export_sampler(self, draw: Callable[[Noise, Tensor | None], Tensor], settings: dict[str, Any]) -> Export:
         """A sampler as a function of its noise.
@@ -262,15 +256,12 @@ class DenoisingModule(GenerativeModule):
         return (self.noise_mean + self.noise_std * normal).exp()
 
     def begin_batch(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Samples of a training batch and, for a conditional model, their labels, some of them dropped."""
+        """Samples of a training batch and, for a conditional model, their labels."""
         x, labels = self.unpack(batch)
         if self._must_calibrate:
             self.calibrate(cast(Tensor, self.all_gather(x)).reshape(-1, *self.input_shape))
             self._must_calibrate = False
-        if labels is None:
-            return x, None
-        dropped = torch.rand(len(labels), device=labels.device) < self.class_dropout
-        return x, labels.masked_fill(dropped, self.num_classes)
+        return x, labels
 
     def end_batch(self, loss: Tensor, images: int) -> Tensor:
         """Counts the images of a training batch and logs the windowed loss."""

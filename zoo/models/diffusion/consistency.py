@@ -4,7 +4,7 @@ A consistency model (Song et al. 2023, arXiv 2303.01469) maps every noisy sample
 probability flow, whereas a diffusion model predicts the mean of all clean samples. It is tuned from a trained diffusion
 model (Geng et al. 2024, arXiv 2406.14548): at first the target is the clean sample, as in diffusion training; then it
 is the model's own output for the same sample with less of the same noise. The difference of the two noise levels
-shrinks during training.
+shrinks during training. No label is dropped, since a student is only asked for samples of a class.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class ConsistencyModel(DenoisingModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of sampling steps, each one evaluation of the network (default: the model's own).
@@ -171,7 +172,7 @@ class ConsistencyModel(DenoisingModule):
             x: samples, (N, *input_shape).
             noise: standard normal noise, the same at both levels, (N, *input_shape).
             sigma: higher noise level, (N,).
-            labels: classes of a conditional model, int64 (N,), with `num_classes` for no class; or None.
+            labels: classes of a conditional model, int64 (N,), or None.
             divisor: see `next_sigma`.
         """
         lower = self.next_sigma(sigma, divisor)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError, check_choice
 
 CHUNK = 2**24  # distances in memory at a time
+UNLABELLED = "this ideal denoiser was built without labels, so it cannot denoise by label"
 
 
 def append_dims(sigma: Tensor | float, x: Tensor) -> Tensor:
@@ -192,7 +193,8 @@ class IdealDenoiser(ScoreModel):
 
     Args:
         data: centers x_n, (N, ...).
-        labels: classes of the centers, int64 (N,), which `denoise` needs if it is called with labels.
+        labels: classes of the centers, int64 (N,), which `denoise` needs if it is called with labels. It searches the
+            centers of a label alone; for a label without any the result is NaN.
         weights: weights of the centers, (N,); equal by default.
         std: standard deviation of each Gaussian; 0 for delta functions.
         temperature: thermal energy k_B T.
@@ -215,30 +217,47 @@ class IdealDenoiser(ScoreModel):
         weights = torch.ones(len(data)) if weights is None else weights
         self.log_weights = (weights.double() / weights.double().sum()).log().to(data)
 
-    def _log_joint(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def _log_joint(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """ln(weight * kernel), unnormalized, for x (N, ...) and sigma (N, 1), of shape (N, number of centers)."""
         centers = self.data.flatten(1).to(x)
         distance = torch.cdist(x.flatten(1), centers, compute_mode="donot_use_mm_for_euclid_dist")
         joint = self.log_weights.to(x) - distance.square() / (2 * (sigma.square() + self.std**2))
         if labels is not None:
             if self.labels is None:
-                raise UserError("this ideal denoiser was built without labels, so it cannot denoise by label")
+                raise UserError(UNLABELLED)
             joint = joint.masked_fill(self.labels.to(x.device) != labels.to(x.device).unsqueeze(1), -math.inf)
         return joint
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         sigmas = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        if labels is None:
+            return self._denoise(x, sigmas)
+        if self.labels is None:
+            raise UserError(UNLABELLED)
+        denoised = torch.full_like(x, math.nan)
+        for label in labels.unique().tolist():
+            own = self.labels == label
+            if own.any():
+                rows = (labels == label).to(x.device)
+                denoised[rows] = self._of_class(own)._denoise(x[rows], sigmas[rows])
+        return denoised
+
+    def _of_class(self, own: Tensor) -> IdealDenoiser:
+        """The denoiser of some of the centers, given as a mask (number of centers,)."""
+        weights = self.log_weights.exp()[own.to(self.log_weights.device)]
+        return IdealDenoiser(self.data[own.to(self.data.device)], None, weights, self.std, self.temperature)
+
+    def _denoise(self, x: Tensor, sigmas: Tensor) -> Tensor:
+        """E[x_0 | x] for x (N, ...) and noise levels (N,), from all centers."""
         centers = self.data.flatten(1).to(x)
         rows = max(1, CHUNK // len(centers))
         parts = []
-        for start in range(0, len(x), rows):
-            piece, s = x[start : start + rows], sigmas[start : start + rows, None]
-            posterior = self._log_joint(piece, s, None if labels is None else labels[start : start + rows]).softmax(1)
-            mean = posterior @ centers
+        for piece, s in zip(x.split(rows), sigmas.unsqueeze(1).split(rows), strict=True):
+            mean = self._log_joint(piece, s).softmax(1) @ centers
             # The mean given one Gaussian of finite width is between its center and x.
             weight = self.std**2 / (self.std**2 + s.square())
             parts.append((mean + weight * (piece.flatten(1) - mean)).view_as(piece))
-        return torch.cat(parts) if parts else x.clone()
+        return torch.cat(parts)
 
     __call__ = denoise
 

@@ -14,43 +14,19 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import MeanMetric
 
 from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
+from zoo.metrics import NearCopies, nearest_distances
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
 from zoo.models.diffusion.likelihood import Likelihood, bits_per_dimension, dequantize, log_likelihood
 from zoo.models.diffusion.process import Process
 from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Noise, Solution, karras_sigmas, solve
-from zoo.models.exports import Export
+from zoo.models.exports import Export, Input, label_inputs
 from zoo.models.generative import slerp
-
-MEMORIZED = 1 / 3  # ratio of distances to the nearest training sample below which a warning is given
-
-
-class MedianRatio(Metric):
-    """Median of some values over the median of others, over all ranks; NaN if there are none."""
-
-    full_state_update = False
-    above: list[Tensor]
-    below: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("above", [], dist_reduce_fx="cat")
-        self.add_state("below", [], dist_reduce_fx="cat")
-
-    def update(self, above: Tensor, below: Tensor) -> None:
-        """Adds values (N,) of the numerator and of the denominator."""
-        self.above.append(above)
-        self.below.append(below)
-
-    def compute(self) -> Tensor:
-        """Ratio, a scalar."""
-        return dim_zero_cat(self.above).median() / dim_zero_cat(self.below).median()
 
 
 class Diffusion(DenoisingModule, ScoreModel):
@@ -65,8 +41,10 @@ class Diffusion(DenoisingModule, ScoreModel):
         solver: name of the solver; see `zoo.models.diffusion.solvers`.
         guidance_scale: weight w of classifier-free guidance, E_w = E_class + w (E_class - E_none) (Ho and Salimans
             2022, arXiv 2207.12598, eq. 6); 0 for none. It doubles the evaluations of the network.
-        diffusivity: diffusion coefficient D of the process, which only sets the unit of time.
-        temperature: thermal energy k_B T of the process, which only sets the unit of the force.
+        class_dropout: probability that a label is dropped in training, for classifier-free guidance.
+        diffusivity: diffusion coefficient D, which sets the unit of time: the noise level sigma is reached at
+            sigma^2 / 2D. Only the solver reverse_process runs in time, and its samples do not depend on D.
+        temperature: thermal energy k_B T, which sets the unit of the force.
         excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
             generated samples that are compared with the training data; 0 for none.
         likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
@@ -84,6 +62,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         num_classes: int = 0,
         solver: str = "deis",
         guidance_scale: float = 0.0,
+        class_dropout: float = 0.1,
         diffusivity: float = 1.0,
         temperature: float = 1.0,
         excess_samples: int = 256,
@@ -95,13 +74,16 @@ class Diffusion(DenoisingModule, ScoreModel):
         check_choice("solver", solver, SOLVERS)
         check_at_least(0, excess_samples=excess_samples)
         check_at_least(0, likelihood_samples=likelihood_samples, likelihood_probes=likelihood_probes)
+        if not 0 <= class_dropout <= 1:
+            raise UserError(f"class_dropout is {class_dropout}; it must be between 0 and 1")
+        self.class_dropout = class_dropout
         self.process = Process(diffusivity, temperature)
         self.temperature = temperature
         self.solver, self.guidance_scale = solver, guidance_scale
         self.check_guidance(guidance_scale)
         self.excess_samples = excess_samples
         self.likelihood_samples, self.likelihood_probes = likelihood_samples, likelihood_probes
-        self.nearness = MedianRatio()
+        self.near_copies = NearCopies()
         self._ideal: IdealDenoiser | None = None
 
     def check_guidance(self, guidance_scale: float) -> None:
@@ -158,12 +140,13 @@ class Diffusion(DenoisingModule, ScoreModel):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional model, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional model, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
             steps: number of solver steps (default: the model's own).
-            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral, predictor_corrector or reverse_process; see
                 `zoo.models.diffusion.solvers` (default: the model's own).
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
 
@@ -253,7 +236,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         """Solves from noise of the highest level to data."""
         sigmas = karras_sigmas(steps, self.sigma_min, self.sigma_max)
         x = self.averaged.mean + sigmas[0] * noise()
-        return solve(denoise, x, sigmas, solver, noise, trajectory)
+        physics = {"process": self.process} if solver == "reverse_process" else {}
+        return solve(denoise, x, sigmas, solver, noise, trajectory, **physics)
 
     def export_sampler(
         self, *, steps: int | None = None, solver: str | None = None, guidance_scale: float | None = None
@@ -262,8 +246,8 @@ class Diffusion(DenoisingModule, ScoreModel):
 
         Args:
             steps: number of solver steps (default: the model's own).
-            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral or predictor_corrector; see
-                `zoo.models.diffusion.solvers` (default: the model's own). The last two take the noise of every draw.
+            solver: euler, heun, dpmpp_2m, ipndm, deis, ancestral, predictor_corrector or reverse_process; see
+                `zoo.models.diffusion.solvers` (default: the model's own). The last three take the noise of every draw.
             guidance_scale: weight w of classifier-free guidance (default: the model's own).
         """
         steps = self.steps if steps is None else steps
@@ -275,6 +259,9 @@ class Diffusion(DenoisingModule, ScoreModel):
             return self._finish(self._solve(self.guided(labels, scale), noise, steps, solver).x)
 
         return self._export_sampler(draw, {"steps": steps, "solver": solver, "guidance_scale": scale})
+
+    def _label_inputs(self) -> dict[str, Input]:
+        return label_inputs(self.num_classes if self.conditional else None)  # the highest label is no class
 
     # Training
 
@@ -298,6 +285,9 @@ class Diffusion(DenoisingModule, ScoreModel):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, labels = self.begin_batch(batch)
+        if labels is not None:
+            dropped = torch.rand(len(labels), device=labels.device) < self.class_dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
         sigma = self.stratified_sigmas(len(x))
         noisy = x + append_dims(sigma, x) * torch.randn_like(x)
         return self.end_batch(self.denoiser.loss(x, noisy, sigma, labels).mean(), len(x))
@@ -341,7 +331,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         loss = self.denoiser.weight(sigma) * error
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
-        if self._ideal is not None:
+        if self._ideal is not None and not self.trainer.sanity_checking:
             kept = self._indices < self.excess_samples
             if kept.any():
                 chosen = None if labels is None else labels[kept]
@@ -374,22 +364,24 @@ class Diffusion(DenoisingModule, ScoreModel):
         cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
-        """Detects memorization: distance of samples to the nearest training sample, over that of held-out data."""
-        if split != "val" or self._ideal is None:
+        """Looks for memorization: distances of samples, and of held-out data, to the nearest training sample."""
+        if split != "val" or self._ideal is None or self.trainer.sanity_checking:
             return
         kept = self._indices < self.excess_samples
         if kept.any() or batch_idx == 0:
-            data = self._ideal.data.flatten(1).to(real)
-            self.nearness.update(*(torch.cdist(x[kept].flatten(1), data).amin(1) for x in (fake, real)))
-        self.log("val/nn_ratio", self.nearness)
+            data = self._ideal.data.to(real)
+            self.near_copies.update(*(nearest_distances(x[kept], data) for x in (fake, real)))
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self._ideal is None or self.distance is None or self.trainer.sanity_checking:
             return
-        ratio = self.nearness.compute()
-        if ratio < MEMORIZED:
+        share, expected, limit = self.near_copies.compute()
+        self.near_copies.reset()
+        self.log("val/near_copies", share, sync_dist=True)
+        if share > limit:
             rank_zero_warn(
-                f"the distance of samples to the training data is {ratio:.2f} of that of held-out data: the model "
-                "repeats its training data; train it for fewer steps, make it smaller, or use more data"
+                f"{share:.0%} of the samples are nearer to the training data than {1 - expected:.0%} of held-out data "
+                f"are, and chance would be {expected:.0%}: the model repeats its training data; train it for fewer "
+                "steps, make it smaller, or use more data"
             )

@@ -124,11 +124,12 @@ class Process:
         times: Iterable[float],
         noise: float = 1.0,
         generator: torch.Generator | None = None,
+        draw: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """Integrates the reverse process by the Euler-Maruyama method in physical time.
 
-        This is the lecture's equation of motion, for teaching; the solvers in `zoo.models.diffusion.solvers` need a
-        fraction of the steps.
+        This is the lecture's equation of motion, for teaching: the solver `reverse_process` of
+        `zoo.models.diffusion.solvers`, of which the others need a fraction of the steps.
 
         Args:
             x: particles at the first time, (N, ...).
@@ -136,13 +137,16 @@ class Process:
             times: times, descending.
             noise: amplitude lambda of the noise lambda sqrt(2D).
             generator: random number generator.
+            draw: function that draws standard normal noise of the shape of x, instead of a generator.
 
         Returns:
             Particles at the last time, (N, ...).
         """
         for t, earlier in pairwise(times):
             step = t - earlier
-            xi = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             velocity = self.drift(self.reverse_force(x, score(x, t), noise))
-            x = x + step * velocity + noise * math.sqrt(2 * self.diffusivity * step) * xi
+            x = x + step * velocity
+            if noise > 0:
+                xi = draw() if draw else torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+                x = x + noise * math.sqrt(2 * self.diffusivity * step) * xi
         return x

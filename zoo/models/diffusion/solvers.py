@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import UserError, check_at_least, check_at_most, check_choice
+from zoo.models.diffusion.process import Process
 
 MOST_STEPS = 100_000  # more would take hours, and no solver needs a hundredth of them
 
@@ -191,6 +193,39 @@ def predictor_corrector(
         yield x
 
 
+def reverse_process(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    process: Process = Process(),  # noqa: B008 # frozen
+) -> Iterator[Tensor]:
+    """The lecture's reversed film: free particles under the force f' = 2 k_B T grad ln p, with the noise sqrt(2D).
+
+    The Euler-Maruyama method in physical time t = sigma^2 / 2D; order 1, one evaluation a step, and hundreds of steps,
+    since a step must be short beside sigma^2 / 2D. The last step, to 0, has no noise. D and k_B T set the units of time
+    and force, and drop out of the samples.
+
+    Args:
+        denoise: E[x_0 | x] as a function of x and sigma.
+        x: particles, (N, ...).
+        sigmas: noise levels, descending to 0.
+        noise: function that draws standard normal noise of the shape of x.
+        process: free Brownian motion, with its D and k_B T.
+    """
+
+    def score(x: Tensor, t: float) -> Tensor:
+        return process.score(x, denoise(x, process.sigma(t)), t)
+
+    for sigma, after in pairwise(sigmas):
+        if after > 0:
+            times = process.time(sigma), process.time(after)
+            x = process.reverse(x, score, times, draw=lambda: _draw(noise))
+        else:
+            x = denoise(x, sigma)
+        yield x
+
+
 def _draw(noise: Noise | None) -> Tensor:
     if noise is None:
         raise UserError("this solver needs noise; pass a function that draws it, such as a SampleNoise")
@@ -205,6 +240,7 @@ SOLVERS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "deis": deis,
     "ancestral": ancestral,
     "predictor_corrector": predictor_corrector,
+    "reverse_process": reverse_process,
 }
 
 #: Solvers without random numbers, which also run from data to noise.
@@ -233,7 +269,7 @@ def solve(
     solver: str = "dpmpp_2m",
     noise: Noise | None = None,
     trajectory: bool = False,
-    **options: float,
+    **options: Any,
 ) -> Solution:
     """Integrates particles from the first noise level to the last.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count
+from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count, unscaled_by_step
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
@@ -35,9 +35,10 @@ from zoo.models.gan.network import DISCRIMINATORS, GENERATORS
 from zoo.models.generative import GenerativeModule, slerp
 from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, gan_optimizer
-from zoo.seeding import SampleNoise
+from zoo.seeding import SampleNoise, sample_seeds
 
 OWN_LOSS = "own"  # name in checkpoints of a loss that is not in `ADVERSARIAL_LOSSES`
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 GeneratorFactory = Callable[[Sequence[int], int, int], nn.Module]
 DiscriminatorFactory = Callable[[Sequence[int], int], nn.Module]
 
@@ -60,7 +61,8 @@ class GAN(GenerativeModule):
             "auto" to choose by the shape; or a factory that is handed `(input_shape, latent_dim, num_classes)`, or a
             module. It maps z (N, latent_dim) and labels, int64 (N,) or None, to samples (N, *input_shape).
         discriminator: likewise, with a factory that is handed `(input_shape, num_classes)`. It maps samples and labels
-            to logits (N,). An unconditional GAN hands over 0 classes.
+            to logits (N,). An unconditional GAN hands over 0 classes. With batch norm, data and samples are batches of
+            their own.
         loss: adversarial loss by its name, or an `AdversarialLoss`; see `zoo.models.gan.losses`.
         penalty: gradient penalty on the discriminator: R1 on data, R2 on generated samples, both, or the Wasserstein
             gradient penalty between them.
@@ -159,6 +161,7 @@ class GAN(GenerativeModule):
         self.discriminator, self.hparams["discriminator"] = build_network(
             "discriminator", discriminator, (self.input_shape, classes), DISCRIMINATORS
         )
+        self._separate_passes = any(isinstance(module, BATCH_NORMS) for module in self.discriminator.modules())
         labels = torch.zeros(2, dtype=torch.int64) if classes else None
         samples = torch.zeros(2, *self.input_shape)
         check_output("generator", self.generator, (torch.zeros(2, self.latent_dim), labels), samples.shape)
@@ -169,12 +172,13 @@ class GAN(GenerativeModule):
 
     # Sampling
 
-    def latents(self, n: int, generator: torch.Generator | None = None, seeds: Tensor | None = None) -> Tensor:
-        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device, from a generator or from a seed per sample."""
-        if seeds is not None:
-            return SampleNoise(seeds, (self.latent_dim,), self.device)()
-        device = generator.device if generator else self.device
-        return torch.randn(n, self.latent_dim, generator=generator, device=device).to(self.device)
+    def latents(self, n: int) -> Tensor:
+        """Draws z ~ N(0, 1), (n, latent_dim), on the model's device."""
+        return torch.randn(n, self.latent_dim, device=self.device)
+
+    def _seeded_latents(self, seeds: Tensor) -> SampleNoise:
+        """Function that draws z ~ N(0, 1), (n, latent_dim), by the samples' seeds, int64 (n,)."""
+        return SampleNoise(seeds, (self.latent_dim,), self.device)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (N, latent_dim), labels (N,) to samples (N, *input_shape), by the averaged generator if there is one."""
@@ -192,8 +196,9 @@ class GAN(GenerativeModule):
 
         Args:
             n: number of samples.
-            labels: classes for a conditional GAN, int64 (n,); drawn uniformly by default.
-            generator: random number generator; the same state gives the same samples on every device.
+            labels: classes for a conditional GAN, int64 (n,); drawn uniformly by default, each by its sample's seed.
+            generator: random number generator; the same state gives the same samples on every device, and the first of
+                them are the same for every n.
             seeds: seed of each sample, int64 (n,), instead of a generator; the same seed and class give the same sample
                 in every batch.
 
@@ -201,9 +206,9 @@ class GAN(GenerativeModule):
             (n, *input_shape), images in [-1, 1].
         """
         with eval_mode(self):
-            z = self.latents(n, generator, seeds)
-            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
-            return self(z, labels).float()
+            seeds = sample_seeds(n, generator) if seeds is None else seeds
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
+            return self(self._seeded_latents(seeds)(), labels).float()
 
     def interpolate(
         self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
@@ -220,8 +225,10 @@ class GAN(GenerativeModule):
             (rows, steps, *input_shape).
         """
         with eval_mode(self):
-            start, end = self.latents(rows, generator), self.latents(rows, generator)
-            labels = self.draw_labels(rows, generator) if labels is None else labels.to(self.device)
+            seeds = sample_seeds(rows, generator)
+            draw = self._seeded_latents(seeds)
+            start, end = draw(), draw()
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             weights = torch.linspace(0, 1, steps).tolist()
             return torch.stack([self(slerp(start, end, weight), labels).float() for weight in weights], dim=1)
 
@@ -240,8 +247,10 @@ class GAN(GenerativeModule):
             (frames, n, *input_shape).
         """
         with eval_mode(self):
-            z, direction = self.latents(n, generator), self.latents(n, generator)
-            labels = self.draw_labels(n, generator) if labels is None else labels.to(self.device)
+            seeds = sample_seeds(n, generator)
+            draw = self._seeded_latents(seeds)
+            z, direction = draw(), draw()
+            labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             angles = torch.linspace(0, 2 * torch.pi, frames + 1)[:-1].tolist()
             images = [self(z * torch.tensor(a).cos() + direction * torch.tensor(a).sin(), labels) for a in angles]
             return torch.stack(images).float()
@@ -345,7 +354,13 @@ class GAN(GenerativeModule):
         return metrics | ({} if self._penalty is None else {"penalty": self._penalty})
 
     def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (N,) of data and of generated samples, in one pass."""
+        """Logits (N,) of data and of generated samples, in one pass unless batch norm would mix the two.
+
+        The generator's step judges samples by themselves. Normalized together with data in the discriminator's step,
+        they would be judged by another function there.
+        """
+        if self._separate_passes:
+            return self.discriminator(real, labels).float(), self.discriminator(fake, labels).float()
         both = None if labels is None else torch.cat([labels, labels])
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
         return real_logits, fake_logits
@@ -355,14 +370,12 @@ class GAN(GenerativeModule):
         if self.penalty == "gradient_penalty":
             penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)
             return *self._logits(real, fake, labels), penalty
-        real.requires_grad_("r1" in self.penalty)
-        fake.requires_grad_("r2" in self.penalty)
+        # Leaves of their own: the batch is used again in the generator's step, and belongs to the callbacks.
+        real, fake = (x.detach().requires_grad_(name in self.penalty) for name, x in (("r1", real), ("r2", fake)))
         real_logits, fake_logits = self._logits(real, fake, labels)
-        penalty = real.new_zeros(())
-        if "r1" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(real_logits, real)
-        if "r2" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(fake_logits, fake)
+        penalized = [(x, logits) for x, logits in ((real, real_logits), (fake, fake_logits)) if x.requires_grad]
+        inputs, logits = zip(*penalized, strict=True)
+        penalty = zero_centered_gradient_penalty(torch.cat(logits), *inputs)
         return real_logits, fake_logits, penalty
 
     def _backward_generator(self, optimizer: LightningOptimizer) -> dict[str, Tensor]:
@@ -405,9 +418,11 @@ class GAN(GenerativeModule):
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # In this hook, because gradients in 16-bit precision have just been unscaled.
+        # In this hook, because gradients in 16-bit precision have just been unscaled, unless the optimizer is fused.
         if self._stepping:
-            self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            scale = unscaled_by_step(self.trainer, optimizer)
+            norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            self._grad_norm = norm if scale is None else norm / scale.to(norm)
             if self.gradient_clip_val:
                 clip_grads_with_norm_(self._stepping, self.gradient_clip_val, self._grad_norm)
 

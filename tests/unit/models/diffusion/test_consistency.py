@@ -1,10 +1,11 @@
 """The consistency model: how it starts, what it learns, and its checkpoints."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 
 from tests.helpers.command import fails
 from tests.unit.models.diffusion.small import SMALL, fit
@@ -108,6 +109,46 @@ def test_a_step_is_one_evaluation_and_a_sample_depends_on_its_own_seed_only(teac
     assert student.sampling_sigmas(1) == [80, 0]
     with pytest.raises(UserError, match="steps is 0; it must be at least 1"):
         student.sample(1, steps=0)
+
+
+def test_the_divisor_grows_from_the_clean_sample_to_the_closest_pair_within_four_fifths_of_the_run(
+    teacher, monkeypatch
+):
+    student, divisors, loss = student_of(teacher[0], divisor=128.0), [], ConsistencyModel.consistency_loss
+
+    def recorded(self, denoiser, x, noise, sigma, labels, divisor):
+        divisors.append(divisor)
+        return loss(self, denoiser, x, noise, sigma, labels, divisor)
+
+    monkeypatch.setattr(ConsistencyModel, "consistency_loss", recorded)
+    fit(student, 10, Digits(batch_size=8))
+    assert divisors == pytest.approx([2 * 64 ** (min(step, 8) / 8) for step in range(10)])
+
+
+def test_no_label_is_dropped(teacher):
+    """The weights of no class stay as they are, since the student never sees it."""
+    student, seen = student_of(teacher[0]), []
+    student.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+    fit(student, 8, Digits(batch_size=64))
+    labels = torch.cat(seen)
+    assert len(labels) == 2 * 8 * 64
+    assert labels.max().item() == 9
+    with pytest.raises(TypeError, match="class_dropout"):
+        student_of(teacher[0], class_dropout=0.1)
+
+
+def test_every_validation_of_a_run_draws_the_same_noise(teacher):
+    student = student_of(teacher[0], optimizer=partial(torch.optim.SGD, lr=0.0), lr_scheduler=None)
+    losses = []
+
+    class Recorded(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            losses.append(trainer.callback_metrics["val/loss"].item())
+
+    options = {"limit_val_batches": 1, "val_check_interval": 1, "callbacks": [Recorded()]}
+    fit(student, 3, Digits(batch_size=8, val_size=40), **options)
+    assert len(losses) == 3
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 def test_its_checkpoint_needs_no_teacher(teacher, tmp_path):

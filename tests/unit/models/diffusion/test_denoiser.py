@@ -70,6 +70,29 @@ def test_a_label_restricts_the_denoiser_to_the_data_of_its_class():
         IdealDenoiser(torch.zeros(2, 1)).denoise(x, 1.0, torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize("std", [0.0, 0.4])
+def test_by_label_it_is_the_mean_of_the_labels_own_images_and_searches_no_others(std, monkeypatch):
+    """In closed form: sum over the x_n of the class of w_n N(x; x_n, sigma^2 + std^2) m_n, over the sum without m_n."""
+    data, weights, y = torch.randn(9, 2, generator=seeded(0)).double(), torch.rand(9, generator=seeded(1)), [0, 2, 1, 2]
+    labels = torch.tensor([0, 1, 2, 0, 2, 2, 1, 0, 2])
+    x, sigma = torch.randn(4, 2, generator=seeded(2)).double(), torch.tensor([0.3, 1.0, 0.05, 4.0]).double()
+    expected = []
+    for x_i, s, label in zip(x, sigma, y, strict=True):
+        own = labels == label
+        density = weights[own] * (-(x_i - data[own]).square().sum(1) / (2 * (s**2 + std**2))).exp()
+        means = (s**2 * data[own] + std**2 * x_i) / (s**2 + std**2)
+        expected.append((density.unsqueeze(1) * means).sum(0) / density.sum())
+    searched, cdist = [], torch.cdist
+    monkeypatch.setattr(
+        torch, "cdist", lambda a, b, **options: searched.append(len(a) * len(b)) or cdist(a, b, **options)
+    )
+    denoised = IdealDenoiser(data, labels, weights, std).denoise(x, sigma, torch.tensor(y))
+    torch.testing.assert_close(denoised, torch.stack(expected))
+    assert sum(searched) == 1 * 3 + 1 * 2 + 2 * 4
+    strange = IdealDenoiser(data, labels, weights, std).denoise(x, sigma, torch.tensor([0, 7, 1, 2]))
+    assert strange.isnan().any(1).tolist() == [False, True, False, False]
+
+
 # A network and its preconditioning
 
 

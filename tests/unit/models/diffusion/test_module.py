@@ -21,6 +21,7 @@ from zoo.datamodules.points import MIXTURES
 from zoo.errors import UserError
 from zoo.models import ResidualMLP, UNet
 from zoo.models.diffusion.denoiser import IdealDenoiser
+from zoo.models.diffusion.process import Process
 
 # Loss and force
 
@@ -107,6 +108,25 @@ def test_the_same_seed_gives_the_same_sample_in_any_batch(solver):
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
+def test_the_reversed_film_runs_in_the_models_own_time_and_its_samples_do_not_depend_on_it(monkeypatch):
+    """sigma^2 = 2Dt: the film begins at the time 80^2 / 2D."""
+    seen, reverse = [], Process.reverse
+
+    def recorded(self, x, score, times, **options):
+        seen.append((self.diffusivity, self.temperature, times[0]))
+        return reverse(self, x, score, times, **options)
+
+    monkeypatch.setattr(Process, "reverse", recorded)
+    seeds, state = torch.arange(3), trained().state_dict()
+    samples = []
+    for diffusivity, temperature in ((1.0, 1.0), (4.0, 0.3)):
+        model = Diffusion(**SMALL, ema_half_life=0, diffusivity=diffusivity, temperature=temperature)
+        model.load_state_dict(state)
+        samples.append(model.sample(3, seeds=seeds, steps=5, solver="reverse_process"))
+        assert seen[-4] == (diffusivity, temperature, pytest.approx(80**2 / (2 * diffusivity)))
+    torch.testing.assert_close(*samples, rtol=0, atol=1e-3)
+
+
 def test_sampling_changes_neither_mode_nor_random_state():
     model = trained(conditional=True).train()
     torch.manual_seed(0)
@@ -177,7 +197,7 @@ def test_validation_measures_loss_excess_distance_and_memorization():
     fit(model, 80)
     data, trainer = Digits(val_size=150), quiet_trainer()
     before, again = (trainer.validate(model, data, verbose=False)[0] for _ in range(2))
-    for name in ("loss", "force_loss", "excess", "distance_to_ideal", "nn_ratio", "fd", "fd_floor"):
+    for name in ("loss", "force_loss", "excess", "distance_to_ideal", "near_copies", "fd", "fd_floor"):
         assert math.isfinite(before[f"val/{name}"]), name
     # On held-out data the learned denoiser is better than the ideal one of the training data.
     assert before["val/excess"] < 0
@@ -205,11 +225,55 @@ def test_a_memorizing_model_is_reported():
     model = Memorizing(**SMALL, conditional=True, sigma_data=0.5, steps=20, ema_half_life=0)
     trainer = quiet_trainer(limit_val_batches=None)
     warnings.simplefilter("always")
-    with pytest.warns(UserWarning, match="the model repeats its training data"):
+    with pytest.warns(
+        UserWarning, match=r"\d\d% of the samples .* than 99% .* 1%: the model repeats its training data"
+    ):
         measured = trainer.validate(model, datamodule=data, verbose=False)[0]
     assert measured["val/distance_to_ideal"] == pytest.approx(0, abs=1e-6)
     assert measured["val/excess"] == pytest.approx(0, abs=1e-6)
-    assert measured["val/nn_ratio"] < 0.05
+    assert measured["val/near_copies"] > 0.9
+
+
+class Recorded(Callback):
+    """Keeps what every validation logs."""
+
+    def __init__(self):
+        self.validations = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validations.append({k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+
+
+def test_every_validation_of_a_run_draws_the_same_noise():
+    """With weights that do not move, every step measures the same numbers."""
+    seed_everything(0, verbose=False)
+    model = Diffusion(**SMALL, conditional=True, steps=2, optimizer=partial(torch.optim.SGD, lr=0.0), lr_scheduler=None)
+    recorded = Recorded()
+    fit(
+        model, 3, Digits(batch_size=32, val_size=40), limit_val_batches=None, val_check_interval=1, callbacks=[recorded]
+    )
+    first, *others = recorded.validations
+    assert len(others) == 2
+    assert {"val/loss", "val/fd", "val/excess", "val/distance_to_ideal"} <= set(first)
+    for name, value in first.items():
+        assert [other[name] for other in others] == pytest.approx([value] * 2, rel=1e-4), name
+
+
+def test_the_sanity_check_leaves_out_the_ideal_denoiser(monkeypatch):
+    calls = []
+
+    def denoise(self, x, sigma, labels=None):
+        calls.append(model.trainer.sanity_checking)
+        return x
+
+    monkeypatch.setattr(IdealDenoiser, "denoise", denoise)
+    monkeypatch.setattr(
+        "zoo.models.diffusion.module.nearest_distances",
+        lambda x, _: calls.append(model.trainer.sanity_checking) or x[:, 0, 0, 0],
+    )
+    model = Diffusion(**SMALL, conditional=True, steps=2)
+    fit(model, 1, Digits(batch_size=32, val_size=40), limit_val_batches=1, num_sanity_val_steps=1, val_check_interval=1)
+    assert calls == [False] * 4, "excess, distance, and the nearest neighbours of samples and of held-out data"
 
 
 def test_validation_does_not_change_training():
@@ -252,7 +316,6 @@ def test_validation_does_not_change_training():
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"noise_std": 0.0}, "noise_std is 0.0"),
         ({"ema_half_life": -1.0}, "ema_half_life is -1.0"),
-        ({"conditional": True, "num_classes": 0}, "num_classes is 0"),
     ],
 )
 def test_invalid_options_are_named(options, message):

@@ -9,6 +9,8 @@ import torch
 from tests.unit.models.diffusion.test_denoiser import MIXTURE, mixture_denoiser, seeded
 from zoo.errors import UserError
 from zoo.metrics.wasserstein import wasserstein1
+from zoo.models.diffusion.denoiser import IdealDenoiser
+from zoo.models.diffusion.process import Process
 from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, ancestral, deis, euler, ipndm, karras_sigmas, solve
 
 IDEAL = mixture_denoiser()
@@ -55,7 +57,7 @@ def test_deis_is_the_most_accurate_at_few_evaluations():
 def test_samples_follow_the_distribution(solver):
     n = 10_000
     x = 20 * torch.randn(n, 1, generator=seeded(0)).double()
-    steps = {"euler": 300, "ancestral": 300, "predictor_corrector": 150}.get(solver, 40)
+    steps = {"euler": 300, "ancestral": 300, "predictor_corrector": 150, "reverse_process": 1000}.get(solver, 40)
     samples = solve(IDEAL.denoise, x, karras_sigmas(steps, sigma_max=20.0), solver, noise_for(x)).x
     data = [MIXTURE.sample(n, seeded(seed))[0].double() for seed in range(1, 6)]
     floor = sum(wasserstein1(a, b).item() for a, b in pairwise(data)) / 4
@@ -73,6 +75,7 @@ def test_samples_follow_the_distribution(solver):
         ("deis", 7),
         ("ancestral", 7),
         ("predictor_corrector", 13),
+        ("reverse_process", 7),
     ],
 )
 def test_evaluations_of_the_denoiser_are_counted(solver, evaluations):
@@ -148,6 +151,38 @@ def test_an_ancestral_step_has_mean_and_variance_of_the_brownian_bridge():
     (end,) = ancestral(lambda x, s: torch.zeros_like(x), x, [3.0, 1.2], noise_for(x))
     assert end.var().item() == pytest.approx(1.44 * (9 - 1.44) / 9, rel=0.02)
     assert end.mean().item() == pytest.approx(7 * 1.44 / 9, abs=0.02)
+
+
+@pytest.mark.parametrize("process", [Process(), Process(diffusivity=3.7, temperature=0.2)], ids=["unit", "other"])
+def test_the_reversed_film_ends_with_the_mean_and_the_variance_of_gaussian_data(process):
+    """Of any length: a step of -d(sigma^2) changes the variance v to v (1 - d / (sigma^2 + s^2))^2 + d."""
+    mean, s, n = 1.5, 0.7, 20_000
+    gaussian = IdealDenoiser(torch.full((1, 1), mean).double(), std=s)
+    for steps, error in ((20, 0.4), (600, 0.02)):
+        sigmas = karras_sigmas(steps, 0.01, 10.0)
+        variance = sigmas[0] ** 2 + s**2
+        x = mean + math.sqrt(variance) * torch.randn(n, 1, generator=seeded(0)).double()
+        for sigma, after in pairwise(sigmas[:-1]):
+            d = sigma**2 - after**2
+            variance = variance * (1 - d / (sigma**2 + s**2)) ** 2 + d
+        end = solve(gaussian, x, sigmas[:-1], "reverse_process", noise_for(x), process=process).x
+        assert end.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+        assert end.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))
+        assert variance == pytest.approx(s**2 + 0.01**2, rel=error), "the closed form of infinitely many steps"
+
+
+def test_the_reversed_film_is_that_of_the_process_whatever_its_diffusivity():
+    x, sigmas = 20 * torch.randn(50, 1, generator=seeded(0)).double(), karras_sigmas(40, 0.05, 20.0)[:-1]
+    ends = []
+    for process in (Process(), Process(diffusivity=3.7), Process(2.0, 9.0)):
+        film = process.reverse(
+            x, lambda x, t, p=process: IDEAL.score(x, p.sigma(t)), map(process.time, sigmas), draw=noise_for(x)
+        )
+        end = solve(IDEAL, x, sigmas, "reverse_process", noise_for(x), process=process).x
+        torch.testing.assert_close(end, film)
+        ends.append(end)
+    torch.testing.assert_close(ends[1], ends[0])
+    torch.testing.assert_close(ends[2], ends[0])
 
 
 def test_deis_is_exact_for_slopes_cubic_in_its_variable():
