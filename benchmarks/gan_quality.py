@@ -1,9 +1,15 @@
-"""Quality of the GAN recipes over several seeds, compared with a textbook baseline that sees as many images.
+"""Quality of the GAN recipes over several seeds, compared with two baselines that see as many images.
 
-The baseline is the GAN of PyTorch Lightning's own example (`basic_gan.py`): fully connected networks, batch norm in
-the generator (128-256-512-1024), Adam 2e-4 with betas (0.5, 0.999), the non-saturating loss, no penalty, no moving
-average of the weights. It runs in the same training loop on the same data and is measured by the same extractor on the
-test split, which nothing else uses. Usage:
+The textbook baseline is the GAN of PyTorch Lightning's own example (`basic_gan.py`): fully connected networks, batch
+norm in the generator (128-256-512-1024). The other one is a DCGAN (Radford et al. 2016, arXiv 1511.06434) whose
+networks have as many parameters as the recipe's: strided convolutions with batch norm. Both have Adam with betas
+(0.5, 0.999) and a constant learning rate, the non-saturating loss and no penalty. They run in the same training loop on
+the same data and are measured by the same extractor.
+
+The baselines are measured as they were published, with a learning rate of 2e-4 and without a moving average of the
+generator, and tuned: with the learning rate of `--lr`, with or without the recipe's moving average, that has the lowest
+distance to the validation split with the first seed. The averaged and the raw generator come from the same training.
+The test split is measured for the rows of the table only and chooses nothing. Usage:
 
     python benchmarks/gan_quality.py digits --seeds 3
     python benchmarks/gan_quality.py fashion_mnist --root data --seeds 3
@@ -16,7 +22,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -62,25 +69,110 @@ class TextbookDiscriminator(nn.Module):
         return self.layers(x)
 
 
-def textbook_adam(parameters: Any) -> torch.optim.Optimizer:
-    """Adam as in Lightning's example."""
-    return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
+class DCGANGenerator(nn.Module):
+    """z (N, latent_dim) to images: a linear map to a quarter of the sides, then two transposed convolutions.
+
+    Batch norm and ReLU after all layers but the last, which ends in tanh (Radford et al. 2016, section 3).
+
+    Args:
+        output_shape: shape (C, H, W) of an image; both sides are divisible by 4.
+        latent_dim: length of z.
+        num_classes: without meaning; the baseline is unconditional.
+        width: channels at half the resolution, doubled at a quarter of it.
+    """
+
+    def __init__(self, output_shape: tuple[int, ...], latent_dim: int, num_classes: int = 0, width: int = 32) -> None:
+        super().__init__()
+        channels, height, columns = output_shape
+        coarse = (2 * width, height // 4, columns // 4)
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, math.prod(coarse), bias=False), nn.Unflatten(1, coarse),
+            nn.BatchNorm2d(2 * width), nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh(),
+        )  # fmt: skip
+        self.apply(init_dcgan)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.layers(z)
 
 
-def textbook_gan(input_shape: tuple[int, ...]) -> GAN:
-    """Networks and settings of the baseline in the zoo's training loop."""
+class DCGANDiscriminator(nn.Module):
+    """Images to logits (N,): two strided convolutions, with batch norm in the second one, and a linear map.
+
+    Args:
+        input_shape: shape (C, H, W) of an image; both sides are divisible by 4.
+        num_classes: without meaning; the baseline is unconditional.
+        width: channels at half the resolution, doubled at a quarter of it.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int = 0, width: int = 32) -> None:
+        super().__init__()
+        channels, height, columns = input_shape
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(2 * width * (height // 4) * (columns // 4), 1), nn.Flatten(0),
+        )  # fmt: skip
+        self.apply(init_dcgan)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.layers(x)
+
+
+def init_dcgan(layer: nn.Module) -> None:
+    """Weights from N(0, 0.02^2), those of batch norm from N(1, 0.02^2) (Radford et al. 2016, section 4)."""
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+    elif isinstance(layer, nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def count(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def width_for(build: Callable[[int], nn.Module], parameters: int) -> int:
+    """Width at which a network has the nearest number of parameters."""
+    return min(range(1, 129), key=lambda width: abs(count(build(width)) - parameters))
+
+
+def textbook_networks(data: InMemoryDataModule) -> dict[str, Any]:
+    """Networks of Lightning's example, as arguments of `GAN`."""
+    return {"generator": TextbookGenerator, "discriminator": TextbookDiscriminator}
+
+
+def dcgan_networks(data: InMemoryDataModule) -> dict[str, Any]:
+    """Networks of a DCGAN, as arguments of `GAN`, as large as the recipe's."""
+    shape, recipe = data.input_shape, from_recipe("gan.yaml", data)
+    generator = width_for(lambda width: DCGANGenerator(shape, LATENT_DIM, width=width), count(recipe.generator))
+    discriminator = width_for(lambda width: DCGANDiscriminator(shape, width=width), count(recipe.discriminator))
+    return {
+        "generator": partial(DCGANGenerator, width=generator),
+        "discriminator": partial(DCGANDiscriminator, width=discriminator),
+    }
+
+
+BASELINES = {"textbook": textbook_networks, "dcgan": dcgan_networks}
+LATENT_DIM = 100  # of both baselines
+PUBLISHED_LR = 2e-4  # of both baselines
+
+
+def baseline(name: str, data: InMemoryDataModule, lr: float) -> GAN:
+    """A baseline in the zoo's training loop, with a moving average of the generator beside it."""
+    adam = partial(torch.optim.Adam, lr=lr, betas=(0.5, 0.999), fused=True)
     return GAN(
-        input_shape,
-        latent_dim=100,
-        generator=TextbookGenerator,
-        discriminator=TextbookDiscriminator,
+        data.input_shape,
+        latent_dim=LATENT_DIM,
         loss="non_saturating",
         penalty="none",
-        ema_half_life=0,
-        optimizer_g=textbook_adam,
-        optimizer_d=textbook_adam,
+        ema_half_life=read_recipe("gan.yaml")["model"]["init_args"]["ema_half_life"],
+        optimizer_g=adam,
+        optimizer_d=adam,
         lr_scheduler_g=None,
         lr_scheduler_d=None,
+        **BASELINES[name](data),
     )
 
 
@@ -106,21 +198,72 @@ def _trainer(**options: Any) -> Trainer:
     return Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **options)
 
 
-def measure_images(data: InMemoryDataModule, seeds: int, models: Sequence[str], steps: int) -> str:
-    """Fréchet distances of the recipe and of the baseline after as many steps, as a table."""
-    distances: dict[str, list[float]] = {name: [] for name in models}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for seed in range(seeds):
-        for name in models:
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a model with its learning rate, None for the recipe's, and whether samples are averaged."""
+
+    model: str
+    lr: float | None
+    average: bool
+
+    def __str__(self) -> str:
+        lr = "" if self.lr is None else f", lr {self.lr:g}"
+        return f"{self.model}{lr}, {'average' if self.average else 'no average'}"
+
+
+class Runs:
+    """Trained models by name, learning rate and seed; each is trained once.
+
+    Args:
+        data: images.
+        steps: training steps.
+    """
+
+    def __init__(self, data: InMemoryDataModule, steps: int) -> None:
+        self.data = data
+        self.steps = steps
+        self.seconds: dict[tuple[str, float | None, int], float] = {}
+        self._models: dict[tuple[str, float | None, int], GAN] = {}
+
+    def distance(self, row: Row, seed: int, split: str) -> float:
+        """Fréchet distance of a row's samples to the "val" or "test" split, printed as a line of JSON."""
+        key = (row.model, row.lr, seed)
+        if key not in self._models:
             seed_everything(seed, verbose=False)
-            model = textbook_gan(data.input_shape) if name == "textbook" else from_recipe("gan.yaml", data)
-            seconds[name].append(train(model, data, steps))
-            (metrics,) = _trainer().test(model, datamodule=data, verbose=False)
-            distances[name].append(metrics["test/fd"])
-            row = {"model": name, "seed": seed, "images": steps * data.batch_size}
-            print(json.dumps({**row, "cpu_seconds": round(seconds[name][-1], 1), **metrics}), flush=True)
-    rows = [[name, mean_std(distances[name], 2), mean_std(seconds[name], 0)] for name in models]
-    return markdown_table(["model", "FD", "CPU seconds"], rows)
+            model = from_recipe("gan.yaml", self.data) if row.lr is None else baseline(row.model, self.data, row.lr)
+            self.seconds[key] = train(model, self.data, self.steps)
+            self._models[key] = model
+        model = self._models[key]
+        average = model.ema
+        model.ema = average if row.average else None
+        measure = _trainer().validate if split == "val" else _trainer().test
+        (metrics,) = measure(model, datamodule=self.data, verbose=False)
+        model.ema = average
+        line = {"model": row.model, "lr": row.lr, "average": row.average, "seed": seed}
+        line |= {"images": self.steps * self.data.batch_size, "cpu_seconds": round(self.seconds[key], 1)}
+        print(json.dumps({**line, **metrics}), flush=True)
+        return metrics[f"{split}/fd"]
+
+
+def measure_images(
+    data: InMemoryDataModule, seeds: int, models: Sequence[str], rates: Sequence[float], steps: int
+) -> str:
+    """Fréchet distances of the recipe and of the baselines after as many steps, as a table."""
+    runs = Runs(data, steps)
+    rows = []
+    for name in models:
+        if name == "recipe":
+            rows += [Row(name, None, True), Row(name, None, False)]
+            continue
+        candidates = [Row(name, lr, average) for lr in rates for average in (False, True)]
+        tuned = min(candidates, key=lambda row: runs.distance(row, 0, "val"))
+        rows += list(dict.fromkeys([Row(name, PUBLISHED_LR, False), tuned]))
+    cells = []
+    for row in rows:
+        distances = [runs.distance(row, seed, "test") for seed in range(seeds)]
+        seconds = [runs.seconds[row.model, row.lr, seed] for seed in range(seeds)]
+        cells.append([str(row), mean_std(distances, 2), mean_std(seconds, 0)])
+    return markdown_table(["model", "FD", "CPU seconds"], cells)
 
 
 def measure_points(seeds: int, max_steps: int | None) -> str:
@@ -155,9 +298,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["recipe", "textbook"],
-        choices=["recipe", "textbook"],
+        default=["recipe", *BASELINES],
+        choices=["recipe", *BASELINES],
         help="models to train on images",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        nargs="+",
+        default=[2e-4, 5e-4, 1e-3, 2e-3],
+        help="learning rates that the baselines are tuned over",
     )
     options = parser.parse_args(args)
     torch.set_num_threads(options.threads)
@@ -170,7 +320,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         data = FashionMNIST(root=options.root, batch_size=64, eval_batch_size=1000)
     steps = options.max_steps or read_recipe("gan.yaml")["trainer"]["max_steps"]
-    print(measure_images(data, options.seeds, options.models, steps))
+    print(measure_images(data, options.seeds, options.models, options.lr, steps))
 
 
 if __name__ == "__main__":

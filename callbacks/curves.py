@@ -14,6 +14,7 @@ from zoo.plotting.curves import plot_curves
 from zoo.plotting.images import save_png
 
 POINTS = 1000  # per curve at most: a panel is less than a thousand pixels wide
+PACE = 30  # seconds between two figures for every second that one takes
 
 
 class CurvePlotter(Callback):
@@ -22,15 +23,16 @@ class CurvePlotter(Callback):
     For any LightningModule, with Lightning's CSVLogger. Floors and optima (`x_floor`, `x_optimum`) are dashed lines.
 
     Args:
-        every_seconds: least time between two figures, in seconds; drawing one takes about a second.
+        every_seconds: least time between two figures, in seconds; drawing one takes about a second. Figures are rarer
+            where they would take more than 3% of the run. 0 for one after every validation.
     """
 
     def __init__(self, every_seconds: float = 20.0) -> None:
         self.every_seconds = every_seconds
-        self._drawn = -math.inf
+        self._next = -math.inf
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = time.monotonic() - self._drawn >= self.every_seconds
+        due = time.monotonic() >= self._next
         if due and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._plot(trainer)
 
@@ -38,7 +40,7 @@ class CurvePlotter(Callback):
         self._plot(trainer)
 
     def _plot(self, trainer: Trainer) -> None:
-        self._drawn = time.monotonic()
+        start = time.monotonic()
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, CSVLogger):
                 logger.save()
@@ -46,6 +48,8 @@ class CurvePlotter(Callback):
                 if metrics:
                     # Overwritten on purpose: the figure shows the run so far.
                     save_png(Path(logger.log_dir) / "curves.png", plot_curves(metrics), overwrite=True)
+        end = time.monotonic()
+        self._next = end + (max(self.every_seconds, PACE * (end - start)) if self.every_seconds else 0)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:

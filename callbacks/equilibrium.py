@@ -15,15 +15,27 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.callbacks.run_folder import run_folder
-from zoo.contracts import Adversarial, Generative, KnownDensity, KnownDistribution, OwnLoss, data_of, offers, require
+from zoo.callbacks.run_folder import run_folder, takes_part
+from zoo.contracts import (
+    Adversarial,
+    Generative,
+    KnownDensity,
+    KnownDistribution,
+    OwnLoss,
+    data_of,
+    is_conditional,
+    offers,
+    require,
+)
 from zoo.errors import UserError, check_seed
 from zoo.files import atomic_write
 from zoo.metrics import SlicedWasserstein, two_sample_accuracy
 from zoo.plotting.equilibrium import plot_equilibrium
 from zoo.plotting.images import save_png
+
+TRIAL = 20  # samples, and data points, of the trial before training
 
 
 class EquilibriumReport(Callback):
@@ -31,7 +43,9 @@ class EquilibriumReport(Callback):
 
     Writes `equilibrium.json` into the run's folder, prints a table and logs `theory/...`. For any LightningModule that
     offers `zoo.contracts.Generative` and `Adversarial`, on a data module that offers `KnownDistribution`, as `Points`
-    does. For points in one dimension with a `KnownDensity`, also `equilibrium.png`.
+    does. For points in one dimension with a `KnownDensity`, also `equilibrium.png`. A conditional model draws the
+    classes that the data has, and the two-sample test sees points together with their classes. Everything is measured
+    once on a few points before training, so that what cannot be measured fails there.
 
     Args:
         n: number of samples, and of data points, in each comparison.
@@ -52,11 +66,22 @@ class EquilibriumReport(Callback):
         require(self, pl_module, Adversarial, remedy="use GAN")
         self._folder = run_folder(trainer)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if takes_part(trainer):
+            # A model or data that cannot be measured fails here, not after the training.
+            data = data_of(trainer)
+            self.measure(pl_module, data, n=TRIAL)
+            if _has_figure(data):
+                self._curves(pl_module, data, n=TRIAL)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not takes_part(trainer):
             return
         data = data_of(trainer)
         rows = self.measure(pl_module, data)
+        figure = self._curves(pl_module, data) if self._folder is not None and _has_figure(data) else None
+        if not trainer.is_global_zero:
+            return
         rank_zero_info(_table(rows))
         values = {f"theory/{name}": row["measured"] for name, row in rows.items()}
         for logger in trainer.loggers:
@@ -65,19 +90,28 @@ class EquilibriumReport(Callback):
             self._folder.mkdir(parents=True, exist_ok=True)  # not every logger has made it
             with atomic_write(self._folder / "equilibrium.json", "w", encoding="utf-8") as file:
                 file.write(json.dumps(rows, indent=2) + "\n")
-            if tuple(data.input_shape) == (1,) and offers(data, KnownDensity):
-                self._plot(self._folder / "equilibrium.png", pl_module, data)
+            if figure is not None:
+                save_png(self._folder / "equilibrium.png", plot_equilibrium(*figure), overwrite=True)
 
-    def measure(self, model: Any, data: Any) -> dict[str, dict[str, float]]:
-        """Measured and theoretical value of each quantity, and its floor if a perfect generator would differ."""
+    def measure(self, model: Any, data: Any, n: int | None = None) -> dict[str, dict[str, float]]:
+        """Measured and theoretical value of each quantity, and its floor if a perfect generator would differ.
+
+        Args:
+            model: adversarial model.
+            data: data module that offers `KnownDistribution`.
+            n: number of samples and of data points (default: the callback's).
+        """
+        n = n or self.n
         noise = torch.Generator().manual_seed(self.seed)
-        first, second = (data.sample_points(self.n, noise) for _ in range(2))
-        samples = model.sample(self.n, generator=noise).cpu()
-        logits = [_logits(model, points) for points in (first, samples)]
+        (first, first_labels), (second, labels) = (data.sample_points(n, noise) for _ in range(2))
+        samples = _sample(model, n, labels, noise)
+        logits = [_logits(model, *pair) for pair in ((first, first_labels), (samples, labels))]
         real, fake = (x - offset(model, *logits) for x in logits)
         d_real, d_fake = real.sigmoid().mean().item(), fake.sigmoid().mean().item()
         value = (torch.nn.functional.logsigmoid(real).mean() + torch.nn.functional.logsigmoid(-fake).mean()).item()
-        standard_error = 0.5 / math.sqrt(self.n)
+        standard_error = 0.5 / math.sqrt(n)
+        # What the two-sample test tells apart are points with their classes, if the model has these.
+        told = [_with_classes(model, *pair) for pair in ((first, first_labels), (second, labels), (samples, labels))]
         return {
             "value": {"measured": value, "theory": -math.log(4)},
             "d_real": {"measured": d_real, "theory": 0.5},
@@ -88,26 +122,59 @@ class EquilibriumReport(Callback):
                 "floor": _wasserstein(first, second),
             },
             "two_sample_accuracy": {
-                "measured": two_sample_accuracy(first, samples, self.seed),
+                "measured": two_sample_accuracy(told[0], told[2], self.seed),
                 "theory": 0.5,
-                "floor": two_sample_accuracy(first, second, self.seed),
+                "floor": two_sample_accuracy(told[0], told[1], self.seed),
                 "standard_error": standard_error,
             },
         }
 
-    def _plot(self, path: Path, model: Any, data: Any) -> None:
-        samples = model.sample(self.n, generator=torch.Generator().manual_seed(self.seed)).cpu()
-        points = data.sample_points(self.n, torch.Generator().manual_seed(self.seed))
+    def _curves(self, model: Any, data: Any, n: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions (M,), density (M,), D (M,), or (K, M) by class, and samples (N,): arguments of the figure."""
+        n = n or self.n
+        points, labels = data.sample_points(n, torch.Generator().manual_seed(self.seed))
+        samples = _sample(model, n, labels, torch.Generator().manual_seed(self.seed))
         x = torch.linspace(points.min().item(), points.max().item(), 400).unsqueeze(1)
-        shift = offset(model, _logits(model, points), _logits(model, samples))
-        probability = (_logits(model, x) - shift).sigmoid()
-        picture = plot_equilibrium(x.flatten(), data.log_prob(x).exp(), probability, samples.flatten())
-        save_png(path, picture, overwrite=True)
+        shift = offset(model, _logits(model, points, labels), _logits(model, samples, labels))
+        if is_conditional(model):
+            classes = [torch.full((len(x),), k) for k in range(model.num_classes)]
+            logits = torch.stack([_logits(model, x, labels) for labels in classes])
+        else:
+            logits = _logits(model, x, labels)
+        return x.flatten(), data.log_prob(x).exp(), (logits - shift).sigmoid(), samples.flatten()
 
 
-def _logits(model: Any, points: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.discriminator(points.to(model.device)).float().cpu()
+def _has_figure(data: Any) -> bool:
+    return tuple(data.input_shape) == (1,) and offers(data, KnownDensity)
+
+
+def _sample(model: Any, n: int, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples (n, D) on the CPU, of these classes if the model is conditional."""
+    return model.sample(n, labels=labels if is_conditional(model) else None, generator=generator).cpu()
+
+
+def _logits(model: Any, points: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N,) on the CPU, in eval mode, so that batch norm's statistics stay those of the training."""
+    points = points.to(model.device)
+    classes = [labels.to(points.device)] if is_conditional(model) else []
+    network = model.discriminator
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        with torch.no_grad():
+            return network(points, *classes).float().cpu()
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+
+
+def _with_classes(model: Any, points: Tensor, labels: Tensor) -> Tensor:
+    """Points (N, D), and beside them their classes as (N, K) zeros and ones if the model is conditional."""
+    if not is_conditional(model):
+        return points
+    return torch.cat([points, torch.nn.functional.one_hot(labels, model.num_classes).to(points)], dim=1)
 
 
 def offset(model: Any, real_logits: Tensor, fake_logits: Tensor) -> Tensor:

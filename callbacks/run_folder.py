@@ -1,10 +1,11 @@
-"""The run's folder, as callbacks find it."""
+"""The run's folder, as callbacks find it, and which ranks do their work."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 
@@ -29,6 +30,11 @@ def run_folder(trainer: Trainer, missing: str = "") -> Path | None:
             )
         return None
     return Path(folder)
+
+
+def takes_part(trainer: Trainer) -> bool:
+    """Whether this rank runs a model of which rank 0 writes the results: rank 0, or all, if each holds a shard."""
+    return trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
 
 
 def remove_after(folder: Path, step: int) -> None:

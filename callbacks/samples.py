@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from PIL import Image
 from torch import Tensor
 
-from zoo.callbacks.run_folder import remove_after, run_folder
+from zoo.callbacks.run_folder import remove_after, run_folder, takes_part
 from zoo.contracts import (
     Decoding,
     Generative,
@@ -30,7 +29,7 @@ from zoo.contracts import (
 from zoo.errors import check_at_least, check_seed
 from zoo.files import save_texts, unused_path
 from zoo.plotting.images import RGBImage, save_gif, save_png
-from zoo.plotting.samples import render_frames, render_samples
+from zoo.plotting.samples import class_columns, render_frames, render_samples
 
 MAX_FRAMES = 100  # of the animation over training
 
@@ -45,7 +44,8 @@ class SampleLogger(Callback):
     own random numbers, so training does not depend on it.
 
     Args:
-        n: number of samples per image. A conditional model cycles through its classes, one per column.
+        n: number of samples per image. A conditional model cycles through its classes, one per column unless there are
+            too many for it.
         every_n_steps: optimizer steps between images; one image is always drawn before training and one after it.
         seed: random seed of the noise.
         animate: write the animations.
@@ -110,9 +110,8 @@ class SampleLogger(Callback):
             return
         labels = self._labels(model)
         states = model.trajectory(self.n, labels=labels, generator=torch.Generator().manual_seed(self.seed))
-        columns = model.num_classes if is_conditional(model) else None
         path = unused_path(self._folder / "trajectory.gif")
-        save_gif(path, render_frames(states, columns))
+        save_gif(path, render_frames(states, self._columns(model)))
         for logger in trainer.loggers:
             if offers(logger, VideoLogger):
                 logger.log_video("trajectory", [str(path)], step=trainer.global_step, format=["gif"])
@@ -121,11 +120,13 @@ class SampleLogger(Callback):
         """Classes to draw, cycled through; None for an unconditional model."""
         return torch.arange(self.n) % model.num_classes if is_conditional(model) else None
 
+    def _columns(self, model: Any) -> int | None:
+        """Columns of the grid of samples; None for a square."""
+        return class_columns(self.n, model.num_classes) if is_conditional(model) else None
+
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        # Each rank holds a shard of a sharded model, so all ranks must sample.
-        draws = trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-        if not draws or self._folder is None or step == self._last_step:
+        if not takes_part(trainer) or self._folder is None or step == self._last_step:
             return
         self._last_step = step
         model: Any = pl_module
@@ -137,7 +138,7 @@ class SampleLogger(Callback):
             self._write_texts(trainer, step, model.decode(samples))
             return
         reference = self._reference(data_of(trainer)) if samples.ndim == 2 else None
-        image = render_samples(samples, columns=None if labels is None else model.num_classes, data=reference)
+        image = render_samples(samples, self._columns(model), data=reference)
         path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, image)
         self._images.append(path)

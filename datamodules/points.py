@@ -169,9 +169,9 @@ class Points(InMemoryDataModule):
             raise UserError(f"the density of {self.distribution} has no closed form; use {', '.join(MIXTURES)}")
         return self._mixture.log_prob(x)
 
-    def sample_points(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draws `n` new points, float32 (n, D), which are in none of the splits."""
-        return sample_distribution(self.distribution, n, generator)[0]
+    def sample_points(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draws `n` new points, float32 (n, D), which are in none of the splits, and their labels, int64 (n,)."""
+        return sample_distribution(self.distribution, n, generator)
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         # Different streams for each seed and split, and different from the stream by which the base class shuffles

@@ -50,14 +50,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 
 @pytest.fixture
-def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callbacks write less: no curves, no plots of points, three frames of a trajectory, a report on 500 points.
+def cheap_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks draw less: no curves, no plots of points, three frames of a trajectory.
 
     Each of them takes longer than a run of six steps, and has tests of its own.
     """
     import numpy as np
 
-    from zoo.callbacks import equilibrium, samples
+    from zoo.callbacks import samples
 
     def black_pixel(*values: Any, **options: Any) -> np.ndarray:
         return np.zeros((1, 1, 3), dtype=np.uint8)
@@ -65,11 +65,19 @@ def cheap_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     def three_frames(states: Any, columns: int | None = None) -> list[np.ndarray]:
         return render_frames(states[:: len(states) // 2 or 1], columns)
 
-    def on_500_points(x: Any, y: Any, seed: int = 0) -> float:
-        return two_sample_accuracy(x[:500], y[:500], seed)
-
-    render_frames, two_sample_accuracy = samples.render_frames, equilibrium.two_sample_accuracy
+    render_frames = samples.render_frames
     monkeypatch.setattr("zoo.callbacks.curves.plot_curves", black_pixel)
     monkeypatch.setattr("zoo.plotting.samples.plot_points", black_pixel)
     monkeypatch.setattr(samples, "render_frames", three_frames)
+
+
+@pytest.fixture
+def cheap_reports(monkeypatch: pytest.MonkeyPatch, cheap_pictures: None) -> None:
+    """Callbacks draw less, and the report on the equilibrium compares 500 points."""
+    from zoo.callbacks import equilibrium
+
+    def on_500_points(x: Any, y: Any, seed: int = 0) -> float:
+        return two_sample_accuracy(x[:500], y[:500], seed)
+
+    two_sample_accuracy = equilibrium.two_sample_accuracy
     monkeypatch.setattr(equilibrium, "two_sample_accuracy", on_500_points)

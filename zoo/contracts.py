@@ -134,8 +134,8 @@ class KnownDistribution(Data, Protocol):
     Without it a generator cannot be compared with its data directly (`EquilibriumReport`).
     """
 
-    def sample_points(self, n: int, generator: Generator | None = None, /) -> Tensor:
-        """New points (n, D), which are in none of the splits."""
+    def sample_points(self, n: int, generator: Generator | None = None, /) -> tuple[Tensor, Tensor]:
+        """New points (n, D), which are in none of the splits, and their labels, int64 (n,)."""
 
 
 class KnownDensity(KnownDistribution, Protocol):
@@ -321,8 +321,11 @@ class CrossAttention(Protocol):
 class Adversarial(Protocol):
     """A generative model that is trained against a discriminator. Without it, there is no `EquilibriumReport`."""
 
-    def discriminator(self, x: Tensor, /) -> Tensor:
-        """Samples (N, *input_shape) to logits (N,), larger for real ones; it may be an nn.Module."""
+    def discriminator(self, x: Tensor, /, *labels: Tensor) -> Tensor:
+        """Samples (N, *input_shape) to logits (N,), larger for real ones; it may be an nn.Module.
+
+        That of a conditional model (`is_conditional`) is also handed the samples' classes, int64 (N,).
+        """
 
 
 class OwnLoss(Protocol):
@@ -516,6 +519,15 @@ def accepts(function: Callable[..., Any], argument: str) -> bool:
 def is_conditional(model: object) -> TypeGuard[Conditional]:
     """Whether a model draws samples by class."""
     return offers(model, Conditional) and bool(model.conditional)
+
+
+def check_condition(conditional: bool, num_classes: int) -> None:
+    """Raises a `UserError` for a model that is to draw samples by class if there are fewer than two classes."""
+    if conditional and num_classes < 2:
+        raise UserError(
+            f"conditional is true, but num_classes is {num_classes}, and a condition needs at least 2 classes: "
+            "set conditional to false, or take data with classes"
+        )
 
 
 def left_out(user: object, data: object, parts: Mapping[type, str]) -> bool:

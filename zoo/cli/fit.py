@@ -119,8 +119,10 @@ class ZooCLI(CommandLineHooks, LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Leaves out the option --weights_only, which is always true."""
-        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+        """The command that is typed, as each parser takes time; without --weights_only, which is always true."""
+        commands = LightningCLI.subcommands()
+        typed = [name for name in sys.argv[1:2] if name in commands] or list(commands)
+        return {name: {*commands[name], "weights_only"} for name in typed}
 
     def check_ckpt_path(self) -> None:
         """Checks that the file exists. The model is built from the configuration, not from the file."""

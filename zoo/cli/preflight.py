@@ -11,15 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from zoo.cli.program import program
-from zoo.contracts import Tokens, offers
+from zoo.contracts import Tokens, check_condition, is_conditional, offers
 from zoo.errors import UserError, as_word, check_at_least
 
 
 def check_match(model: LightningModule, data: Any) -> None:
-    """Raises a `UserError` if a model of tokens is given images or points, or the reverse.
+    """Raises a `UserError` if a model of tokens is given images or points, or the reverse, or lacks classes to draw by.
 
     Models and data modules declare by `zoo.contracts.Tokens` which of the two they are for; others are not checked.
     """
+    if is_conditional(model):
+        check_condition(True, model.num_classes)
     if not (offers(model, Tokens) and offers(data, Tokens)) or model.tokens == data.tokens:
         return
     kinds = {True: "tokens", False: "images or points"}

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.contracts import ReferenceSamples, data_of, left_out, offers
+from zoo.contracts import ReferenceSamples, check_condition, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
@@ -70,7 +70,7 @@ class GenerativeModule(ZooModule):
     Args:
         input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
         num_classes: number of classes in the data.
-        conditional: draw samples by class.
+        conditional: draw samples by class, of which there must be two.
         extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
     """
 
@@ -78,8 +78,7 @@ class GenerativeModule(ZooModule):
         self, input_shape: Sequence[int], num_classes: int = 0, conditional: bool = False, extractor: str = "auto"
     ) -> None:
         super().__init__()
-        if conditional and num_classes < 1:
-            raise UserError("conditional is true, but the data has no classes: num_classes is 0")
+        check_condition(conditional, num_classes)
         self.input_shape = tuple(input_shape)
         self.num_classes = num_classes
         self.conditional = conditional

@@ -19,8 +19,8 @@ def diffusion_optimizer(parameters: Any) -> Optimizer:
 
 
 def gan_optimizer(parameters: Any) -> Optimizer:
-    """Adam with a learning rate of 5e-4 and no momentum, which would amplify the oscillations of the game."""
-    return torch.optim.Adam(parameters, lr=5e-4, betas=(0.0, 0.99))
+    """Fused Adam with a learning rate of 5e-4 and no momentum, which would amplify the oscillations of the game."""
+    return torch.optim.Adam(parameters, lr=5e-4, betas=(0.0, 0.99), fused=True)
 
 
 def language_model_optimizer(parameters: Any) -> Optimizer:

@@ -14,7 +14,7 @@ def plot_equilibrium(x: Tensor, density: Tensor, probability: Tensor, samples: T
     Args:
         x: positions, ascending, (M,).
         density: p_data(x), (M,).
-        probability: D(x), (M,).
+        probability: D(x), (M,); or (K, M), of each class.
         samples: generated points, (N,).
     """
     figure, (left, right) = new_figure(2, size=3.6)
@@ -23,7 +23,10 @@ def plot_equilibrium(x: Tensor, density: Tensor, probability: Tensor, samples: T
     left.plot(x, density, color="black", label="p_data")
     left.set(title="density", xlabel="x", xlim=limits)
     left.legend(fontsize="small")
-    right.plot(x, probability, color="tab:blue", label="D(x)")
+    if probability.ndim == 1:
+        right.plot(x, probability, color="tab:blue", label="D(x)")
+    else:
+        right.plot(x, probability.T, label=[f"D(x), class {k}" for k in range(len(probability))])
     right.axhline(0.5, color="black", linestyle="--", label="1/2")
     right.set(title="discriminator", xlabel="x", ylim=(0, 1), xlim=limits)
     right.legend(fontsize="small")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +19,25 @@ def show(samples: Tensor, columns: int | None = None) -> Image.Image:
         columns: images per row.
     """
     return Image.fromarray(render_samples(samples[None] if samples.ndim == 3 else samples, columns))
+
+
+MAX_ASPECT = 16  # of the rows and columns of a grid with a column for each class
+
+
+def class_columns(n: int, num_classes: int) -> int | None:
+    """Columns of a grid of `n` samples that cycle through the classes, so that a column has one class.
+
+    The grid is about square where there are few classes, which then have several columns each.
+
+    Args:
+        n: number of samples.
+        num_classes: number of classes.
+
+    Returns:
+        A multiple of the number of classes; None if the grid would be long and narrow, for the usual square.
+    """
+    columns = num_classes * max(1, round(math.sqrt(n) / num_classes))
+    return columns if columns <= n and columns**2 <= MAX_ASPECT * n else None
 
 
 def render_samples(samples: Tensor, columns: int | None = None, data: Tensor | None = None) -> RGBImage:

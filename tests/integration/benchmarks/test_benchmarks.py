@@ -13,14 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from tests.helpers.checkpoints import save_untrained
 from tests.helpers.command import CHECKOUT
-from tests.helpers.networks import unet
-from zoo import Diffusion
+from zoo.cli.main import main
 
 FOLDER = CHECKOUT / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
@@ -87,13 +87,17 @@ RUNS = {
     ],
     "diffusion_peer": [
         Run(
-            "--root {data} --ckpt_path {clothes} --cpu_seconds 0.01 --n 3 --n_ddim 4 --ddim 5 --out samples.png",
+            "--root {data} --steps 1 --seeds 2 --n 3 --n_val 2 --evaluations 5 --lr 1e-3 1e-4 --dim 8 --out samples "
+            f"{CPU} --model.network=UNet --model.network.widths=[8] --data.batch_size=2 --data.val_size=59900",
             (
-                rf'"model": "ours", "n": 3, .*"fd": {N}, "floor": {N}',
-                rf'"sampler": "ddim, 5", "n": 4, "fd": {N}',
-                rf'"sampler": "default, 1000", "n": 3, "fd": {N}',
+                r'"lr": 0.001, "split": "val", "fd": \{"raw weights"',
+                rf"chosen on validation images: [\d.e-]+; floor {MEAN}",
+                row("ours, by class", "10", MEAN),
+                row("ours, without classes", "10", MEAN),
+                row("peer, raw weights", "5", MEAN),
+                row("peer, average like ours", "5", MEAN),
             ),
-            writes="samples_4.png",
+            writes="samples/peer_raw_weights_1.png",
         )
     ],
     "diffusion_physics": [
@@ -148,7 +152,18 @@ RUNS = {
         ),
     ],
     "gan_quality": [
-        Run("digits --seeds 2 --max_steps 1", (row("recipe", MEAN, MEAN), row("textbook", MEAN, MEAN))),
+        Run(
+            "digits --models recipe --seeds 2 --max_steps 1",
+            (row("recipe, average", MEAN, MEAN), row("recipe, no average", MEAN, MEAN)),
+        ),
+        Run(
+            "digits --models textbook --lr 0.001 --seeds 1 --max_steps 1",
+            (
+                row("textbook, lr 0.0002, no average", N, N),
+                rf"\| textbook, lr 0.001, (no )?average \| {N} \| {N} \|\n",
+            ),
+        ),
+        Run("digits --models dcgan --lr 0.0002 --seeds 1 --max_steps 1", (row("dcgan, lr 0.0002, no average", N, N),)),
         Run(
             "points --seeds 1 --max_steps 1",
             (row("ring", "0", r"\d of 8", N, N, N), row("grid", "0", r"\d+ of 25", N, N, N)),
@@ -197,7 +212,13 @@ RUNS = {
             "digits --epochs 1 --out .",
             (r"digits: test accuracy \d+\.\d\d%", rf"at n 297: training from test images {N}"),
             writes="digits.safetensors",
-        )
+        ),
+        Run("digits --evaluate", (rf"at n 297: training from test images {N}",)),
+        Run(
+            "cifar10_jpeg --cifar10_jpeg {jpegs} --epochs 1 --out .",
+            (r"cifar10_jpeg: test accuracy \d+\.\d\d%", rf"at n 1000: training from test images {N}"),
+            writes="cifar10_jpeg.safetensors",
+        ),
     ],
     "vanishing_gradient": [
         Run(
@@ -213,15 +234,22 @@ RUNS = {
 def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Function from a name in the arguments of a run to a path."""
 
-    def clothes() -> str:
-        save_untrained(Diffusion((1, 28, 28), 10, conditional=True, network=unet(8), steps=2), tmp_path / "c.ckpt")
-        return str(tmp_path / "c.ckpt")
+    def jpegs() -> str:
+        """Random pictures of 32x32 pixels, of two classes: 140 to train on and 20 to test on."""
+        generator = np.random.default_rng(0)
+        for split, count in {"train": 70, "test": 10}.items():
+            for kind in ("cats", "dogs"):
+                folder = tmp_path / "jpegs" / split / kind
+                folder.mkdir(parents=True)
+                for index, pixels in enumerate(generator.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)):
+                    Image.fromarray(pixels).save(folder / f"{index}.jpg")
+        return str(tmp_path / "jpegs")
 
     known: dict[str, Callable[[], str]] = {
+        "jpegs": jpegs,
         "data": lambda: str(request.getfixturevalue("shared_data")),
         "text": lambda: textwrap.__file__,
         "digits": lambda: checkpoint("diffusion"),
-        "clothes": clothes,
     }
     return lambda name: known[name]()
 
@@ -271,7 +299,7 @@ def peer_library() -> dict[str, ModuleType]:
             return torch.rand(shape)
 
     class EMA(nn.Module):
-        def __init__(self, model: nn.Module, beta: float, update_every: int) -> None:
+        def __init__(self, model: nn.Module, beta: float, update_every: int, **options: float) -> None:
             super().__init__()
             self.ema_model = model
 
@@ -301,6 +329,21 @@ def test_it_prints_its_result(script, run, load_script, paths, capsys):
     for pattern in run.prints:
         assert re.search(pattern, printed), f"{pattern} is not in\n{printed}"
     assert not run.writes or Path(run.writes).stat().st_size > 0
+
+
+def test_the_options_of_every_row_of_the_classifiers_train(load_script):
+    """Those of which no run above trains a row: the tables have too many rows for a training and a test of each."""
+    tables = load_script("classifier_quality").TABLES
+    small = {"mlp": ["--model.width=8"], "resnet": ["--model.widths=[4,4,4]"]}
+    trained = set()
+    for table, rows in tables.items():
+        recipe = table.split("_")[0]
+        for options in dict.fromkeys(row.options for row in rows):
+            if options and not {"--model.backbone=cifar", "--model.lr_scheduler=null"} & set(options):
+                args = ["--data=Digits", "--data.batch_size=64", "--trainer.fast_dev_run=true", *small[recipe]]
+                main(["fit", f"--config={recipe}.yaml", *args, "--trainer.accelerator=cpu", *options])
+                trained.add(options)
+    assert len(trained) == 8
 
 
 def test_every_script_has_a_run():

@@ -43,9 +43,9 @@ ROOM = 6 << 30  # bytes of memory that a command can ask for
 # The same examples every time, unless ZOO_FUZZ_EXAMPLES asks for more of them to find something new.
 ASKED = os.environ.get("ZOO_FUZZ_EXAMPLES")
 options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-quick = settings(max_examples=6, derandomize=True, **options)
+quick = settings(max_examples=4, derandomize=True, **options)
 many = settings(max_examples=80, derandomize=True, **options)
-thorough = settings(max_examples=int(ASKED or 24), derandomize=ASKED is None, **options)
+thorough = settings(max_examples=int(ASKED or 12), derandomize=ASKED is None, **options)
 
 
 @contextlib.contextmanager

@@ -68,7 +68,33 @@ def test_both_ranks_train_a_backbone_alike_that_is_unfrozen_in_mid_run(name, bot
 # A run of several processes
 
 
+LEAVING = """
+import atexit, os
+from pathlib import Path
+import torch
+from lightning.pytorch import Callback
+
+def name_of(thread):
+    try:
+        return Path(thread, "comm").read_text().strip()
+    except OSError:  # it has ended since the folder was listed
+        return ""
+
+def look():
+    tasks = Path("/proc/self/task")  # where Linux has them
+    names = [name_of(thread) for thread in tasks.iterdir()] if tasks.is_dir() else []
+    Path(f"left_{os.environ.get('LOCAL_RANK', '0')}").write_text(" ".join(name for name in names if "gloo" in name))
+
+class Look(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        assert torch.distributed.is_initialized()
+        atexit.register(look)
+"""
+
+
 def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path, cheap_reports):
+    """And end as one: see `test_no_thread_of_the_communication_is_left_when_the_interpreter_ends`."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
     floors = []
     for devices in (2, 1):
         args = ["fit", "--config", "gan.yaml", "--config", "ddp.yaml", *TINY, f"--trainer.devices={devices}"]
@@ -76,8 +102,9 @@ def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path, chea
         if devices == 1:
             main(args)
         else:
-            done = run_program(*args, cwd=tmp_path)
+            done = run_program(*args, "--trainer.callbacks+=leaving.Look", cwd=tmp_path, PYTHONPATH=str(tmp_path))
             assert done.returncode == 0, done.stderr[-3000:]
+            assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["", ""]
         (folder,) = (tmp_path / "runs" / f"on_{devices}").iterdir()
         assert folder.name == "version_0", "only rank 0 makes a folder"
         assert len(list(folder.glob("wandb/offline-run-*"))) == 1, "one W&B run"
@@ -146,14 +173,6 @@ def test_an_error_on_one_rank_ends_all_and_is_the_only_one_that_is_shown(tmp_pat
     assert seconds < 30
 
 
-def test_a_rank_that_is_killed_ends_all_and_is_named(tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, processes=3, kind="SIGKILL", rank=2)
-    assert code == 1
-    assert "rank 2 was ended by SIGKILL; all other processes were stopped" in said
-    assert "Traceback" not in said
-    assert seconds < 30
-
-
 def test_a_rank_that_is_stopped_is_named_when_the_others_have_waited_for_the_time_of_the_user(tmp_path):
     strategy = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:01:00"]
     code, said, seconds = run_with_a_fault(tmp_path, *strategy, kind="SIGSTOP", rank=1)
@@ -170,50 +189,30 @@ def test_a_signal_in_the_set_up_of_one_rank_ends_all(tmp_path):
     assert seconds < 30
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_waits_for_a_dead_one_is_ended(rank, tmp_path):
-    code, said, seconds = run_with_a_fault(tmp_path, kind="SIGKILL", rank=rank, stuck=1 - rank)
-    assert code in (1, -9)
+def test_a_rank_that_is_killed_is_named_and_ends_those_that_wait_for_it_and_those_that_hang(tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, processes=3, kind="SIGKILL", rank=2, stuck=0)
+    assert code == 1
+    assert "rank 2 was ended by SIGKILL; all other processes were stopped" in said
     assert "Traceback" not in said
     assert seconds < 30
 
 
-LEAVING = """
-import atexit, os
-from pathlib import Path
-import torch
-from lightning.pytorch import Callback
-
-def name_of(thread):
-    try:
-        return Path(thread, "comm").read_text().strip()
-    except OSError:  # it has ended since the folder was listed
-        return ""
-
-def look():
-    names = [name_of(thread) for thread in Path("/proc/self/task").iterdir()]
-    Path(f"left_{os.environ.get('LOCAL_RANK', '0')}").write_text(" ".join(name for name in names if "gloo" in name))
-
-class Look(Callback):
-    def on_fit_start(self, trainer, pl_module):
-        assert torch.distributed.is_initialized()
-        atexit.register(look)
-"""
+def test_a_rank_that_hangs_is_ended_when_rank_0_is_killed(tmp_path):
+    code, said, seconds = run_with_a_fault(tmp_path, kind="SIGKILL", rank=0, stuck=1)
+    assert code == -9
+    assert "Traceback" not in said
+    assert seconds < 30
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the names of threads where Linux has them")
-@pytest.mark.parametrize("launcher", ["Lightning", "torchrun"])
-def test_no_thread_of_the_communication_is_left_when_the_interpreter_ends(launcher, tmp_path):
-    """Such a thread may need the interpreter's lock once more, and then the process ends by SIGABRT."""
+def test_no_thread_of_the_communication_is_left_when_the_interpreter_ends(tmp_path):
+    """Such a thread may need the interpreter's lock once more, and then the process ends by SIGABRT. By torchrun."""
     (tmp_path / "leaving.py").write_text(LEAVING)
-    ranks = range(2 if launcher == "Lightning" else 1)
     args = ["--config=ddp.yaml", "--model=MLPClassifier", "--model.width=16", "--data=Digits", "--trainer.max_epochs=1"]
-    args += [f"--trainer.devices={len(ranks)}", "--trainer.accelerator=cpu", "--trainer.callbacks=leaving.Look"]
-    program = [sys.executable, str(CHECKOUT / "cli.py")]
-    if launcher == "torchrun":
-        program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", program[1]]
+    args += ["--trainer.devices=1", "--trainer.accelerator=cpu", "--trainer.callbacks=leaving.Look"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [*program, "fit", *args]
+    command = [*launcher, str(CHECKOUT / "cli.py"), "fit", *args]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [(tmp_path / f"left_{rank}").read_text() for rank in ranks] == [""] * len(ranks)
+    assert (tmp_path / "left_0").read_text() == ""

@@ -37,6 +37,13 @@ def commands_by_run() -> dict[str, list[str]]:
 
 
 COMMANDS = commands_by_run()
+#: Options of smaller models, by recipe, for commands that name no part of the model themselves.
+SMALL = {
+    "diffusion.yaml": ["--model.network.widths=[16]", "--model.network.blocks=1"],
+    "mlp.yaml": ["--model.width=16"],
+    "transformer.yaml": ["--model.layers=1", "--model.width=32", "--model.heads=2"],
+    "shakespeare_cpu.yaml": ["--model.layers=1", "--model.width=32", "--model.heads=2"],
+}
 #: Run of the plugin in examples/.
 OF_PLUGIN = "vae"
 
@@ -71,7 +78,8 @@ def shortened(command: str) -> list[str]:
         return arguments
     device = [] if "--trainer.accelerator" in command else TINY[:1]
     trials = ["--trials=1"] if arguments[0] == "tune" else []
-    return [*arguments, *device, *TINY[1:], *SHORT, *trials]
+    small = [] if "--model.network" in command else SMALL.get(arguments[2], [])
+    return [*arguments, *small, *device, *TINY[1:], *SHORT, *trials]
 
 
 def files_written(arguments: list[str]) -> list[str]:

@@ -83,12 +83,12 @@ def test_first_line_of_a_recipe_says_what_it_is(recipe):
 
 @pytest.fixture(scope="module")
 def distances(tmp_path_factory) -> list[float]:
-    """Fréchet distances of gan.yaml, shortened to 3,000 steps, after each validation."""
+    """Fréchet distances of gan.yaml, shortened to 1,500 steps, after each validation."""
     folder = tmp_path_factory.mktemp("gan")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--config", "gan.yaml", "--trainer.max_steps=3000", "--trainer.accelerator=cpu"])
+        main(["fit", "--config", "gan.yaml", "--trainer.max_steps=1500", "--trainer.accelerator=cpu"])
     return distances_of(folder / "runs" / "gan" / "version_0")
 
 
@@ -98,7 +98,7 @@ def distances_of(run: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_gan_recipe_makes_digits(distances):
-    """The published figure is a Fréchet distance of at most 8 after 6,000 steps; this is half of them."""
+    """The published figure is a Fréchet distance of at most 8 after 6,000 steps; this is a quarter of them."""
     assert min(distances) < 8
     assert distances[-1] < distances[0]
 
@@ -106,18 +106,19 @@ def test_gan_recipe_makes_digits(distances):
 @pytest.mark.slow
 def test_gan_recipe_reaches_the_same_quality_on_two_ranks(distances, tmp_path):
     """The same number of images in every step: each rank takes half of every batch. Half of the run, as it is slow."""
-    args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=1500"]
+    args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=750"]
     options = ["--data.batch_size=32", "--trainer.accelerator=cpu"]
     done = run_program("fit", *args, *options, cwd=tmp_path, timeout=900, WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr[-3000:]
     on_two_ranks = distances_of(tmp_path / "runs" / "gan" / "version_0")
-    assert len(on_two_ranks) == 4, "after every 375 steps"
-    assert min(on_two_ranks) < 1.5 * min(distances[:4])
+    assert len(on_two_ranks) == 2, "after every 375 steps"
+    assert min(on_two_ranks) < 1.5 * min(distances[:2])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cheap_pictures")
 def test_theory_recipe_reaches_the_equilibrium():
-    main(["fit", "--config", "gan_theory.yaml", "--trainer.accelerator=cpu", "--trainer.max_steps=4000"])
+    main(["fit", "--config", "gan_theory.yaml", "--trainer.accelerator=cpu", "--trainer.max_steps=1500"])
     rows = json.loads(Path("runs/gan_theory/version_0/equilibrium.json").read_text())
     assert rows["value"]["measured"] == pytest.approx(rows["value"]["theory"], abs=0.02)
     assert rows["d_real"]["measured"] == pytest.approx(0.5, abs=0.02)

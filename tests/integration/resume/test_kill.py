@@ -11,7 +11,6 @@ import pytest
 
 from tests.helpers.command import CHECKOUT
 from tests.helpers.kill_and_resume import Runs, differences
-from tests.helpers.models import MODELS
 from tests.helpers.short_runs import arguments, folder_of, interrupted
 from tests.helpers.wandb_reader import read_offline_run
 from zoo.cli.main import main
@@ -45,8 +44,9 @@ def test_a_run_that_fails_between_two_checkpoints_is_resumed_exactly(monkeypatch
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-#: On two ranks, one model for each way of training: manual optimization, noise by rank, an average, a language model.
-KILLED = {1: MODELS, 2: ["GAN", "Diffusion", "ResNetClassifier", "TransformerLM"]}
+#: One model for each way of training: manual optimization, noise, an average with batch norm, text; on two ranks two of
+#: them. That every model resumes exactly is in its contract; the command on the page on reliability kills them all.
+KILLED = {1: ["GAN", "Diffusion", "ResNetClassifier", "TransformerLM"], 2: ["GAN", "Diffusion"]}
 
 
 @pytest.mark.slow

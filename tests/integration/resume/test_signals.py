@@ -27,7 +27,7 @@ def undisturbed(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
-        main(arguments("MLPClassifier", "undisturbed"))
+        main(arguments("MLPClassifier", "undisturbed", gradient_flow=False))
     return folder / folder_of("undisturbed")
 
 
@@ -41,11 +41,11 @@ def undisturbed(tmp_path_factory) -> Path:
 )
 def test_a_run_that_is_stopped_by_a_signal_saves_and_is_resumed_exactly(step, where, undisturbed):
     with pytest.raises(Stopped) as stopped:
-        main(arguments("MLPClassifier", "stopped", *interrupted(step)))
+        main(arguments("MLPClassifier", "stopped", *interrupted(step), gradient_flow=False))
     assert stopped.value.code == 128 + signal.SIGTERM
     last = folder_of("stopped") / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == step + 1, "the batch is finished"
-    main(arguments("MLPClassifier", "stopped", "--ckpt_path=last"))
+    main(arguments("MLPClassifier", "stopped", "--ckpt_path=last", gradient_flow=False))
     assert differences(undisturbed, folder_of("stopped")) == [], where
     assert not folder_of("stopped", 1).exists()
 

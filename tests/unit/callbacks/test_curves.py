@@ -3,9 +3,11 @@
 import csv
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from tests.unit.callbacks.test_samples import BrightnessModel, fit
@@ -55,3 +57,27 @@ def test_curves_are_drawn_at_validations_at_most_every_n_seconds(every_seconds, 
     options = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
     fit(LossLogger(), CurvePlotter(every_seconds), tmp_path, **options)
     assert len(drawn) == plots, "after the first validation, after later ones if due, and at the end"
+
+
+@pytest.mark.parametrize(("cost", "wait"), [(0.125, 20.0), (2.0, 60.0)])
+def test_figures_take_a_thirtieth_of_the_time_at_most(cost, wait, monkeypatch):
+    now, drawn = 100.0, []
+
+    def draw():
+        nonlocal now
+        drawn.append(now)
+        now += cost
+
+    logger = CSVLogger("unused")
+    monkeypatch.setattr("zoo.callbacks.curves.time.monotonic", lambda: now)
+    monkeypatch.setattr(logger, "save", draw)
+    monkeypatch.setattr("zoo.callbacks.curves.read_metrics", lambda path: {})
+    trainer = SimpleNamespace(
+        loggers=[logger], is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn="fit")
+    )
+    plotter = CurvePlotter()
+    for _ in range(150):
+        plotter.on_validation_end(trainer, None)
+        now += 1.0
+    assert drawn[0] == 100.0
+    assert all(wait + cost <= later - earlier < wait + cost + 1.0 for earlier, later in pairwise(drawn))

@@ -19,7 +19,7 @@ def test_modes_are_counted_and_samples_within_three_sigma_are_good():
     assert mode_coverage(points, centers, std=0.1) == (2, 0.5)
     data = Points("grid")
     generator = torch.Generator().manual_seed(0)
-    modes, share = mode_coverage(data.sample_points(20_000, generator), data.centers, data.std)
+    modes, share = mode_coverage(data.sample_points(20_000, generator)[0], data.centers, data.std)
     assert modes == 25
     assert share == pytest.approx(1 - math.exp(-4.5), abs=0.003), "within 3 sigma in two dimensions"
 

@@ -69,6 +69,18 @@ def test_each_class_of_a_conditional_model_is_a_column(tmp_path):
     assert rows[0] == rows[1] == [0, 64, 128, 191, 255]
 
 
+def test_the_samples_of_a_single_class_are_a_square(tmp_path):
+    class OneClass(BrightnessModel):
+        conditional, num_classes = True, 1
+
+        def trajectory(self, n, *, labels=None, generator=None):
+            return self.sample(n).expand(2, n, 1, 8, 8)
+
+    fit(OneClass(), SampleLogger(n=49), tmp_path, max_steps=1)
+    for name in ("step_0000000.png", "trajectory.gif"):
+        assert Image.open(tmp_path / "samples" / name).size == (7 * 34 + 2, 7 * 34 + 2)
+
+
 def test_images_are_sent_to_loggers_with_log_image(tmp_path):
     class ImageLogger(CSVLogger):
         images = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 
+from zoo.cli.fit import ZooCLI
 from zoo.cli.parser import OneLineParser
 from zoo.datamodules import Augment, PerSample
 from zoo.errors import UserError
@@ -88,3 +91,10 @@ def test_transforms_are_composed_and_drawn_per_sample(parser):
 def test_a_function_is_an_augmentation(parser):
     name = "torchvision.transforms.v2.functional.invert"
     assert augment_of(parser, [f"--data.augment={name}"])(torch.tensor([255], dtype=torch.uint8)) == 0
+
+
+def test_only_the_parser_of_the_command_that_is_typed_is_built(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cli.py", "validate", "--config=gan.yaml"])
+    assert ZooCLI.subcommands() == {"validate": {"model", "dataloaders", "datamodule", "weights_only"}}
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    assert set(ZooCLI.subcommands()) == {"fit", "validate", "test", "predict"}

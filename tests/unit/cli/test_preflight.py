@@ -69,6 +69,15 @@ def test_models_of_tokens_and_data_of_images_are_refused_together(tmp_path):
     check_match(LightningModule(), text)  # a foreign model does not declare what it is for
 
 
+def test_a_foreign_model_that_is_conditional_on_one_class_is_refused():
+    model = LightningModule()
+    model.conditional, model.num_classes = True, 1
+    with pytest.raises(UserError, match="conditional is true, but num_classes is 1"):
+        check_match(model, Digits())
+    model.num_classes = 2
+    check_match(model, Digits())
+
+
 @pytest.fixture
 def port_in_use():
     with socket.socket() as server:

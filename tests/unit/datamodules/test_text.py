@@ -213,3 +213,11 @@ def test_too_little_text_is_named_with_the_fix(book, tmp_path):
     for name in ("empty.txt", "bad.txt", "none"):
         with pytest.raises(UserError, match="there is no text to read"):
             Text(str(tmp_path / name))
+
+
+def test_windows_start_anywhere_in_training_and_at_multiples_of_their_length_in_validation(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 900))), encoding="utf-8")
+    data = Text(str(tmp_path / "text.txt"), "characters", context_length=8, batch_size=100, val_size=0.1)
+    ((x, _),) = data.train_dataloader()  # each character is its own place in the text
+    assert (x[:, 0] % 8 != 0).any()
+    assert [x[0, 0].item() for x, _ in [data.val_dataloader().dataset[k] for k in range(3)]] == [810, 818, 826]

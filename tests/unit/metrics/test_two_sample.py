@@ -29,6 +29,12 @@ def test_one_distribution_is_told_apart_no_better_than_by_chance():
     assert (found - 0.5).abs().max() < 3.5 * error
 
 
+def test_points_that_the_classifier_was_fitted_to_are_not_those_it_is_scored_on():
+    """In so many dimensions it knows the points of one distribution that it was fitted to by heart."""
+    found = torch.tensor([two_sample_accuracy(*gaussians(300, 100, 0.0, seed), seed) for seed in range(3)])
+    assert found.mean() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(3 * 300))
+
+
 def test_points_inside_a_ring_are_told_from_the_ring():
     """No line separates them."""
     angle = torch.linspace(0, 2 * math.pi, 500)

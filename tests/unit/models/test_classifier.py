@@ -453,6 +453,23 @@ def test_monte_carlo_dropout_predicts_the_mean_of_passes_with_the_formulas_of_un
     assert all(value.equal(model.network[2].state_dict()[name]) for name, value in statistics.items())
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_the_same_samples_in_another_batch_have_other_dropout_masks(command):
+    seen = []
+
+    class Keep(Callback):
+        def on_test_batch_end(self, trainer, pl_module, outputs, *_):
+            seen.append(outputs.probabilities)
+
+        on_predict_batch_end = on_test_batch_end
+
+    model = small_classifier(small(dropout=0.5), mc_samples=1)
+    samples = loader(digits(10).repeat(2, 1, 1, 1), torch.arange(20) % 10)
+    getattr(quiet(callbacks=[Keep()]), command)(model, samples, **({"verbose": False} if command == "test" else {}))
+    first, second = seen
+    assert not torch.isclose(first, second).all(1).any()
+
+
 def test_at_most_the_logits_of_one_earlier_pass_are_in_memory():
     import weakref
 

@@ -1,6 +1,7 @@
 """The distance between samples and data, and the interpolation of latent vectors."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -170,6 +171,28 @@ def test_data_with_nothing_but_unlabelled_batches_trains_with_one_line_on_what_i
 def test_batches_that_do_not_fit_are_named(options, tensors, message):
     with pytest.raises(UserError, match=message):
         quiet_trainer(max_steps=1, limit_val_batches=0).fit(GAN(**SMALL, **options), Bare(*tensors))
+
+
+def test_every_validation_draws_from_the_same_noise_and_every_sample_from_its_own():
+    """With a learning rate of 0 the samples are the same to the bit in every validation."""
+    still = partial(torch.optim.SGD, lr=0.0)
+    model, drawn = GAN(**SMALL, optimizer_g=still, optimizer_d=still), []
+    model.inspect_samples = lambda fake, *_: drawn.append(fake)
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2, check_val_every_n_epoch=None)
+    trainer.fit(model, datamodule=Digits(eval_batch_size=100))
+    first, second = (torch.cat(drawn[start : start + 3]) for start in (0, 3))
+    assert len(drawn) == 6
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == len(first) == 300
+
+
+@pytest.mark.parametrize("model", [GAN, Diffusion])
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_condition_on_fewer_than_two_classes_is_refused(model, num_classes):
+    message = f"conditional is true, but num_classes is {num_classes}, .* at least 2 classes: set conditional to false"
+    with pytest.raises(UserError, match=message):
+        model((1, 8, 8), num_classes, conditional=True)
+    model((1, 8, 8), num_classes, conditional=False)
 
 
 def test_batches_by_name_are_refused_with_their_names():

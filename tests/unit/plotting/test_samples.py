@@ -1,9 +1,10 @@
 """Samples as images and as frames of an animation."""
 
 import numpy as np
+import pytest
 import torch
 
-from zoo.plotting.samples import render_frames, render_samples
+from zoo.plotting.samples import class_columns, render_frames, render_samples
 
 
 def test_images_are_a_grid_and_points_a_plot():
@@ -28,3 +29,28 @@ def test_frames_of_images_are_grids():
     frames = render_frames(torch.linspace(-1, 1, 3).view(3, 1, 1, 1, 1).expand(3, 4, 1, 8, 8), columns=4)
     assert [frame.shape for frame in frames] == [(36, 4 * 34 + 2, 3)] * 3
     assert [frame[10, 10, 0] for frame in frames] == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("n", "num_classes", "columns"),
+    [
+        (64, 10, 10),
+        (10, 10, 10),
+        (64, 2, 8),  # four columns for each class
+        (64, 1, 8),
+        (50, 1, 7),
+        (4, 10, None),  # fewer samples than classes
+        (64, 1000, None),
+        (64, 60, None),  # a second row of four
+    ],
+)
+def test_a_grid_has_one_class_in_a_column_unless_it_were_long_and_narrow(n, num_classes, columns):
+    assert class_columns(n, num_classes) == columns
+    assert columns is None or columns % num_classes == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 50, 64, 100])
+def test_no_grid_is_longer_than_sixteen_times_its_width(n):
+    for num_classes in range(1, 2 * n):
+        columns = class_columns(n, num_classes)
+        assert columns is None or 1 / 16 <= columns / -(-n // columns) <= 16

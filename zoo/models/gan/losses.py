@@ -131,18 +131,19 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
 }
 
 
-def zero_centered_gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """E ||grad_x D(x)||^2: R1 on data, R2 on generated samples.
+def zero_centered_gradient_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
+    """Sum of E ||grad_x D(x)||^2 over the inputs: R1 for data, R2 for generated samples, R1 + R2 for both.
 
     Mescheder et al. 2018 (arXiv 1801.04406), eq. 9, without the factor gamma / 2. The graph is kept, so that the
-    penalty can be differentiated.
+    penalty can be differentiated. All gradients come from one backward pass, in which the logits of one input add
+    nothing to the gradient of another as long as the discriminator judges every sample on its own.
 
     Args:
-        logits: D(x), (N,).
-        x: input of the discriminator, (N, ...), with `requires_grad` set.
+        logits: D of all samples in the inputs, one-dimensional.
+        inputs: inputs of the discriminator, each (N, ...), with `requires_grad` set.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()
+    gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return torch.stack([gradient.square().flatten(1).sum(1).mean() for gradient in gradients]).sum()
 
 
 def gradient_penalty(

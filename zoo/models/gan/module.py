@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count
+from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count, unscaled_by_step
 from zoo.errors import UserError, check_at_least, check_choice
 from zoo.metrics import Throughput, log_is_due
 from zoo.models.base import eval_mode
@@ -38,6 +38,7 @@ from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build
 from zoo.seeding import SampleNoise, sample_seeds
 
 OWN_LOSS = "own"  # name in checkpoints of a loss that is not in `ADVERSARIAL_LOSSES`
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 GeneratorFactory = Callable[[Sequence[int], int, int], nn.Module]
 DiscriminatorFactory = Callable[[Sequence[int], int], nn.Module]
 
@@ -60,7 +61,8 @@ class GAN(GenerativeModule):
             "auto" to choose by the shape; or a factory that is handed `(input_shape, latent_dim, num_classes)`, or a
             module. It maps z (N, latent_dim) and labels, int64 (N,) or None, to samples (N, *input_shape).
         discriminator: likewise, with a factory that is handed `(input_shape, num_classes)`. It maps samples and labels
-            to logits (N,). An unconditional GAN hands over 0 classes.
+            to logits (N,). An unconditional GAN hands over 0 classes. With batch norm, data and samples are batches of
+            their own.
         loss: adversarial loss by its name, or an `AdversarialLoss`; see `zoo.models.gan.losses`.
         penalty: gradient penalty on the discriminator: R1 on data, R2 on generated samples, both, or the Wasserstein
             gradient penalty between them.
@@ -159,6 +161,7 @@ class GAN(GenerativeModule):
         self.discriminator, self.hparams["discriminator"] = build_network(
             "discriminator", discriminator, (self.input_shape, classes), DISCRIMINATORS
         )
+        self._separate_passes = any(isinstance(module, BATCH_NORMS) for module in self.discriminator.modules())
         labels = torch.zeros(2, dtype=torch.int64) if classes else None
         samples = torch.zeros(2, *self.input_shape)
         check_output("generator", self.generator, (torch.zeros(2, self.latent_dim), labels), samples.shape)
@@ -351,7 +354,13 @@ class GAN(GenerativeModule):
         return metrics | ({} if self._penalty is None else {"penalty": self._penalty})
 
     def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (N,) of data and of generated samples, in one pass."""
+        """Logits (N,) of data and of generated samples, in one pass unless batch norm would mix the two.
+
+        The generator's step judges samples by themselves. Normalized together with data in the discriminator's step,
+        they would be judged by another function there.
+        """
+        if self._separate_passes:
+            return self.discriminator(real, labels).float(), self.discriminator(fake, labels).float()
         both = None if labels is None else torch.cat([labels, labels])
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
         return real_logits, fake_logits
@@ -361,14 +370,12 @@ class GAN(GenerativeModule):
         if self.penalty == "gradient_penalty":
             penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)
             return *self._logits(real, fake, labels), penalty
-        real.requires_grad_("r1" in self.penalty)
-        fake.requires_grad_("r2" in self.penalty)
+        # Leaves of their own: the batch is used again in the generator's step, and belongs to the callbacks.
+        real, fake = (x.detach().requires_grad_(name in self.penalty) for name, x in (("r1", real), ("r2", fake)))
         real_logits, fake_logits = self._logits(real, fake, labels)
-        penalty = real.new_zeros(())
-        if "r1" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(real_logits, real)
-        if "r2" in self.penalty:
-            penalty = penalty + zero_centered_gradient_penalty(fake_logits, fake)
+        penalized = [(x, logits) for x, logits in ((real, real_logits), (fake, fake_logits)) if x.requires_grad]
+        inputs, logits = zip(*penalized, strict=True)
+        penalty = zero_centered_gradient_penalty(torch.cat(logits), *inputs)
         return real_logits, fake_logits, penalty
 
     def _backward_generator(self, optimizer: LightningOptimizer) -> dict[str, Tensor]:
@@ -411,9 +418,11 @@ class GAN(GenerativeModule):
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # In this hook, because gradients in 16-bit precision have just been unscaled.
+        # In this hook, because gradients in 16-bit precision have just been unscaled, unless the optimizer is fused.
         if self._stepping:
-            self._grad_norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            scale = unscaled_by_step(self.trainer, optimizer)
+            norm = get_total_norm([p.grad for p in self._stepping if p.grad is not None])
+            self._grad_norm = norm if scale is None else norm / scale.to(norm)
             if self.gradient_clip_val:
                 clip_grads_with_norm_(self._stepping, self.gradient_clip_val, self._grad_norm)
 

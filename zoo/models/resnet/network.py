@@ -168,8 +168,9 @@ class PooledResNet(nn.Module):
     """A residual network for small images that learns in few passes over the data.
 
     A 2x2 convolution without normalization; stages, each of which halves the image; and the maximum of each channel
-    over the image, followed by a linear layer. Pooling as in D. Page's ResNet-9 (DAWNBench, 2018), the 2x2 convolution
-    as in Jordan 2024 (arXiv 2404.00498), both for CIFAR-10.
+    over the image, followed by a linear layer. Pooling as in D. Page's ResNet-9 (DAWNBench, 2018). The shape of the
+    first convolution, 2x2 without padding, is that of Jordan 2024 (arXiv 2404.00498); there it is a frozen whitening of
+    patches, computed from training images, while here it is initialized as the others and trained.
 
     Args:
         input_shape: shape of an image, (C, H, W), at least 2x2 pixels after `patch_size`.

@@ -67,7 +67,9 @@ class MultiHeadAttention(nn.Module):
         heads: number of heads H.
         bias: use biases in the linear layers.
         qk_norm: normalize queries and keys to unit mean square, which bounds the scores at large learning rates (Henry
-            et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442).
+            et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442). Both then have the norm sqrt(C), so
+            every score Q K' / sqrt(C) lies within ±sqrt(C), and two weights of a row differ by a factor of at most
+            exp(2 sqrt(C)). There is no learned scale, as Henry et al. have, that could widen the bound.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = False, qk_norm: bool = False) -> None:

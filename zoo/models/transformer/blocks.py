@@ -151,9 +151,10 @@ class TransformerStack(nn.Module):
             return
         self.apply(self._initialize)
         # So the sum of all branches has the same variance at every depth (Radford et al. 2019, section 2.3).
+        branches = layers * (3 if memory else 2)
         for name, weight in self.named_parameters():
             if name.endswith(("out.weight", "feed_forward.2.weight")):
-                nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1] * 2 * layers))
+                nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1] * branches))
 
     @staticmethod
     def _initialize(module: nn.Module) -> None:

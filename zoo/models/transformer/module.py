@@ -44,7 +44,8 @@ class TransformerLM(ZooModule):
         dropout: dropout probability of each sub-layer's output, and of the embeddings.
         norm: position of layer normalization, before each sub-layer ("pre") or after the sum ("post", as in the paper).
         pos_encoding: positional encoding: rotary embeddings, or the paper's sinusoids.
-        qk_norm: normalize queries and keys to unit mean square, which stabilizes large learning rates.
+        qk_norm: normalize queries and keys to unit mean square, without a learned scale, which stabilizes large
+            learning rates; attention scores are then at most the root of a head's channels.
         block: factory of a block that is handed `(width, heads)`, in place of the zoo's own, to which `dropout`, `norm`
             and `qk_norm` apply; see `zoo.models.transformer.blocks.Block.forward` for the arguments that it is called
             with. None for the zoo's own.

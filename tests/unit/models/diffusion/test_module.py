@@ -316,7 +316,6 @@ def test_validation_does_not_change_training():
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"noise_std": 0.0}, "noise_std is 0.0"),
         ({"ema_half_life": -1.0}, "ema_half_life is -1.0"),
-        ({"conditional": True, "num_classes": 0}, "num_classes is 0"),
     ],
 )
 def test_invalid_options_are_named(options, message):

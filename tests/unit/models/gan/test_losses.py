@@ -81,6 +81,24 @@ def test_the_zero_centered_penalty_of_a_quadratic_is_the_closed_form_and_differe
     torch.testing.assert_close(scale.grad, 2 * 3 * x.detach().square().flatten(1).sum(1).mean())
 
 
+def test_r1_and_r2_in_one_backward_pass_are_the_sum_of_both_in_two(monkeypatch):
+    """The numbers, and the gradients of the discriminator's parameters, against a pass for each penalty."""
+    torch.manual_seed(0)
+    discriminator = MLPDiscriminator((1, 4, 4), width=16).double()
+    real, fake = (torch.randn(8, 1, 4, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = torch.zeros((), dtype=torch.float64)
+    for x in (real, fake):
+        (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+        expected = expected + gradient.square().sum() / 8
+    grad, passes = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: passes.append(1) or grad(*args, **options))
+    penalty = zero_centered_gradient_penalty(discriminator(torch.cat([real, fake])), real, fake)
+    assert len(passes) == 1
+    torch.testing.assert_close(penalty, expected)
+    weights = [p for p in discriminator.parameters() if p.ndim == 2]
+    torch.testing.assert_close(grad(penalty, weights), grad(expected, weights))
+
+
 def test_the_gradient_penalty_draws_one_epsilon_per_sample():
     seen = []
 

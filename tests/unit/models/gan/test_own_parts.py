@@ -65,6 +65,31 @@ def test_whether_a_loss_needs_logits_of_data_is_what_its_formula_says():
         assert loss.needs_real == (not torch.equal(first, second)), name
 
 
+class Normalizing(torch.nn.Module):
+    """A discriminator with batch norm, which remembers the batches that it has seen."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1), torch.nn.BatchNorm1d(1))
+        self.seen = []
+
+    def forward(self, x, labels=None):
+        self.seen.append(x.detach())
+        return self.layers(x).squeeze(1)
+
+
+@pytest.mark.parametrize("penalty", ["none", "r1_r2"])
+def test_a_discriminator_with_batch_norm_sees_data_and_samples_in_batches_of_their_own(penalty):
+    """Normalized together, data and samples would be told apart by what the generator's step, without data, lacks."""
+    model = GAN(**(SMALL | {"discriminator": Normalizing}), loss="non_saturating", penalty=penalty)
+    model.discriminator.seen.clear()
+    fit(model, 1)
+    real, *fakes = model.discriminator.seen
+    assert [len(x) for x in (real, *fakes)] == [32, 32, 32], "data, samples, and samples of the generator's step"
+    assert real.unique().numel() == 17, "the digits have 17 levels of gray"
+    assert all(x.unique().numel() > 17 for x in fakes)
+
+
 def least_squares() -> AdversarialLoss:
     """Mao et al. 2017 (arXiv 1611.04076), eq. 8 with a = 0, b = c = 1."""
     return AdversarialLoss(

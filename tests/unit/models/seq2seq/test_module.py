@@ -1,18 +1,19 @@
 """The encoder-decoder Transformer: what it learns, how it decodes, and its attention weights."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from tests.unit.training import quiet_trainer
+from tests.unit.training import LossRecorder, quiet_trainer
 from zoo import Seq2Seq
 from zoo.checkpoints.reading import load_model
 from zoo.cli.main import main
 from zoo.datamodules import Sequences
-from zoo.datamodules.sequences import END, PADDING
+from zoo.datamodules.sequences import END, PADDING, START
 from zoo.errors import UserError
 
 
@@ -88,6 +89,22 @@ def test_a_loaded_checkpoint_decodes_the_same(fitted, tmp_path):
     model.trainer.save_checkpoint(tmp_path / "a.ckpt")
     source = data.split("val")[0][:8].long()
     assert torch.equal(load_model(str(tmp_path / "a.ckpt")).greedy_decode(source), model.greedy_decode(source))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_training_loss_is_the_smoothed_cross_entropy_of_the_tokens_that_are_not_padding(smoothing):
+    data = Sequences("reverse", digits=4, num_train=200, num_test=10, val_size=10, batch_size=16)
+    options = {"label_smoothing": smoothing, "optimizer": partial(torch.optim.SGD, lr=0.0), "lr_scheduler": None}
+    model = Seq2Seq(data.input_shape, data.num_classes, data.output_length, layers=1, width=32, **options)
+    losses = LossRecorder()
+    quiet_trainer(max_steps=1, limit_val_batches=0, callbacks=[losses]).fit(model, data)
+    ((source, target),) = losses.batches
+    assert (target == PADDING).any()
+    before = torch.cat([torch.full_like(target[:, :1], START), target[:, :-1]], dim=1)
+    with torch.no_grad():
+        log_p = model(source, before).log_softmax(2)
+    each = -(1 - smoothing) * log_p.gather(2, target[..., None])[..., 0] - smoothing * log_p.mean(2)
+    assert losses.losses == pytest.approx([each[target != PADDING].mean().item()], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,16 @@ def test_normalized_queries_and_keys_bound_the_scores():
         (weights,) = maps[""]
         entropies[qk_norm] = -(weights * weights.clamp_min(1e-30).log()).sum(-1).mean().item()
     assert entropies[False] < 0.05 < 0.5 < entropies[True], "scores are at most the root of the channels per head"
+
+
+def test_with_normalized_queries_and_keys_the_scores_are_within_the_root_of_the_channels_per_head():
+    """Queries and keys have the norm sqrt(C): scores are within ±sqrt(C), and reach it where they are parallel."""
+    x = torch.cat([torch.ones(1, 1, 8), -torch.ones(1, 1, 8)], dim=1)
+    attention = MultiHeadAttention(8, 2, qk_norm=True)
+    with torch.no_grad():
+        for weight in (attention.q.weight, attention.kv.weight[:8]):
+            weight.copy_(50 * torch.eye(8))
+    with record_attention(attention) as maps:
+        attention(x)
+    difference = maps[""][0].log().diff(dim=-1).abs()
+    torch.testing.assert_close(difference, torch.full_like(difference, 2 * math.sqrt(4)))

@@ -72,3 +72,27 @@ def test_at_initialization_the_signal_has_the_same_size_at_every_depth(norm):
         block.register_forward_hook(lambda m, i, o: sizes.append(o.std().item()))
     stack(x)
     assert 0.9 < min(sizes) <= max(sizes) < 1.6
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_each_branch_adds_one_over_the_number_of_branches_to_the_variance_of_the_residual_stream(memory):
+    """A block has two branches, or three with a memory; 1 / sqrt(branches) of Radford et al. 2019, section 2.3."""
+    layers, width = 4, 128
+    stack = TransformerStack(layers, width, 4, memory=memory, pos_encoding=None).eval()
+    branches = layers * (3 if memory else 2)
+    outputs = {n: m for n, m in stack.named_modules() if n.endswith((".out", "feed_forward.2"))}
+    assert len(outputs) == branches
+    for name, linear in outputs.items():
+        expected = 1 / (linear.in_features * branches) ** 0.5
+        assert linear.weight.std().item() == pytest.approx(expected, rel=0.03), name
+    # One position attends to one position only, so that each attention passes a vector of unit variance on: with
+    # inputs of unit variance the two attentions of a block add 1 / branches each.
+    stream = []
+    for block in stack.blocks:
+        block.feed_forward.register_forward_hook(lambda *_: torch.zeros(()))
+        block.register_forward_hook(lambda m, i, o: stream.append(o.var().item()))
+    x = torch.randn(256, 1, width)
+    stack(x, memory=torch.randn(256, 1, width) if memory else None)
+    attentions = 2 if memory else 1
+    expected = [1 + attentions * depth / branches for depth in range(1, layers + 1)]
+    assert stream == pytest.approx(expected, rel=0.05)

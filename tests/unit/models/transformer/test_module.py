@@ -36,6 +36,19 @@ def fitted(data: LightningDataModule, steps: int, **options) -> TransformerLM:
     return model
 
 
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"qk_norm": False}])
+def test_with_qk_norm_which_is_the_default_the_size_of_queries_and_keys_does_not_matter(options):
+    model = untrained(**options)
+    tokens = torch.randint(ALPHABET.size, (2, 12))
+    with torch.no_grad():
+        logits = model(tokens)
+        for block in model.network.stack.blocks:
+            block.attention.q.weight.mul_(10)
+            block.attention.kv.weight[:32].mul_(10)  # keys
+        change = (model(tokens) - logits).abs().max()
+    assert change > 0.1 if options.get("qk_norm") is False else change < 1e-3
+
+
 def test_it_learns_and_generates_a_periodic_text(tmp_path):
     data = text_of(tmp_path, "the quick brown fox\n" * 400)
     model = fitted(data, 80, optimizer=lambda p: torch.optim.AdamW(p, lr=8e-3))
@@ -94,6 +107,16 @@ def test_sampling_is_reproducible_and_changes_neither_mode_nor_random_state():
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert model.network.training
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}])
+def test_options_that_leave_one_token_give_the_same_text_for_every_seed(options):
+    model = untrained()
+    texts = {
+        tuple(model.sample(1, generator=torch.Generator().manual_seed(seed), max_new_tokens=20, **options)[0].tolist())
+        for seed in range(3)
+    }
+    assert len(texts) == 1
 
 
 def test_between_two_tokens_of_a_stream_the_model_is_in_its_own_mode():

@@ -60,3 +60,24 @@ def test_activation_checkpointing_gives_the_same_gradients():
         gradients.append([p.grad for p in network.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_activation_checkpointing_computes_each_block_again_in_the_backward_pass(activation_checkpointing):
+    network = language_model(activation_checkpointing=activation_checkpointing).train()
+    calls = []
+    for block in network.stack.blocks:
+        block.attention.register_forward_hook(lambda *_: calls.append(1))
+    network(torch.randint(11, (2, 9))).sum().backward()
+    assert len(calls) == (6 if activation_checkpointing else 3)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_embeddings_and_what_logits_are_made_of_have_unit_variance(norm):
+    network = language_model(norm=norm)
+    tokens = torch.randint(11, (8, 16))
+    nn.init.normal_(network.embedding.weight, std=32**-0.5)
+    assert network.embedding(tokens).std().item() == pytest.approx(1, abs=0.15)
+    h = network.stack(3 * network.embedding(tokens), causal=True)
+    torch.testing.assert_close(h.mean(-1), torch.zeros(8, 16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(h.var(-1, correction=0), torch.ones(8, 16), atol=1e-2, rtol=0)
