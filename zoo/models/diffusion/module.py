@@ -351,6 +351,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         ideal = cast(IdealDenoiser, self._ideal)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
+        excess = excess[~best.flatten(1).isnan().any(1)]  # of a class without training samples
         cast(MeanMetric, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
