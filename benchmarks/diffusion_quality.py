@@ -1,9 +1,11 @@
 """Fréchet distance of the diffusion recipes over several seeds, by solver and number of network evaluations.
 
 Each seed trains the recipe by the command line's own code. The checkpoint with the best `val/fd` is measured on the
-test split, which nothing else uses: Fréchet distance of as many samples as there are test images, averaged over
-`--draws` sets of samples, next to the floor, the distance of training images. `label_accuracy` is the percentage of
-samples that the extractor's own classifier, which was trained on real images, assigns to the requested class. Usage:
+validation split by each solver and number of evaluations, from which a recipe's are chosen; and with the recipe's own
+ones alone on the test split, which nothing else uses. Measured are as many samples as the split has images, averaged
+over `--draws` sets of samples, beside the floor, the distance of training images, of the same classes for a conditional
+model. `label_accuracy` is the percentage of samples that the extractor's own classifier, which was trained on real
+images, assigns to the requested class. Usage:
 
     python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
     python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --data.root data --seeds 3
@@ -36,35 +38,38 @@ from zoo.registry import find_class
 EVALUATIONS = (5, 6, 8, 10, 18, 35)
 TWO_EVALUATIONS_PER_STEP = ("heun", "predictor_corrector")
 CHUNK = 1000  # images per call of the model or the extractor
+FLOOR_DRAWS = 10  # draws of training images for the floor
 
 Key = tuple[str, float, int]  # solver, guidance scale, network evaluations
 
 
 class Evaluator:
-    """Compares samples of a model with the test split.
+    """Compares samples of a model with a split.
 
     Args:
         model: diffusion or consistency model.
         data: data module.
+        split: "val" or "test".
 
     Attributes:
-        floor: Fréchet distance of as many training images from the test split.
+        floors: Fréchet distance of as many training images from the split, for each of `FLOOR_DRAWS` draws.
     """
 
-    def __init__(self, model: Any, data: Any) -> None:
-        data.setup()
-        self.x, self.y = data.split("test")
-        self.model = model
+    def __init__(self, model: Any, data: Any, split: str) -> None:
+        self.x, self.y = data.split(split)
+        self.model, self.split = model, split
         metric = model.distance
         assert isinstance(metric, FrechetDistance)
         self.metric = metric.clone()
         self.metric.reset_real_features = False
         for images in self.x.split(CHUNK):
             self.metric.update(images, real=True)
-        self.floor, _ = self.measure(data.reference(len(self.x)))
+        labels = self.y if model.conditional else None
+        draws = (data.training_samples(len(self.x), labels=labels, seed=seed) for seed in range(FLOOR_DRAWS))
+        self.floors = [self.measure(images)[0] for images in draws]
 
     def measure(self, fake: Tensor) -> tuple[float, float]:
-        """Fréchet distance from the test split, and percentage of images classified as the test split's labels."""
+        """Fréchet distance from the split, and percentage of images classified as the split's labels."""
         self.metric.reset()
         extractor: Any = self.metric.extractor
         correct = 0
@@ -74,7 +79,7 @@ class Evaluator:
         return self.metric.compute().item(), 100 * correct / len(self.y)
 
     def measure_samples(self, seed: int, **options: Any) -> tuple[float, float]:
-        """`measure` for samples of the test split's labels; `options` are those of the model's `sample`."""
+        """`measure` for samples of the split's labels; `options` are those of the model's `sample`."""
         seeds = torch.randint(2**62, (len(self.y),), generator=torch.Generator().manual_seed(seed))
         parts = zip(seeds.split(CHUNK), self.y.split(CHUNK), strict=True)
         conditional = self.model.conditional
@@ -101,21 +106,28 @@ def settings(model: Any, options: argparse.Namespace) -> Iterator[tuple[Key, dic
             yield (solver, scale, evaluations), {"solver": solver, "steps": steps, "guidance_scale": scale}
 
 
-def load(options: argparse.Namespace) -> Evaluator:
-    """The checkpoint of `--ckpt_path` and its data."""
+def load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model of `--ckpt_path` and its data."""
     root = {"root": options.root} if options.root else {}
-    return Evaluator(zoo.load(options.ckpt_path), find_class(options.data)(**root))
+    return zoo.load(options.ckpt_path), find_class(options.data)(**root)
 
 
-def train(
-    options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str
-) -> tuple[Evaluator, dict[str, int]]:
-    """Trains the recipe; returns its best checkpoint, and the cost of training, validation included."""
+def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str) -> tuple[Any, Any, dict[str, int]]:
+    """Trains the recipe; returns its best model, its data, and the cost of training, validation included."""
     root = [f"--data.root={options.root}"] if options.root else []
     trainer, seconds = run_recipe(options.recipes, folder, seed, *extra, *root)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     model = zoo.load(trainer.log_dir or "")
-    return Evaluator(model, data), {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
+    return model, data, {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
+
+
+def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> tuple[float, float]:
+    """Mean distance and label accuracy over sets of samples; prints them."""
+    values = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(draws)]
+    fd, accuracy = (statistics.mean(part) for part in zip(*values, strict=True))
+    row = {"fd": round(fd, 3), "label_accuracy": round(accuracy, 2)}
+    print(json.dumps({"seed": seed, "split": evaluator.split, **setting, **row}), flush=True)
+    return fd, accuracy
 
 
 def table(results: dict[Key, list[float]], evaluations: Sequence[int]) -> str:
@@ -149,18 +161,21 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.error("give either recipes or --ckpt_path")
     torch.set_num_threads(options.threads)
     results: dict[Key, list[float]] = {}
+    chosen: list[tuple[float, float]] = []
     seeds = range(options.first_seed, options.first_seed + (1 if options.ckpt_path else options.seeds))
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            evaluator, cost = (load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
-            print(json.dumps({"seed": seed, "floor": round(evaluator.floor, 3), **cost}), flush=True)
-            for key, setting in settings(evaluator.model, options):
-                draws = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(options.draws)]
-                fd, accuracy = (statistics.mean(values) for values in zip(*draws, strict=True))
-                results.setdefault(key, []).append(fd)
-                row = {"evaluations": key[2], "fd": round(fd, 3), "label_accuracy": round(accuracy, 2)}
-                print(json.dumps({"seed": seed, **setting, **row}), flush=True)
-    print(table(results, options.evaluations))
+            model, data, cost = (*load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
+            data.setup()
+            evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
+            floors = {f"{split}_floor": mean_std(one.floors, 3) for split, one in evaluators.items()}
+            print(json.dumps({"seed": seed, **floors, **cost}), flush=True)
+            for key, setting in settings(model, options):
+                results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)[0])
+            chosen.append(measure(evaluators["test"], seed, options.draws, {}))
+    print(f"Validation split\n\n{table(results, options.evaluations)}\n\nTest split, the model's own settings\n")
+    distances, accuracies = zip(*chosen, strict=True)
+    print(markdown_table(["FD", "label accuracy, %"], [[mean_std(distances, 2), mean_std(accuracies, 1)]]))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def edits(
     noisy = images.save("noisy", (x[third] + 0.5 * noise).clamp(-1, 1))
     small = images.save("small", x[fourth].view(channels, height // 2, 2, width // 2, 2).mean((2, 4)))
     painter = session(path[first], first)
-    keep = painter.pixels_to_keep(None, [0, height // 2, width, height])
-    done = [("inpaint: lower half redrawn", painter.inpaint(keep, resamples))]
+    redrawn = painter.pixels_to_redraw(None, [0, height // 2, width, height])
+    done = [("inpaint: lower half redrawn", painter.inpaint(redrawn, resamples))]
     for sigma in (0.5, 1.0, 3.0):
         done.append((f"vary: redrawn below sigma {sigma:g}", session(path[second], second, sigma=sigma).vary()))
     for target in (first, fourth):

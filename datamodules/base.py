@@ -324,6 +324,31 @@ class InMemoryDataModule(LightningDataModule):
         """
         return to_unit_range(self._splits["train"].first(n)[0])
 
+    def training_samples(self, n: int, *, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Random training samples, also by class, for the floors of metrics; only these samples are read.
+
+        Args:
+            n: number of samples.
+            labels: class of each sample, int64 (n,); drawn without regard to classes by default.
+            seed: random seed of the draw.
+
+        Returns:
+            Floats (n, *input_shape), each training sample at most once. With labels, samples of a class that has fewer
+            than are asked for come several times, and one without any is replaced by samples of all classes; without,
+            there are as many samples as the data has at most.
+        """
+        generator, of_samples = torch.Generator().manual_seed(seed), self.labels("train")
+        if labels is None:
+            index = torch.randperm(len(of_samples), generator=generator)[:n]
+        else:
+            index = torch.empty(n, dtype=torch.int64)
+            for label in labels.unique().tolist():
+                places, pool = (labels == label).nonzero().flatten(), (of_samples == label).nonzero().flatten()
+                pool = pool if len(pool) else torch.arange(len(of_samples))
+                order = pool[torch.randperm(len(pool), generator=generator)]
+                index[places] = order[torch.arange(len(places)) % len(order)]
+        return to_unit_range(self._splits["train"].__getitems__(index.tolist())[0])
+
     def train_dataloader(self) -> DataLoader[Any]:
         dataset = self._splits["train"]
         if self.drop_last and len(dataset) < self.batch_size:

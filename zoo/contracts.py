@@ -97,6 +97,28 @@ class ReferenceSamples(Protocol):
         """
 
 
+class TrainingSamples(Protocol):
+    """Draws of training samples, also by class, after `setup("fit")`.
+
+    Without them the floor of a generative model's distance is that of one draw, and of a conditional model it is
+    measured with the classes as they come, not with those of the held-out samples.
+    """
+
+    def training_samples(self, n: int, /, *, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Random training samples, as models see them.
+
+        Args:
+            n: number of samples.
+            labels: class of each sample, int64 (n,); drawn without regard to classes by default.
+            seed: random seed of the draw.
+
+        Returns:
+            Floats (n, *input_shape), each training sample at most once. With labels, samples of a class that has fewer
+            than are asked for come several times, and one without any is replaced by samples of all classes; without,
+            there are as many samples as the data has at most.
+        """
+
+
 class WholeSplits(Protocol):
     """A whole split in memory, after `setup()`.
 

@@ -52,8 +52,8 @@ def run_edit(args: Sequence[str]) -> None:
 
 def edit(
     ckpt_path: str,
-    task: Task,
     image: str,
+    task: Task | None = None,
     out: str | None = None,
     compare: str | None = None,
     overwrite: bool = False,
@@ -76,16 +76,17 @@ def edit(
 
     Args:
         ckpt_path: path to the checkpoint, to the folder of its run, or to that of a saved model.
-        task: kind of edit. inpaint: redraw the masked pixels (RePaint). vary: redraw details finer than the noise level
-            `sigma` (SDEdit). class: change the image's class. interpolate: go from one image to another. invert: find
-            the noise that generates the image, and generate it again. denoise: remove noise of the level `sigma`.
-            super_resolve: draw an image that averages to the given one.
         image: input image; it is cropped and resized to the model's size and converted to its channels.
+        task: kind of edit. inpaint: redraw the masked pixels (RePaint); the default with `mask` or `box`. vary: redraw
+            details finer than the noise level `sigma` (SDEdit). class: change the image's class. interpolate: go from
+            one image to another. invert: find the noise that generates the image, and generate it again. denoise:
+            remove noise of the level `sigma`. super_resolve: draw an image that averages to the given one.
         out: .png file to write: the result in its own size, or a grid of several results (default: edited.png, with a
             number if it exists).
         compare: .png file for input and result side by side, enlarged.
         overwrite: replace files that exist.
-        mask: mask image for inpaint, white where pixels are kept and black where they are redrawn.
+        mask: mask image for inpaint, white where pixels are redrawn and black where they are kept; it is brought to the
+            model's size as the image is.
         box: left, top, right and bottom of the area to redraw for inpaint, in the model's pixels, instead of a mask.
         other: second image for interpolate.
         sigma: noise level, in units of the pixel range [-1, 1]: strength of vary, noise in the image for denoise; for
@@ -104,6 +105,10 @@ def edit(
     Returns:
         A sentence that says what was written.
     """
+    if task is None:
+        if mask is None and box is None:
+            raise UserError(f"--task is missing; choose one of {', '.join(TASKS)}, or give --mask or --box to inpaint")
+        task = "inpaint"
     check_choice("task", task, TASKS)
     paths = [output_path(out, "edited.png", overwrite)]
     if compare is not None:
@@ -136,7 +141,7 @@ def edit(
     session = EditSession(network, image, n, steps, seed, label, guidance_scale, sigma)
     with eval_mode(network):
         if task == "inpaint":
-            result = session.inpaint(session.pixels_to_keep(mask, box), resamples)
+            result = session.inpaint(session.pixels_to_redraw(mask, box), resamples)
         elif task == "class":
             result = session.change_class(_required(to, "to", task))
         elif task == "interpolate":
@@ -223,31 +228,32 @@ class EditSession:
         """Noise of the model's highest level, (n, C, H, W)."""
         return self.model.denoiser.mean + self.model.sigma_max * self.noise()
 
-    def pixels_to_keep(self, mask: str | None, box: list[int] | None) -> Tensor:
-        """Mask (1, 1, H, W) that is true where the image stays as it is."""
+    def pixels_to_redraw(self, mask: str | None, box: list[int] | None) -> Tensor:
+        """Mask (1, 1, H, W) that is true where the image is redrawn: the brighter half of the grey levels."""
         _, height, width = self.model.input_shape
         if (mask is None) == (box is None):
             raise UserError("the task inpaint needs either --mask or --box")
         if mask is not None:
-            keep = load_image(mask, (1, height, width)) > 0
+            redrawn = load_image(mask, (1, height, width)) > 0
         else:
             left, top, right, bottom = box if box and len(box) == 4 else (0, 0, 0, 0)
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 size = f"{width}x{height} pixels"
                 raise UserError(f"--box {box} is not a left, top, right and bottom within the model's images of {size}")
-            keep = torch.ones(1, 1, height, width, dtype=torch.bool)
-            keep[:, :, top:bottom, left:right] = False
-        if keep.all():
-            raise UserError("there is nothing to redraw: the mask is white everywhere")
-        return keep
+            redrawn = torch.zeros(1, 1, height, width, dtype=torch.bool)
+            redrawn[:, :, top:bottom, left:right] = True
+        if not redrawn.any():
+            raise UserError(f"there is nothing to redraw: {mask} is black everywhere, and white is redrawn")
+        return redrawn
 
-    def inpaint(self, keep: Tensor, resamples: int) -> EditResult:
+    def inpaint(self, redrawn: Tensor, resamples: int) -> EditResult:
         x = self.image
         known = x.expand(self.n, -1, -1, -1)
         noise, denoise = self.initial_noise(), self.denoiser(self.label)
-        after = inpaint(denoise, noise, known, keep, self.sigmas(), self.noise, resamples)
-        masked = torch.where(keep, x, torch.zeros_like(x))
-        return EditResult([x, masked], after, f"{(~keep).sum()} pixels of {self.path} redrawn")
+        after = inpaint(denoise, noise, known, redrawn, self.sigmas(), self.noise, resamples)
+        masked = torch.where(redrawn, torch.zeros_like(x), x)
+        share = redrawn.float().mean().item()
+        return EditResult([x, masked], after, f"{share:.1%} of the pixels of {self.path} redrawn")
 
     def vary(self) -> EditResult:
         sigma = _required(self.sigma, "sigma", "vary")

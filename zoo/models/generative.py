@@ -3,13 +3,16 @@
 A generative model is a LightningModule with `sample(n, *, labels=None, generator=None) -> (n, *input_shape)`. The
 distance is measured on equal numbers of samples and data: the Fréchet distance in features of a classifier for images
 (`val/fd`), the sliced Wasserstein distance for points (`val/w1`). Its floor (`val/fd_floor`) is the same distance
-between training and held-out data, which a generator cannot be expected to beat.
+between training and held-out data, which a generator cannot be expected to beat: the mean over several draws of
+training samples. A conditional model is asked for samples of the held-out data's own classes, so its floor is that of
+training samples of these classes, which is lower than that of an unconditional model.
 """
 
 from __future__ import annotations
 
+import statistics
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,11 +20,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.contracts import ReferenceSamples, check_condition, data_of, left_out, offers
+from zoo.contracts import ReferenceSamples, TrainingSamples, check_condition, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
 from zoo.seeding import seeds_at
+
+FLOOR_DRAWS = 4  # draws of training samples over which a floor is averaged
+CHUNK = 500  # samples per call of the feature extractor
 
 
 def slerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
@@ -65,7 +71,8 @@ def describe_batch(batch: Any) -> str:
 class GenerativeModule(ZooModule):
     """Base of the generative models. A subclass implements `sample` and its own training.
 
-    The floor of the distance is measured if the data module has `reference(n)`, the first n training samples.
+    The floor of the distance is measured if the data module has `reference(n)`, the first n training samples, and over
+    several draws and by class if it has `training_samples`.
 
     Args:
         input_shape: shape of a sample, (C, H, W) for images in [-1, 1] or (D,) for points.
@@ -87,7 +94,8 @@ class GenerativeModule(ZooModule):
         self.distance = distance[1] if distance else None
         self.floor = distance[1].clone() if distance else None
         self._floors: dict[str, float] = {}
-        self._reference: Tensor | None = None
+        self._floor_is_due = False
+        self._floor_labels: list[Tensor] = []
         self._indices = torch.arange(0)
         self._checked = False
 
@@ -204,31 +212,56 @@ class GenerativeModule(ZooModule):
         self.distance.update(fake, real=False)
         name = f"{split}/{self.distance_name}"
         self.log(name, self.distance, on_epoch=True, prog_bar=True)
-        self._compare_with_training_data(x, batch_idx, name)
+        self._prepare_floor(x, labels, batch_idx, name)
         self.inspect_samples(fake, x, batch_idx, split)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """Called with the samples that are compared with each batch, for further measurements in a subclass."""
 
-    def _compare_with_training_data(self, x: Tensor, batch_idx: int, name: str) -> None:
-        """Adds a batch and as many training samples to the floor, which is measured once."""
+    def _prepare_floor(self, x: Tensor, labels: Tensor | None, batch_idx: int, name: str) -> None:
+        """Adds a batch of held-out samples to the floor, which is measured once."""
         data = data_of(self.trainer)
         if name in self._floors or self.trainer.sanity_checking or not offers(data, ReferenceSamples):
             return
         floor = cast(Metric, self.floor)
         if batch_idx == 0:
             floor.reset()
-            loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
-            n = len(cast(Any, loaders).dataset)
-            samples = data.reference(n)
+            self._floor_labels = []
+            n = self._count_held_out(name)
             # The distance depends on the number of samples, so the floor needs as many.
-            self._reference = samples[self.global_rank :: self.trainer.world_size] if len(samples) == n else None
-        remaining = self._reference
-        if remaining is None:
+            self._floor_is_due = len(data.reference(n)) == n
+        if self._floor_is_due:
+            floor.update(x, real=True)
+            self._floor_labels.append((torch.zeros(len(x), dtype=torch.int64) if labels is None else labels).cpu())
+
+    def _count_held_out(self, name: str) -> int:
+        """Number of samples in the validation or the test split, by the name of the distance."""
+        loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
+        return len(cast(Any, loaders).dataset)
+
+    def _draw_training_samples(self, name: str) -> Iterator[Tensor]:
+        """Draws of as many training samples as held-out ones were seen by this process, of their classes."""
+        data, labels = data_of(self.trainer), torch.cat(self._floor_labels)
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        n = self._count_held_out(name)
+        if not offers(data, TrainingSamples):
+            yield data.reference(n)[rank::ranks][: len(labels)]
             return
-        floor.update(x, real=True)
-        floor.update(remaining[: len(x)].to(x), real=False)
-        self._reference = remaining[len(x) :]
+        for draw in range(FLOOR_DRAWS):
+            if self.conditional:
+                yield data.training_samples(len(labels), labels=labels, seed=ranks * draw + rank)
+            else:
+                yield data.training_samples(n, seed=draw)[rank::ranks][: len(labels)]
+
+    def _measure_floor(self, name: str) -> list[float]:
+        """Distances between held-out data and each draw of training samples."""
+        values = []
+        for samples in self._draw_training_samples(name):
+            floor = cast(Metric, self.floor).clone()  # the held-out samples are in it
+            for part in samples.split(CHUNK):
+                floor.update(part.to(self.device), real=False)
+            values.append(floor.compute().item())
+        return values
 
     def on_validation_epoch_end(self) -> None:
         self._log_floor("val")
@@ -238,12 +271,15 @@ class GenerativeModule(ZooModule):
 
     def _log_floor(self, split: str) -> None:
         name = f"{split}/{self.distance_name}"
-        if self._reference is not None and self.floor is not None and not self.trainer.sanity_checking:
-            self._reference = None
-            value = self._floors[name] = self.floor.compute().item()
+        if self._floor_is_due and self.floor is not None and not self.trainer.sanity_checking:
+            values = self._measure_floor(name)
+            self._floor_is_due, self._floor_labels = False, []
             self.floor.reset()
+            mean = self._floors[name] = statistics.mean(values)
+            spread = f" ± {statistics.stdev(values):.2g} ({len(values)} draws)" if len(values) > 1 else ""
+            which = " of the same classes" if self.conditional and len(values) > 1 else ""
             meaning = f"{name} is the {self._describe_distance()}"
-            rank_zero_info(f"{meaning}; floor, training against held-out data: {value:.4g}")
+            rank_zero_info(f"{meaning}; floor, training against held-out data{which}: {mean:.4g}{spread}")
         if name in self._floors:
             self.log(f"{name}_floor", self._floors[name], sync_dist=True)
 

@@ -22,6 +22,7 @@ from zoo.contracts import (
     Preprocessing,
     ReferenceSamples,
     Tokens,
+    TrainingSamples,
     WholeSplits,
     lacking,
     offers,
@@ -256,6 +257,12 @@ def check_splits(subject: Subject) -> None:
             first, again = data.reference(5), data.reference(5)
         holds(same(first, again), f"{name} returns other reference samples at each call; draw them by a fixed seed")
         _check_batch(f"the samples of reference(5) of {name}", data, first, torch.zeros(5, dtype=torch.int64))
+    if offers(data, TrainingSamples):
+        labels = torch.zeros(5, dtype=torch.int64)
+        with explained(f"{name} has no training_samples(5) after setup('fit')", "return training samples"):
+            drawn = [data.training_samples(5, labels=labels, seed=0) for _ in range(2)]
+        holds(same(*drawn), f"{name} draws other training samples by the same seed; draw them by a generator of it")
+        _check_batch(f"the samples of training_samples(5) of {name}", data, drawn[0], labels)
 
 
 def check_disjoint(subject: Subject) -> None:

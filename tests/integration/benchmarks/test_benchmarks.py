@@ -105,17 +105,24 @@ RUNS = {
             "--n 50 --steps 5 --seeds 2 --out physics.png",
             (row("floor", MEAN), row("2D grad ln p, full noise (the lecture's)", MEAN)),
             writes="physics.png",
-        )
+        ),
+        Run("--n 50 --steps 5 --seeds 1 --out physics.png", (row("floor", N),)),
     ],
     "diffusion_quality": [
         Run(
             f"diffusion.yaml --seeds 1 --draws 2 --solvers euler heun --evaluations 2 3 --guidance_scale 0 1 "
             f"{DIFFUSION}",
-            (row("euler, 1", N, N), row("heun, 0", "", N), '"label_accuracy"'),
+            (
+                row("euler, 1", N, N),
+                row("heun, 0", "", N),
+                '"split": "test", "fd"',
+                "own settings",
+                rf"\n\| {N} \| {N} \|",
+            ),
         ),
         Run(
             "--ckpt_path {digits} --draws 1 --solvers euler --evaluations 2",
-            (rf'"floor": {N}', row("euler, 0", N)),
+            (rf'"val_floor": "{MEAN}", "test_floor": "{MEAN}"', row("euler, 0", N)),
         ),
         Run(
             f"consistency.yaml --model.teacher {{digits}} --seeds 1 --draws 1 --evaluations 1 2 {SHORT}",

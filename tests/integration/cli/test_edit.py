@@ -20,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "pictures")
 
 @pytest.fixture
 def pictures(in_an_empty_folder):
-    """A digit in its own size, the same eight times larger and in colour, one half as large, and a mask of its left."""
+    """A digit in its own size, the same eight times larger and in colour, one half as large; a mask of its right."""
     data = Digits()
     data.setup("test")
     digit = data.split("test")[0][0, 0].add(1).mul(127.5).round().byte().numpy()
     Image.fromarray(digit).save("digit.png")
     Image.fromarray(digit.repeat(8, 0).repeat(8, 1)).convert("RGB").save("large.jpg", quality=100)
     mask = np.zeros((8, 8), dtype=np.uint8)
-    mask[:, :4] = 255
+    mask[:, 4:] = 255
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(digit.reshape(4, 2, 4, 2).mean((1, 3)).round().astype(np.uint8)).save("small.png")
 
@@ -46,18 +46,18 @@ def pixels(path: str) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"))
 
 
-def test_inpainting_keeps_what_the_mask_says_to_the_last_bit(edit, capsys):
-    edit("--task=inpaint", "--mask=mask.png", "--resamples=3")
+def test_inpainting_redraws_what_is_white_in_the_mask_and_keeps_the_rest_to_the_last_bit(edit, capsys):
+    edit("--mask=mask.png", "--resamples=3")
     before, after = pixels("digit.png"), pixels("edited.png")
     assert after.shape == (8, 8)
     assert np.array_equal(before[:, :4], after[:, :4])
     assert not np.array_equal(before[:, 4:], after[:, 4:])
-    assert "32 pixels of digit.png redrawn in edited.png" in capsys.readouterr().out
+    assert "50.0% of the pixels of digit.png redrawn in edited.png" in capsys.readouterr().out
 
 
 def test_a_box_is_redrawn_like_the_mask_of_it(edit):
     edit("--task=inpaint", "--mask=mask.png", "--out=a.png")
-    edit("--task=inpaint", "--box=[4,0,8,8]", "--out=b.png")
+    edit("--box=[4,0,8,8]", "--out=b.png")
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
@@ -130,6 +130,7 @@ def test_a_super_resolved_image_averages_to_the_small_one(edit):
     ("model", "args", "message"),
     [
         ("diffusion", ["--task=invent"], "invent"),
+        ("diffusion", [], "--task is missing; choose one of inpaint, vary, class"),
         ("diffusion", ["--task=inpaint"], "the task inpaint needs either --mask or --box"),
         (
             "diffusion",
@@ -143,7 +144,7 @@ def test_a_super_resolved_image_averages_to_the_small_one(edit):
         ),
         ("diffusion", ["--task=inpaint", "--box=[0,1]"], "--box [0, 1] is not a left"),
         ("diffusion", ["--task=inpaint", "--mask=digit.gif"], "digit.gif cannot be read: No such file"),
-        ("diffusion", ["--task=inpaint", "--mask=white.png"], "the mask is white everywhere"),
+        ("diffusion", ["--mask=black.png"], "there is nothing to redraw: black.png is black everywhere"),
         ("diffusion", ["--task=vary"], "the task vary needs --sigma"),
         (
             "diffusion",
@@ -195,7 +196,7 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(
     checkpoint, model, args, message, capsys, monkeypatch
 ):
     Path("text.png").write_text("no picture")
-    Image.new("L", (8, 8), 255).save("white.png")
+    Image.new("L", (8, 8)).save("black.png")
     Image.new("L", (8, 8)).save("large.eps")
     Path("bomb.png").write_bytes(png_of(50_000))
     Path("larger.png").write_bytes(png_of(10_000))  # Pillow warns only

@@ -133,6 +133,29 @@ def test_reference_is_the_beginning_of_the_training_split_in_unit_range():
     assert len(data.reference(10_000)) == len(data.split("train")[0])
 
 
+def test_training_samples_are_drawn_by_seed_and_class():
+    data = Digits()
+    data.setup("fit")
+    x, y = data.split("train")
+    where = {sample.numpy().tobytes(): index for index, sample in enumerate(x)}
+
+    def find(samples):
+        return [where[sample.numpy().tobytes()] for sample in samples]
+
+    drawn = [find(data.training_samples(500, seed=seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 500
+    assert len(data.training_samples(5000)) == len(x)
+    labels = torch.arange(300) % 7
+    found = find(data.training_samples(300, labels=labels, seed=3))
+    assert torch.equal(y[found], labels)
+    assert len(set(found)) == 300
+    assert found != find(data.training_samples(300, labels=labels, seed=4))
+    sevens = find(data.training_samples(1000, labels=torch.full((1000,), 7)))
+    assert set(sevens) == set((y == 7).nonzero().flatten().tolist()), "all of them, several times"
+    assert len(data.training_samples(3, labels=torch.tensor([7, 10, 7]))) == 3, "a class without training samples"
+
+
 def test_a_dataset_of_unequal_lengths_is_refused():
     with pytest.raises(ValueError, match="3 samples but 2 labels"):
         TensorBatches(torch.zeros(3), torch.zeros(2))

@@ -1,6 +1,7 @@
 """The distance between samples and data, and the interpolation of latent vectors."""
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from tests.unit.training import quiet_trainer
 from zoo import GAN, ConsistencyModel, Diffusion
 from zoo.datamodules import Digits, Points
 from zoo.errors import UserError
+from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.models.generative import slerp
 from zoo.seeding import sample_seeds
@@ -45,6 +47,48 @@ def test_the_distance_of_images_is_at_its_floor_for_test_images_as_samples():
     assert 0 < results[Copies]["val/fd_floor"] < 5
     assert results[Copies]["val/fd"] < 5
     assert results[GAN]["val/fd"] > 30
+
+
+def test_the_floor_of_a_conditional_model_is_that_of_the_held_out_classes(caplog):
+    """A split of two classes: training samples of all ten are far from it, those of its own classes are near."""
+
+    class Few(Digits):
+        def setup(self, stage=None):
+            super().setup(stage)
+            val = self._splits["val"]
+            val.index = val.index[val.y[val.index] < 2]
+
+    floors = {}
+    for conditional in (False, True):
+        with caplog.at_level("INFO"):
+            trainer = quiet_trainer(limit_val_batches=1.0)
+            (metrics,) = trainer.validate(GAN(**SMALL, conditional=conditional), datamodule=Few(), verbose=False)
+        floors[conditional] = metrics["val/fd_floor"]
+    assert floors[True] < 0.2 * floors[False]
+    lines = [line for line in caplog.messages if "floor" in line]
+    assert re.search(r"training against held-out data: \S+ ± \S+ \(4 draws\)$", lines[0])
+    assert re.search(r"training against held-out data of the same classes: \S+ ± \S+ \(4 draws\)$", lines[1])
+
+
+def test_a_floor_is_the_mean_distance_of_independent_draws():
+    data = Points("gaussians", num_train=1100, val_size=100)
+    model = GAN((1,))
+    (metrics,) = quiet_trainer(limit_val_batches=1.0).validate(model, datamodule=data, verbose=False)
+    held_out = data.split("val")[0]
+    draws = [wasserstein1(data.training_samples(100, seed=seed), held_out).item() for seed in range(4)]
+    assert metrics["val/w1_floor"] == pytest.approx(sum(draws) / 4, rel=1e-4)
+    assert max(draws) > 1.1 * min(draws)
+
+
+def test_data_without_draws_has_a_floor_of_one(caplog):
+    class OneDraw(Bare):
+        def reference(self, n):
+            return self.tensors[0][:n]
+
+    with caplog.at_level("INFO"):
+        trainer = fit(GAN(**SMALL, conditional=True), OneDraw(images(), torch.arange(32) % 10))
+    assert trainer.callback_metrics["val/fd_floor"] == pytest.approx(0, abs=1e-3), "the same images"
+    assert re.search(r"training against held-out data: \S+$", caplog.text, re.MULTILINE)
 
 
 def test_the_distance_of_points_is_logged_as_w1_with_its_floor():

@@ -126,6 +126,11 @@ class HasRandomReferences(Good):
         return torch.rand(n, 1, 4, 4)
 
 
+class DrawsAtRandom(Good):
+    def training_samples(self, n, *, labels=None, seed=0):
+        return torch.rand(n, 1, 4, 4)
+
+
 class ValidatesOnTrainingData(Good):
     def val_dataloader(self):
         return evaluation_loader(self.train_dataloader().dataset, 10, lambda batch: batch, self.trainer)
@@ -194,6 +199,7 @@ BREAKS = [
     ("batches", ReturnsNoPairs, "has train batches of the type Tensor; return two tensors, (x, y)"),
     ("splits", HasBytesInItsSplits, "the samples of split('train') of HasBytesInItsSplits have samples of torch.uint8"),
     ("splits", HasRandomReferences, "returns other reference samples at each call"),
+    ("splits", DrawsAtRandom, "draws other training samples by the same seed"),
     ("disjoint", ValidatesOnTrainingData, "has 64 of 69 val samples in the train split as well; hold them out of it"),
     ("disjoint", TestsOnValidationData, "test samples in the train split as well"),
     ("reproducible", SplitsByChance, "samples when built again; split by a seed of its own"),

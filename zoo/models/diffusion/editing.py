@@ -59,18 +59,18 @@ def condition(
 def inpaint(
     denoise: Denoise, x: Tensor, known: Tensor, mask: Tensor, sigmas: Sequence[float], noise: Noise, resamples: int = 10
 ) -> Tensor:
-    """Redraws the pixels of an image that are not in the mask.
+    """Redraws the pixels of an image that are in the mask.
 
     Args:
         denoise: see `condition`, as for the other arguments.
         x: initial noise, (N, ...).
         known: images, (N, ...).
-        mask: true for known pixels, broadcast against the images; these are exact in the result.
+        mask: true for pixels to redraw, broadcast against the images; the others are exact in the result.
         sigmas: noise levels.
         noise: function that draws noise.
         resamples: number of times that each step is repeated.
     """
-    return condition(denoise, x, known, lambda x: torch.where(mask, x, 0), sigmas, noise, resamples)
+    return condition(denoise, x, known, lambda x: torch.where(mask, 0, x), sigmas, noise, resamples)
 
 
 def super_resolve(

@@ -48,7 +48,8 @@ class Diffusion(DenoisingModule, ScoreModel):
         excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
             generated samples that are compared with the training data; 0 for none.
         likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
-            and as negative log-likelihood in nats for points; 0 for none. It needs hundreds of evaluations.
+            and as negative log-likelihood in nats for points; 0 for none. It needs hundreds of evaluations. Of a
+            conditional model it is that of p(x | class) for the sample's own class, not of p(x).
         likelihood_probes: number of random vectors by which the divergence is estimated; 0 for the exact divergence
             (default: exact up to 64 dimensions, otherwise one vector).
         **kwargs: arguments of `zoo.models.diffusion.base.DenoisingModule`.
@@ -303,14 +304,21 @@ class Diffusion(DenoisingModule, ScoreModel):
     def log_likelihood(
         self, x: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Likelihood:
-        """ln p of samples (N, *input_shape), with labels (N,) if given; see `zoo.models.diffusion.likelihood`."""
+        """ln p(x | class) of samples (N, *input_shape) with labels (N,), or ln p(x) without.
+
+        See `zoo.models.diffusion.likelihood`. A sample of equally frequent classes has ln p(x) >= ln p(x | class) - ln
+        num_classes.
+        """
         sigmas, moments = (self.sigma_min, self.sigma_max), (self.denoiser.mean, self.denoiser.sigma_data.item())
         with torch.inference_mode(False):  # Lightning validates in inference mode, which has no derivatives
             denoise = self.guided(None if labels is None else labels.clone())
             return log_likelihood(denoise, x.clone(), *sigmas, *moments, self.likelihood_probes, generator)
 
     def _measure_likelihood(self, x: Tensor, labels: Tensor | None) -> None:
-        """Logs the likelihood of different samples on every rank, with the same random numbers in every validation."""
+        """Logs the likelihood of different samples on every rank, with the same random numbers in every validation.
+
+        Of a conditional model it is that of p(x | class), which is not compared with the p(x) of an unconditional one.
+        """
         x, labels = x[: self.likelihood_samples], None if labels is None else labels[: self.likelihood_samples]
         generator = torch.Generator().manual_seed(self.global_rank)
         image = len(self.input_shape) == 3
@@ -351,6 +359,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         ideal = cast(IdealDenoiser, self._ideal)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
+        excess = excess[~best.flatten(1).isnan().any(1)]  # of a class without training samples
         cast(MeanMetric, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged

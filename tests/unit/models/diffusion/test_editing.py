@@ -34,7 +34,7 @@ def inpainted(resamples: int) -> torch.Tensor:
     n = 4000
     noise = noise_for((n, 2))
     known = torch.tensor([[1.5, 0.0]], dtype=torch.float64).expand(n, -1)
-    mask = torch.tensor([True, False])
+    mask = torch.tensor([False, True])
     x = inpaint(gaussian(CORRELATED), 20 * noise(), known, mask, SIGMAS, noise, resamples)
     assert (x[:, 0] == 1.5).all(), "the known coordinate is exact"
     return x[:, 1]
@@ -54,7 +54,7 @@ def test_inpainting_repeats_every_step_but_the_last():
     levels = []
     noise = noise_for((3, 2))
     denoise = gaussian(CORRELATED)
-    mask = torch.tensor([True, False])
+    mask = torch.tensor([False, True])
     inpaint(lambda x, s: levels.append(s) or denoise(x, s), 20 * noise(), torch.zeros(3, 2), mask, SIGMAS, noise, 4)
     assert len(levels) == 39 * 4 + 1
 
