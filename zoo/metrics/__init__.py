@@ -1,5 +1,6 @@
 """Distances between generated and real samples and temperature scaling as torchmetrics metrics, and windowed means."""
 
+from zoo.metrics.device import FixedPrecisionMetric, Mean
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
@@ -10,7 +11,9 @@ from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 
 __all__ = [
     "FeatureExtractor",
+    "FixedPrecisionMetric",
     "FrechetDistance",
+    "Mean",
     "SlicedWasserstein",
     "TemperatureFit",
     "TemperatureScaling",

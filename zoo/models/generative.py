@@ -21,6 +21,7 @@ from zoo.contracts import ReferenceSamples, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
+from zoo.models.precision import widen
 from zoo.seeding import seeds_at
 
 
@@ -89,7 +90,6 @@ class GenerativeModule(ZooModule):
         self.floor = distance[1].clone() if distance else None
         self._floors: dict[str, float] = {}
         self._reference: Tensor | None = None
-        self._indices = torch.arange(0)
         self._checked = False
 
     @abstractmethod
@@ -127,8 +127,8 @@ class GenerativeModule(ZooModule):
         """Samples of a batch and, for a conditional model, their labels.
 
         Args:
-            batch: samples (N, *input_shape); or a list of these and labels, int64 (N,), which may be left out for an
-                unconditional model.
+            batch: samples (N, *input_shape), which are widened to float32; or a list of these and labels, int64 (N,),
+                which may be left out for an unconditional model.
 
         Raises:
             UserError: it is something else.
@@ -138,7 +138,7 @@ class GenerativeModule(ZooModule):
             raise UserError(f"a batch is {describe_batch(batch)}; it must be (samples, labels), or samples alone")
         if self.conditional and len(parts) == 1:
             raise UserError("conditional is true, but the batches have no labels; set conditional to false")
-        return parts[0], parts[1] if self.conditional else None
+        return widen(parts[0]), parts[1] if self.conditional else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if not self._checked:  # the first batch only, since it waits for the device
@@ -176,15 +176,6 @@ class GenerativeModule(ZooModule):
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._find_indices(len(self.unpack(batch)[0]), batch_idx)
-
-    def _find_indices(self, n: int, batch_idx: int) -> None:
-        """Finds the indices (n,) of a batch's samples in the split, which is divided over the processes in turn.
-
-        Noise in evaluation is seeded by them, so that metrics do not depend on the number of processes.
-        """
-        ranks, rank = self.trainer.world_size, self.trainer.global_rank
-        start = int(self._indices[-1]) + ranks if batch_idx else rank
-        self._indices = start + torch.arange(n) * ranks
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._compare(batch, batch_idx, "val")

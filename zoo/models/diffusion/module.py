@@ -14,11 +14,12 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
+from zoo.metrics import Mean
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
@@ -347,7 +348,7 @@ class Diffusion(DenoisingModule, ScoreModel):
                 chosen = None if labels is None else labels[kept]
                 self._compare_with_ideal(self._indices[kept], x[kept], chosen, noise[kept], sigma[kept], loss[kept])
             for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
-                self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
+                self.log(f"val/{name}", cast(Mean, self.val_metrics[name]))
 
     def _compare_with_ideal(
         self, indices: Tensor, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
@@ -361,7 +362,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         ideal = cast(IdealDenoiser, self._ideal)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
-        cast(MeanMetric, self.val_metrics["excess"]).update(excess)
+        cast(Mean, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
             return
@@ -371,7 +372,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         noisy = train + append_dims(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
         mean_square = self.denoiser.weight(sigma) * distance.square().flatten(1).mean(1)
-        cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
+        cast(Mean, self.val_metrics["distance_to_ideal"]).update(mean_square)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """Detects memorization: distance of samples to the nearest training sample, over that of held-out data."""
@@ -379,8 +380,8 @@ class Diffusion(DenoisingModule, ScoreModel):
             return
         kept = self._indices < self.excess_samples
         if kept.any() or batch_idx == 0:
-            data = self._ideal.data.flatten(1).to(real)
-            self.nearness.update(*(torch.cdist(x[kept].flatten(1), data).amin(1) for x in (fake, real)))
+            data = self._ideal.data.flatten(1).to(fake)
+            self.nearness.update(*(torch.cdist(x[kept].flatten(1), data).amin(1) for x in (fake, real.to(fake))))
         self.log("val/nn_ratio", self.nearness)
 
     def on_validation_epoch_end(self) -> None:
