@@ -57,12 +57,14 @@ class OutOfDistribution(Callback):
         self._update(outputs, foreign=False)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start = 0
         for index, batch in enumerate(self.data.test_dataloader()):
+            places = torch.arange(start, start := start + len(batch[0]))
             if index % trainer.world_size != trainer.global_rank:
                 continue
             x, _ = self.data.on_after_batch_transfer(tuple(t.to(pl_module.device) for t in batch), 0)
             with trainer.precision_plugin.forward_context():
-                self._update(pl_module.predictive(x, seed=index), foreign=True)  # type: ignore[operator]
+                self._update(pl_module.predictive(x, places), foreign=True)  # type: ignore[operator]
         values = {name: score.compute() for name, score in self._scores.items()}
         pl_module.log("test/ood_auroc", values["entropy"])
         if _disagree(pl_module):

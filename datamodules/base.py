@@ -2,9 +2,9 @@
 
 The samples lie in memory, or in a memory-mapped file on disk, whose pages the system reads when they are needed.
 
-The contract with the models: a batch is `(x, y)`; after the transfer to the device, images `x` are floats in [-1, 1],
-(N, *input_shape), and labels `y` are int64 (N,). `input_shape`, `num_classes` and `class_names` are known before
-`setup()`, so that a model can be built from them.
+The contract with the models: a batch is `(x, y)`; after the transfer to the device, `x` are floats in the trainer's
+precision, images in [-1, 1], (N, *input_shape), and labels `y` are int64 (N,). `input_shape`, `num_classes` and
+`class_names` are known before `setup()`, so that a model can be built from them.
 """
 
 from __future__ import annotations
@@ -376,4 +376,5 @@ class InMemoryDataModule(LightningDataModule):
         x, y = batch
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             x = apply(self.augment, x)
-        return to_unit_range(x), y
+        x = to_unit_range(x)
+        return x if self.trainer is None else self.trainer.precision_plugin.convert_input(x), y

@@ -311,8 +311,12 @@ class PredictiveClassifier(Protocol):
 
     input_shape: tuple[int, ...]
 
-    def predictive(self, x: Tensor, seed: int = 0) -> ClassPrediction:
-        """Prediction for samples (N, *input_shape); `seed` is that of dropout masks."""
+    def predictive(self, x: Tensor, places: Tensor | None = None) -> ClassPrediction:
+        """Prediction for samples (N, *input_shape).
+
+        Random numbers, such as dropout masks, follow from the places of the samples in their split, int64 (N,); 0 to
+        N - 1 by default.
+        """
 
 
 class Ensemble(Protocol):

@@ -1,6 +1,7 @@
 """Random numbers: a seed for every sample, noise from such seeds, and the states of all generators.
 
-Noise with a seed per sample does not depend on batch size, on the number of processes or on the device.
+Noise with a seed per sample, and bits with a key per sample, do not depend on batch size, number of processes or
+device.
 """
 
 from __future__ import annotations
@@ -71,9 +72,50 @@ class SampleNoise:
 
     def __call__(self) -> Tensor:
         """The next draw, (n, *shape)."""
-        draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        noise = torch.stack(draws) if draws else torch.empty(0, *self.shape)
+        draws = [torch.randn(self.shape, generator=generator, dtype=torch.float32) for generator in self.generators]
+        noise = torch.stack(draws) if draws else torch.empty(0, *self.shape, dtype=torch.float32)
         return noise.to(self.device).to(self.dtype)
+
+
+BITS = 24  # of each number of `hashed_bits`
+INCREMENT = -7046029254386353131  # 2^64 divided by the golden ratio
+
+
+def stream_keys(keys: Tensor, *numbers: int) -> Tensor:
+    """Keys of further streams of random bits, int64 (n,): of each key, another one for every sequence of numbers.
+
+    The mixing function is that of SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
+
+    Args:
+        keys: int64 (n,), such as the places of samples in a split.
+        *numbers: numbers of the stream, such as a seed and the number of a layer.
+    """
+    for number in numbers:
+        keys = keys + (((number + 1) * INCREMENT + 2**63) % 2**64 - 2**63)  # wrapped to int64
+        for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+            keys = (keys ^ ((keys >> shift) & (2 ** (64 - shift) - 1))) * factor
+        keys = keys ^ ((keys >> 31) & (2**33 - 1))
+    return keys
+
+
+def hashed_bits(keys: Tensor, count: int) -> Tensor:
+    """Random integers in [0, 2^24), int32 (n, count): those of a row by its key, the same on every device.
+
+    A hash of key and column instead of a generator for each row, which would have to be seeded in a loop. The hash is
+    "lowbias32" (Wellons 2018, "Prospecting for Hash Functions").
+
+    Args:
+        keys: int64 (n,), see `stream_keys`.
+        count: number of columns.
+    """
+    rows = (stream_keys(keys, 0) >> 32).to(torch.int32)
+    columns = (stream_keys(torch.arange(count, device=keys.device), 1) >> 32).to(torch.int32)
+    x = rows[:, None] ^ columns
+    for shift, factor in ((16, 0x7FEB352D), (15, -2073254261)):
+        x ^= (x >> shift) & (2 ** (32 - shift) - 1)
+        x *= factor
+    x ^= (x >> 16) & 0xFFFF
+    return (x >> (32 - BITS)) & (2**BITS - 1)
 
 
 def capture_random_state(device: torch.device) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from zoo.seeding import (
     SampleNoise,
     capture_random_state,
     gather_random_states,
+    hashed_bits,
     restore_random_state,
     sample_seeds,
     seeds_at,
     spawn_generator,
+    stream_keys,
 )
 
 CPU = torch.device("cpu")
@@ -80,3 +82,27 @@ def test_random_states_are_restored_through_a_checkpoint(tmp_path):
 def test_one_process_gathers_its_own_state():
     state = capture_random_state(CPU)
     assert gather_random_states(state) == [state]
+
+
+def test_hashed_bits_are_uniform_and_uncorrelated_between_rows_and_columns():
+    bits = hashed_bits(stream_keys(torch.arange(400), 0), 500).double() / 2**24
+    assert bits.min() >= 0 and bits.max() < 1
+    assert bits.mean().item() == pytest.approx(0.5, abs=4 / (12 * bits.numel()) ** 0.5)
+    assert bits.var().item() == pytest.approx(1 / 12, rel=0.01)
+    for rows in (bits, bits.T):
+        correlations = torch.corrcoef(rows).fill_diagonal_(0) * rows.shape[1] ** 0.5
+        assert correlations.abs().max() < 5.5
+        assert correlations.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_row_of_hashed_bits_depends_on_its_key_alone():
+    keys = stream_keys(torch.arange(20), 5, 7)
+    assert hashed_bits(keys, 30)[4:9, :12].equal(hashed_bits(stream_keys(torch.arange(4, 9), 5, 7), 12))
+    other = (stream_keys(torch.arange(20), *numbers) for numbers in ((5, 8), (7, 5), (5,), (5, 7, 0)))
+    assert not any((keys == one).any() for one in other)
+
+
+def test_keys_are_those_of_splitmix64():
+    """Published values: the first outputs of SplitMix64 with the seed 0."""
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [stream_keys(torch.tensor([0]), number).item() % 2**64 for number in range(3)] == expected

@@ -27,7 +27,7 @@ from zoo.cli.loggers import DEFAULT_LOGGERS, has_wandb, loggers_of_evaluation, l
 from zoo.cli.messages import as_user_error
 from zoo.cli.options import OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
-from zoo.cli.preflight import check_match, check_port, check_trained, check_trainer_options
+from zoo.cli.preflight import check_match, check_port, check_precision_option, check_trained, check_trainer_options
 from zoo.cli.program import program, wandb_program
 from zoo.cli.recipes import resolve_recipes, with_config_of_run
 from zoo.cli.resuming import CONFIG, check_resumable, difference, reported_changes
@@ -152,6 +152,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         check_match(self.model, self.datamodule)
         self._find_checkpoint(config)
         check_trainer_options(config.trainer, self.model)
+        check_precision_option(str(self.subcommand), config.trainer.precision)
         kwargs |= self.loggers_and_folder(config)
         callbacks = as_list(config.trainer.callbacks)
         if self.subcommand == "predict":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from zoo.cli.program import program
 from zoo.contracts import Tokens, check_condition, is_conditional, offers
 from zoo.errors import UserError, as_word, check_at_least
+from zoo.models.precision import FLOAT16
 
 
 def check_match(model: LightningModule, data: Any) -> None:
@@ -65,6 +67,22 @@ def check_trainer_options(options: Any, model: LightningModule) -> None:
                     f"trainer.{name} does not work with {type(model).__name__}, which optimizes manually; "
                     f"use --model.{name}"
                 )
+
+
+def check_precision_option(command: str, precision: str | int | None) -> None:
+    """Raises a `UserError` for a precision that needs a package that is missing, or in which no model trains.
+
+    Args:
+        command: fit, validate, test or predict.
+        precision: the Trainer's option of this name.
+    """
+    if str(precision).startswith("transformer-engine") and find_spec("transformer_engine") is None:
+        raise UserError(
+            f"trainer.precision {precision} needs NVIDIA's transformer_engine, which is not installed (pip install "
+            "transformer_engine[pytorch], for GPUs with 8-bit floats): use bf16-mixed"
+        )
+    if precision == "16-true" and command == "fit":
+        raise UserError(f"trainer.precision {precision} {FLOAT16}")
 
 
 def check_port(trainer: Trainer) -> None:

@@ -42,7 +42,7 @@ def predict_files(model: Any, paths: Sequence[Path], batch_size: int = 256) -> I
     Args:
         model: classifier from `zoo.load`, or any `zoo.contracts.PredictiveClassifier` with `trained_on`, on its device.
         paths: files.
-        batch_size: number of pictures that are predicted at a time; dropout masks are drawn by batch.
+        batch_size: number of pictures that are predicted at a time.
 
     Yields:
         Predictions, in the order of the files.
@@ -55,11 +55,11 @@ def predict_files(model: Any, paths: Sequence[Path], batch_size: int = 256) -> I
     device = _device_of(model)
     options = (preprocessing.size, preprocessing.channels, preprocessing.fit, preprocessing.background)
     batches = _in_batches(decode_files(paths, *options), len(paths), batch_size)
-    for seed, (start, stop, pixels, indices, problems) in enumerate(batches):
+    for start, stop, pixels, indices, problems in batches:
         prediction = None
         if indices:
             with torch.no_grad():
-                prediction = model.predictive(preprocessing.normalize(pixels.to(device)), seed)
+                prediction = model.predictive(preprocessing.normalize(pixels.to(device)), torch.tensor(indices))
         readable = [i - start for i in indices]
         yield FilePredictions(paths[start:stop], readable, prediction, {i - start: p for i, p in problems.items()})
 
@@ -107,7 +107,7 @@ def _in_batches(
 def _preprocessing_of(model: Any) -> Preprocessing:
     name = type(model).__name__
     if not offers(model, PredictiveClassifier):
-        raise UserError(f"{name} is not a classifier: it has no predictive(x, seed)")
+        raise UserError(f"{name} is not a classifier: it has no predictive(x, places)")
     shape = tuple(model.input_shape)
     if len(shape) != 3:
         raise UserError(f"the {name} was trained on samples of the shape {shape}, not on pictures")
@@ -133,7 +133,7 @@ def class_names_of(model: Any) -> list[str]:
     """
     with torch.no_grad():
         black = torch.zeros(1, *model.input_shape, device=_device_of(model))
-        probabilities = model.predictive(black, 0).probabilities
+        probabilities = model.predictive(black).probabilities
     if not probabilities.isfinite().all():
         raise NonFiniteError(
             f"the {type(model).__name__} predicts NaN: its weights are damaged, or training had diverged; take another "

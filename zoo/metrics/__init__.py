@@ -1,5 +1,6 @@
 """Distances between generated and real samples, near copies and temperature scaling as metrics, and windowed means."""
 
+from zoo.metrics.device import FixedPrecisionMetric, Mean
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
@@ -11,7 +12,9 @@ from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
 
 __all__ = [
     "FeatureExtractor",
+    "FixedPrecisionMetric",
     "FrechetDistance",
+    "Mean",
     "NearCopies",
     "SlicedWasserstein",
     "TemperatureFit",

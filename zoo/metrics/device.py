@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 
 class FixedPrecisionMetric(Metric):
@@ -27,6 +27,10 @@ class FixedPrecisionMetric(Metric):
     def set_dtype(self, dst_type: str | torch.dtype) -> Metric:
         """Does nothing, because the precision is fixed."""
         return self
+
+
+class Mean(FixedPrecisionMetric, MeanMetric):
+    """Mean of all values, as torchmetrics' `MeanMetric`; its sums stay in float32."""
 
 
 def target_device(fn: Callable[[Tensor], Tensor], x: Tensor) -> torch.device:

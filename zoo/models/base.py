@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zoo.checkpoints.format import Origin, TrainingData, describe_model
@@ -23,6 +23,8 @@ from zoo.distributed.fsdp import shard
 from zoo.errors import UserError
 from zoo.metrics import WindowedMetrics
 from zoo.models.ema import EMA
+from zoo.models.precision import check_precision, keep_precision
+from zoo.models.statistics import as_in_training, has_samples, training_batches
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, build_optimizer
 from zoo.seeding import capture_random_state, gather_random_states, restore_random_state
 from zoo.sharing.mixin import PretrainedMixin
@@ -65,6 +67,7 @@ class ZooModule(PretrainedMixin, LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.ema = None  # not a class attribute, which would hide a submodule of this name
+        self._indices = torch.arange(0)
 
     # Setting up
 
@@ -78,11 +81,18 @@ class ZooModule(PretrainedMixin, LightningModule):
         return [self.network, *([] if self.ema is None else [self.ema.network])]
 
     def setup(self, stage: str) -> None:
-        data = data_of(attached_trainer(self))
+        trainer = attached_trainer(self)
+        data = data_of(trainer)
         if data is not None and (stage == "fit" or self.trained_on == TrainingData()):
             self.trained_on = TrainingData.of(data)
+        if stage == "fit" and trainer is not None:
+            check_precision(trainer)
         if stage == "fit" and self.compile_network:
             self.network.compile()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # The model's own buffers, such as a temperature, stay in float32 when its networks become half precision.
+        return super()._apply(keep_precision(fn, self._buffers.values()), recurse)
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.optimizer, self.lr_scheduler, self.network, self.trainer, self.layer_decay)
@@ -138,14 +148,29 @@ class ZooModule(PretrainedMixin, LightningModule):
     def after_optimizer_step(self) -> None:
         """Called after every optimizer step, before the moving average is updated; for constraints on parameters."""
 
+    def run_averaged(self, batch: Any) -> None:
+        """Runs the averaged network on a training batch as in training, to measure its batch normalization."""
+        raise UserError(f"{type(self).__name__} averages a network with batch normalization: implement run_averaged")
+
+    def measure_statistics(self) -> None:
+        """Measures the averaged network's running statistics of batch normalization, if its weights have changed.
+
+        On samples without an index, such as those of an IterableDataset, they remain those of the trained network.
+        """
+        if self.ema is not None and self.ema.stale and has_samples(self):
+            with as_in_training(self):
+                self.ema.measure(training_batches(self), self.run_averaged)
+
     def on_validation_start(self) -> None:
         self._set_optimizer_mode(training=False)
+        self.measure_statistics()
 
     def on_validation_end(self) -> None:
         self._set_optimizer_mode(training=self.trainer.state.fn == TrainerFn.FITTING)
 
     def on_train_end(self) -> None:
         self._set_optimizer_mode(training=False)
+        self.measure_statistics()
 
     def _set_optimizer_mode(self, training: bool) -> None:
         """Calls `train` or `eval` of the optimizers that have them.
@@ -159,12 +184,25 @@ class ZooModule(PretrainedMixin, LightningModule):
             if callable(switch):
                 switch()
 
+    # Evaluation
+
+    def _find_indices(self, n: int, batch_idx: int) -> None:
+        """Finds the indices (n,) of a batch's samples in the split, which is divided over the processes in turn.
+
+        Noise and dropout masks in evaluation follow from them, so that metrics do not depend on the number of
+        processes.
+        """
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        start = int(self._indices[-1]) + ranks if batch_idx else rank
+        self._indices = start + torch.arange(n) * ranks
+
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainer = attached_trainer(self)
         checkpoint.update(describe_model(self, trainer))
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self.measure_statistics()  # in place: the tensors of the checkpoint's state_dict are these
             checkpoint["training"] = {
                 "random": gather_random_states(capture_random_state(self.device)),
                 "window": self.window.state_dict() if self.window else None,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,15 +21,15 @@ import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from zoo.checkpoints.reading import load_model
 from zoo.contracts import attached_trainer
 from zoo.errors import UserError, check_at_least, check_fraction
-from zoo.metrics import TemperatureFit, TemperatureScaling, WindowedMetrics
+from zoo.metrics import Mean, TemperatureFit, TemperatureScaling, WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
 from zoo.models.calibration import check_validation, describe, validation_batches
+from zoo.models.dropout import DROPOUT_LAYERS, dropout_on
 from zoo.models.ema import EMA
 from zoo.models.exports import Export, Input, Part
 from zoo.models.finetuning import (
@@ -42,19 +41,12 @@ from zoo.models.finetuning import (
 )
 from zoo.models.inputs import input_batches
 from zoo.models.networks import build_network, check_output
+from zoo.models.precision import cast_to, widen
 from zoo.models.predictions import Predictions, entropy
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
+from zoo.seeding import stream_keys
 
 ClassifierNetworkFactory = Callable[[Sequence[int], int], nn.Module]
-
-DROPOUT_LAYERS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 
 
 def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -69,7 +61,8 @@ def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor,
     Returns:
         Samples (N, ...) and soft labels (N, num_classes).
     """
-    weight = torch.distributions.Beta(alpha, alpha).sample((len(x),)).to(x)
+    parameter = torch.tensor(alpha, dtype=torch.float32)
+    weight = torch.distributions.Beta(parameter, parameter).sample((len(x),)).to(x)
     other = torch.randperm(len(x), device=x.device)
     labels = F.one_hot(y, num_classes).to(x)
     x = torch.lerp(x[other], x, weight.view(-1, *[1] * (x.ndim - 1)))
@@ -177,13 +170,13 @@ class Classifier(ZooModule):
         self.layer_decay = layer_decay
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self._members: list[Classifier] = []  # a plain list, so that they are not submodules
-        self.val_loss, self.val_acc = MeanMetric(), MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss, self.val_acc = Mean(), MulticlassAccuracy(num_classes, average="micro")
         self.test_metrics = nn.ModuleDict(
             {
                 "acc": MulticlassAccuracy(num_classes, average="micro"),
-                "nll": MeanMetric(),
-                "nll_uncalibrated": MeanMetric(),
-                "brier": MeanMetric(),
+                "nll": Mean(),
+                "nll_uncalibrated": Mean(),
+                "brier": Mean(),
                 "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
                 "ece_uncalibrated": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
             }
@@ -230,9 +223,13 @@ class Classifier(ZooModule):
         return self._run(self.ema or self.network, x)
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        x = cast_to(network, x)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return network(x).float()
+        return widen(network(x))
+
+    def run_averaged(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._uncalibrated(batch[0])
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits (N, C) of one member, averaged with those of the mirror images for `flip_tta`."""
@@ -248,29 +245,31 @@ class Classifier(ZooModule):
         """Whether images are mirrored: the classes are mirror-symmetric, or the training data did not say."""
         return len(self.input_shape) == 3 and self.trained_on.mirror_symmetric is not False
 
-    def _member_log_probs(self, x: Tensor, seed: int, calibrated: bool) -> Iterator[Tensor]:
+    def _member_log_probs(self, x: Tensor, places: Tensor, calibrated: bool) -> Iterator[Tensor]:
         """Log-probabilities (N, C) of the ensemble's members, one at a time to save memory."""
         for index, model in enumerate([self, *self._members_on(x.device)]):
             scale = 1 if calibrated else model.temperature
             if not self.mc_samples:
                 yield (model._logits(x) * scale).log_softmax(1)
             for number in range(self.mc_samples):
-                with dropout_on(model, seed=hash((self.mc_seed, seed, index, number)) % 2**63):
+                with dropout_on(model, stream_keys(places, self.mc_seed, index, number)):
                     yield (model._logits(x) * scale).log_softmax(1)
 
-    def predictive(self, x: Tensor, seed: int = 0, calibrated: bool = True) -> Predictions:
+    def predictive(self, x: Tensor, places: Tensor | None = None, calibrated: bool = True) -> Predictions:
         """The predictive distribution: by weight scaling, Monte Carlo dropout, or an ensemble.
 
         The module's mode and the global random state are left unchanged.
 
         Args:
             x: samples, (N, *input_shape).
-            seed: random seed of the dropout masks, combined with `mc_seed`; use a different one for every batch.
+            places: places of the samples in their split, int64 (N,), from which, with `mc_seed`, dropout masks are
+                drawn: a sample gets the same ones in every batch (default: 0 to N - 1).
             calibrated: divide the logits of each member by its temperature.
         """
+        places = torch.arange(len(x)) if places is None else places
         with eval_mode(self):
             total, entropies, count = torch.full((), -torch.inf, device=x.device), torch.zeros((), device=x.device), 0
-            for log_p in self._member_log_probs(x, seed, calibrated):
+            for log_p in self._member_log_probs(x, places.to(x.device), calibrated):
                 total = torch.logaddexp(total, log_p)
                 entropies = entropies + entropy(log_p)
                 count += 1
@@ -298,7 +297,10 @@ class Classifier(ZooModule):
                 how pictures are brought to the model's input.
         """
         batches = input_batches(samples, self.input_shape, self.trained_on.preprocessing, batch_size)
-        parts = [self.predictive(x.to(self.device), seed) for seed, x in enumerate(batches)]
+        parts, done = [], 0
+        for x in batches:
+            parts.append(self.predictive(x.to(self.device), done + torch.arange(len(x))))
+            done += len(x)
         return Predictions.concatenate(parts, self.classes)
 
     def export_classifier(self, *, preprocess: bool = False, probabilities: bool = False) -> Export:
@@ -383,7 +385,7 @@ class Classifier(ZooModule):
         follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
+        x, y = widen(batch[0]), batch[1]
         target: Tensor = y
         if self.mixup:
             x, target = mixup(x, y, self.num_classes, self.mixup)
@@ -444,11 +446,12 @@ class Classifier(ZooModule):
         With a temperature, NLL and ECE are measured without it, too (`test/nll_uncalibrated`, `test/ece_uncalibrated`).
         """
         x, y = batch
-        predictive = self.predictive(x, seed=batch_idx)
+        self._find_indices(len(x), batch_idx)
+        predictive = self.predictive(x, self._indices)
         p = predictive.probabilities
         values = {"acc": (p, y), "brier": (brier_score(p, y),), **_calibration_values(predictive, y)}
         if self._calibrated:
-            without = self.predictive(x, seed=batch_idx, calibrated=False)
+            without = self.predictive(x, self._indices, calibrated=False)
             values |= {f"{name}_uncalibrated": value for name, value in _calibration_values(without, y).items()}
         for name, arguments in values.items():
             metric = cast(Any, self.test_metrics[name])
@@ -457,7 +460,8 @@ class Classifier(ZooModule):
         return predictive
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Predictions:
-        return self.predictive(batch[0], seed=batch_idx)
+        self._find_indices(len(batch[0]), batch_idx)
+        return self.predictive(batch[0], self._indices)
 
 
 def _calibration_values(predictive: Predictions, y: Tensor) -> dict[str, tuple[Tensor, ...]]:
@@ -467,20 +471,3 @@ def _calibration_values(predictive: Predictions, y: Tensor) -> dict[str, tuple[T
         # Below 1, because torchmetrics puts probabilities of exactly 1 into a sixteenth bin.
         "ece": (predictive.probabilities.clamp_max(1 - 2**-24), y),
     }
-
-
-@contextmanager
-def dropout_on(module: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout layers in training mode inside the context, with masks by `seed`; the random state is restored."""
-    layers = [m for m in module.modules() if isinstance(m, DROPOUT_LAYERS)]
-    modes = [layer.training for layer in layers]
-    device = next(module.parameters()).device
-    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
-        torch.manual_seed(seed)
-        for layer in layers:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer, mode in zip(layers, modes, strict=True):
-                layer.training = mode

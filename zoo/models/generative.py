@@ -24,6 +24,7 @@ from zoo.contracts import ReferenceSamples, TrainingSamples, check_condition, da
 from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
+from zoo.models.precision import widen
 from zoo.seeding import seeds_at
 
 FLOOR_DRAWS = 4  # draws of training samples over which a floor is averaged
@@ -96,7 +97,6 @@ class GenerativeModule(ZooModule):
         self._floors: dict[str, float] = {}
         self._floor_is_due = False
         self._floor_labels: list[Tensor] = []
-        self._indices = torch.arange(0)
         self._checked = False
 
     @abstractmethod
@@ -132,8 +132,8 @@ class GenerativeModule(ZooModule):
         """Samples of a batch and, for a conditional model, their labels.
 
         Args:
-            batch: samples (N, *input_shape); or a list of these and labels, int64 (N,), which may be left out for an
-                unconditional model.
+            batch: samples (N, *input_shape), which are widened to float32; or a list of these and labels, int64 (N,),
+                which may be left out for an unconditional model.
 
         Raises:
             UserError: it is something else.
@@ -143,7 +143,7 @@ class GenerativeModule(ZooModule):
             raise UserError(f"a batch is {describe_batch(batch)}; it must be (samples, labels), or samples alone")
         if self.conditional and len(parts) == 1:
             raise UserError("conditional is true, but the batches have no labels; set conditional to false")
-        return parts[0], parts[1] if self.conditional else None
+        return widen(parts[0]), parts[1] if self.conditional else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if not self._checked:  # the first batch only, since it waits for the device
@@ -181,15 +181,6 @@ class GenerativeModule(ZooModule):
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._find_indices(len(self.unpack(batch)[0]), batch_idx)
-
-    def _find_indices(self, n: int, batch_idx: int) -> None:
-        """Finds the indices (n,) of a batch's samples in the split, which is divided over the processes in turn.
-
-        Noise in evaluation is seeded by them, so that metrics do not depend on the number of processes.
-        """
-        ranks, rank = self.trainer.world_size, self.trainer.global_rank
-        start = int(self._indices[-1]) + ranks if batch_idx else rank
-        self._indices = start + torch.arange(n) * ranks
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._compare(batch, batch_idx, "val")

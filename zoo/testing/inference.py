@@ -93,9 +93,9 @@ def check_predictions(name: str, model: Any, data: Any) -> None:
     if not offers(model, PredictiveClassifier):
         return
     x = torch.rand(N, *data.input_shape, generator=_generator()) * 2 - 1
-    with explained(f"{name} does not predict", "predictive(x, seed) takes samples and needs no Trainer"):
-        first = _untouched(name, model, lambda: model.predictive(x, seed=1))
-        second = model.predictive(x, seed=1)
+    with explained(f"{name} does not predict", "predictive(x, places) takes samples and needs no Trainer"):
+        first = _untouched(name, model, lambda: model.predictive(x, torch.arange(N)))
+        second = model.predictive(x, torch.arange(N))
     missing = lacking(first, ClassPrediction)
     holds(not missing, f"{name} predicts without {first_of(missing)}; return a zoo.contracts.ClassPrediction")
     p = first.probabilities
@@ -106,7 +106,8 @@ def check_predictions(name: str, model: Any, data: Any) -> None:
         right = value.shape == (N,) and value.isfinite().all() and (value >= -1e-5).all()
         holds(right, f"{name} predicts {part} {_described(value)}; return {N} numbers of 0 or more, in nats")
     holds(
-        torch.equal(p, second.probabilities), f"{name} predicts something else by the same seed; seed its dropout masks"
+        torch.equal(p, second.probabilities),
+        f"{name} predicts something else for the same samples; seed its masks",
     )
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from tests.unit.training import quiet_trainer
 from zoo import GAN, MLPClassifier, TransformerLM
-from zoo.cli.preflight import check_match, check_port, check_trainer_options
+from zoo.cli.preflight import check_match, check_port, check_precision_option, check_trainer_options
 from zoo.datamodules import Digits, Text
 from zoo.errors import UserError
 from zoo.tokenizers import CharacterTokenizer
@@ -55,6 +55,27 @@ def test_default_trainer_options_are_accepted_for_every_model():
 def test_values_that_the_trainer_fails_on_later_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         check_trainer_options(options(**given), MLPClassifier((1, 8, 8), 10))
+
+
+def test_a_precision_in_which_no_model_trains_is_refused_for_training_only():
+    with pytest.raises(
+        UserError, match=r"trainer\.precision 16-true trains weights in float16 .*: use bf16-true, or 16-m"
+    ):
+        check_precision_option("fit", "16-true")
+    check_precision_option("test", "16-true")
+    for precision in (None, 16, 64, "32", "bf16", "bf16-true", "64-true"):
+        check_precision_option("fit", precision)
+
+
+def test_the_package_that_a_precision_needs_is_named(monkeypatch):
+    for precision in ("transformer-engine", "transformer-engine-float16"):
+        monkeypatch.setattr("zoo.cli.preflight.find_spec", lambda name: None)
+        with pytest.raises(
+            UserError, match=rf"precision {precision} needs NVIDIA's transformer_engine, which is not inst"
+        ):
+            check_precision_option("validate", precision)
+        monkeypatch.setattr("zoo.cli.preflight.find_spec", lambda name: name)
+        check_precision_option("validate", precision)
 
 
 def test_models_of_tokens_and_data_of_images_are_refused_together(tmp_path):

@@ -6,6 +6,7 @@ import copy
 import math
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from zoo import GAN, MLPClassifier, ResNetClassifier
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.models import classifier as classifier_module
-from zoo.models.classifier import Classifier, dropout_on, mixup
+from zoo.models.classifier import Classifier, mixup
+from zoo.models.dropout import dropout_on
 from zoo.optim import WarmupDecay
+from zoo.seeding import stream_keys
 
 
 def sgd(parameters, lr=0.1):
@@ -396,7 +399,7 @@ def test_weight_scaling_is_one_pass_with_dropout_off():
     model.network.register_forward_hook(lambda *_: calls.append(1))
     model.train()
     x = digits()
-    first, second = model.predictive(x), model.predictive(x, seed=9)
+    first, second = model.predictive(x), model.predictive(x, torch.arange(len(x)) + 9)
     assert len(calls) == 2
     assert first.probabilities.equal(second.probabilities)
     expected = softmax(copy.deepcopy(network).eval()(x).detach())
@@ -411,8 +414,8 @@ def test_weight_scaling_equals_the_mean_of_dropout_passes_for_a_linear_network()
     model = Classifier((6,), 3, nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)), mc_samples=1).eval()
     x = torch.randn(2, 6)
     logits = []
-    for seed in range(250):
-        with torch.no_grad(), dropout_on(model, seed):
+    for number in range(250):
+        with torch.no_grad(), dropout_on(model, stream_keys(torch.arange(2), number)):
             logits.append(model(x))
     spread = torch.stack(logits).std(0) / 250**0.5
     assert ((torch.stack(logits).mean(0) - model(x)).abs() < 4.5 * spread).all()
@@ -448,8 +451,7 @@ def test_monte_carlo_dropout_predicts_the_mean_of_passes_with_the_formulas_of_un
     information = of_mean - np.mean([entropy(member) for member in p], axis=0)
     np.testing.assert_allclose(predictive.mutual_information, information, rtol=1e-3, atol=1e-6)
     assert information.min() > 0
-    for mode in modes:
-        assert mode["Dropout"] and not mode["BatchNorm1d"] and not mode["Sequential"], "dropout only"
+    assert not any(training for mode in modes for training in mode.values()), "also of batch normalization"
     assert all(value.equal(model.network[2].state_dict()[name]) for name, value in statistics.items())
 
 
@@ -470,6 +472,39 @@ def test_the_same_samples_in_another_batch_have_other_dropout_masks(command):
     assert not torch.isclose(first, second).all(1).any()
 
 
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_dropout_passes_do_not_depend_on_the_batch_size(command):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.Dropout2d(0.3), nn.ReLU(), nn.Flatten(), nn.AlphaDropout(0.2), nn.Linear(144, 10)]
+    model = small_classifier(nn.Sequential(*layers), mc_samples=4, flip_tta=True)
+    results = []
+    for size in (297, 100, 50):
+        data = Digits(eval_batch_size=size)
+        if command == "test":
+            results += quiet().test(model, datamodule=data, verbose=False)
+        else:
+            results.append({"p": torch.cat([part.probabilities for part in quiet().predict(model, datamodule=data)])})
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_passes_of_two_ranks_are_those_of_one():
+    model = small_classifier(small(dropout=0.5), mc_samples=4)
+    x = digits(12)
+    whole = model.predictive(x).probabilities
+    for rank in range(2):
+        model._trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        for number, batch in enumerate(x[rank::2].split(4)):
+            predicted = model.predict_step((batch, torch.zeros(4)), number)
+            torch.testing.assert_close(predicted.probabilities, whole[rank::2].split(4)[number])
+
+
+def test_equal_samples_in_other_places_get_other_masks():
+    model = small_classifier(small(dropout=0.5), mc_samples=4)
+    p = model.predictive(digits(1).expand(16, 1, 8, 8)).probabilities
+    assert len(p.unique(dim=0)) == 16
+
+
 def test_at_most_the_logits_of_one_earlier_pass_are_in_memory():
     import weakref
 
@@ -487,15 +522,15 @@ def test_at_most_the_logits_of_one_earlier_pass_are_in_memory():
 
 
 def test_dropout_passes_are_reproducible_by_their_seeds():
-    def probabilities(mc_seed: int = 0, seed: int = 0) -> Tensor:
+    def probabilities(mc_seed: int = 0, start: int = 0) -> Tensor:
         torch.manual_seed(3)
         model = small_classifier(small(dropout=0.5), mc_samples=3, mc_seed=mc_seed)
         torch.rand(7)
-        return model.predictive(digits(), seed=seed).probabilities
+        return model.predictive(digits(), start + torch.arange(16)).probabilities
 
     assert probabilities().equal(probabilities())
     assert not probabilities().equal(probabilities(mc_seed=1))
-    assert not probabilities().equal(probabilities(seed=1)), "different masks for another batch"
+    assert not probabilities().equal(probabilities(start=1)), "different masks for other samples"
 
 
 def snapshot(model: nn.Module) -> tuple[Tensor, list[bool]]:
@@ -612,8 +647,7 @@ def test_monte_carlo_dropout_and_ensemble_are_combined(checkpoints):
     x, passes = data.split("test")[0][:20], []
     for index, member in enumerate([load(checkpoints[0]), load(checkpoints[1])]):
         for number in range(3):
-            seed = hash((0, 0, index, number)) % 2**63
-            with torch.no_grad(), dropout_on(member, seed):
+            with torch.no_grad(), dropout_on(member, stream_keys(torch.arange(20), 0, index, number)):
                 passes.append(softmax(member(x)))
     np.testing.assert_allclose(predicted.probabilities, np.mean(passes, axis=0), rtol=1e-4, atol=1e-6)
     assert len({p.tobytes() for p in passes}) == 6

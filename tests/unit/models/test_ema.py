@@ -56,7 +56,7 @@ def test_the_average_has_no_gradients_and_its_own_memory():
     assert ema.network.weight.item() == 1.0
 
 
-def test_running_statistics_are_averaged_like_weights():
+def test_running_statistics_are_those_of_the_original_until_they_are_measured():
     network = nn.BatchNorm1d(1)
     ema = EMA(network, half_life=1000, warmup=1e9)
     ema.images = 1
@@ -66,8 +66,53 @@ def test_running_statistics_are_averaged_like_weights():
     for _ in range(10):
         ema.update(network, images=100)
     assert ema.network.weight.item() == pytest.approx(2.0, rel=1e-5), "half way from 1 to 3"
-    assert ema.network.running_mean.item() == pytest.approx(1.0, rel=1e-5), "half way from 0 to 2"
+    assert ema.network.running_mean.item() == 2.0
     assert ema.network.num_batches_tracked.item() == 7
+    assert ema.stale
+
+
+def test_measured_statistics_are_the_means_over_batches_under_the_averaged_weights():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    ema = EMA(network, half_life=1000, warmup=1e9)
+    ema.images = 1
+    nn.init.normal_(network[0].weight, std=5.0)
+    ema.update(network, images=500)
+    ema.network.eval()
+    batches = torch.randn(5, 8, 3)
+    hidden = [ema.network[0](x).detach() for x in batches]
+    ema.measure(batches, ema.network)
+    norm = ema.network[2]
+    torch.testing.assert_close(norm.running_mean, torch.stack([h.mean(0) for h in hidden]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([h.var(0) for h in hidden]).mean(0))
+    assert not ema.stale and norm.momentum == 0.1 and not any(m.training for m in ema.network.modules())
+
+
+@pytest.mark.parametrize("frozen", ["in eval mode", "without statistics"])
+def test_statistics_that_the_original_keeps_are_not_measured(frozen):
+    network = nn.BatchNorm1d(2)
+    network.running_mean.fill_(3.0)
+    if frozen == "in eval mode":
+        network.eval()
+    else:
+        network.track_running_stats = False  # as Lightning's finetuning callbacks freeze a backbone
+    ema = EMA(network, half_life=1000)
+    ema.update(network, images=8)
+    assert not ema.stale
+    assert ema.network.running_mean.tolist() == [3, 3]
+
+
+def test_in_half_precision_the_average_stays_in_float32_and_moves():
+    owner = nn.ModuleDict({"network": constant(1.0), "ema": EMA(constant(0.0), half_life=1e6, warmup=1e9)})
+    owner.to(torch.bfloat16)
+    ema, network = owner["ema"], owner["network"]
+    assert (network.weight.dtype, ema.network.weight.dtype) == (torch.bfloat16, torch.float32)
+    ema.images = 1
+    nn.init.constant_(ema.network.weight, 0.9)
+    for _ in range(10):
+        ema.update(network, images=100)
+    assert ema.network.weight.item() == pytest.approx(1 - 0.1 * 0.5**0.001, rel=1e-6)
+    assert owner.double()["ema"].network.weight.dtype == torch.float64
 
 
 def test_constant_buffers_are_kept_exactly_also_infinite_ones():

@@ -284,28 +284,28 @@ class InterpolatesOneRow(Good):
 
 
 class PredictsLogits(MLPClassifier):
-    def predictive(self, x, seed=0):
-        found = super().predictive(x, seed)
+    def predictive(self, x, places=None):
+        found = super().predictive(x, places)
         return Predictions(found.log_probabilities + 1, found.entropy, found.mutual_information, found.class_names)
 
 
 class PredictsNoEntropy(MLPClassifier):
-    def predictive(self, x, seed=0):
-        return super().predictive(x, seed).probabilities
+    def predictive(self, x, places=None):
+        return super().predictive(x, places).probabilities
 
 
 class PredictsByChance(MLPClassifier):
     calls = 0
 
-    def predictive(self, x, seed=0):
+    def predictive(self, x, places=None):
         self.calls += 1
-        return super().predictive(x * self.calls, seed)
+        return super().predictive(x * self.calls, places)
 
 
 class TrainsInDropout(MLPClassifier):
-    def predictive(self, x, seed=0):
+    def predictive(self, x, places=None):
         self.train()
-        return super().predictive(x, seed)
+        return super().predictive(x, places)
 
 
 class DiffersByRank(Good):
@@ -360,7 +360,7 @@ BREAKS = [
     ("sampling", InterpolatesOneRow, "interpolates float32 (1, 2, 1, 8, 8); return (2, 3, 1, 8, 8)"),
     ("prediction", PredictsLogits, "predicts float32 (6, 10); return probabilities (6, 10) with rows of sum 1"),
     ("prediction", PredictsNoEntropy, "predicts without probabilities and 2 more"),
-    ("prediction", PredictsByChance, "predicts something else by the same seed"),
+    ("prediction", PredictsByChance, "predicts something else for the same samples"),
     ("prediction", TrainsInDropout, "in another mode; use zoo.models.base.eval_mode"),
     ("processes", DiffersByRank, "ends with another network.1.bias on another rank"),
     ("processes", LogsItsOwnRank, "logs another val/loss on another rank; log torchmetrics objects, or use sync_dist"),

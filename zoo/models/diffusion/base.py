@@ -10,13 +10,12 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from zoo.contracts import ReferenceSamples, attached_trainer, data_of, offers
 from zoo.errors import UserError, check_at_least
-from zoo.metrics import WindowedMetrics
+from zoo.metrics import Mean, WindowedMetrics
 from zoo.models.base import eval_mode
-from zoo.models.diffusion.denoiser import Denoiser
+from zoo.models.diffusion.denoiser import Denoiser, append_dims
 from zoo.models.diffusion.dit import DiT
 from zoo.models.diffusion.network import ResidualMLP, UNet
 from zoo.models.diffusion.solvers import Noise, karras_sigmas, state_dtype
@@ -113,7 +112,7 @@ class DenoisingModule(GenerativeModule):
         inner = self._build_network(network)
         self.denoiser = Denoiser(inner, self.input_shape, sigma_data or 0.5, parametrization, self.channels_last)
         self.ema = EMA(self.denoiser, ema_half_life) if ema_half_life > 0 else None
-        self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in self.validated})
+        self.val_metrics = nn.ModuleDict({name: Mean() for name in self.validated})
         self.window = WindowedMetrics("images")
         self._must_calibrate = False
 
@@ -251,7 +250,7 @@ class DenoisingModule(GenerativeModule):
         trainer = attached_trainer(self)
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         index = torch.arange(n, device=self.device) * ranks + rank
-        quantile = (index + torch.rand(n, device=self.device)) / (n * ranks)
+        quantile = (index + torch.rand(n, device=self.device, dtype=torch.float32)) / (n * ranks)
         normal = torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)).float()
         return (self.noise_mean + self.noise_std * normal).exp()
 
@@ -262,6 +261,11 @@ class DenoisingModule(GenerativeModule):
             self.calibrate(cast(Tensor, self.all_gather(x)).reshape(-1, *self.input_shape))
             self._must_calibrate = False
         return x, labels
+
+    def run_averaged(self, batch: Any) -> None:
+        x, labels = self.unpack(batch)
+        sigma = (self.noise_mean + self.noise_std * torch.randn(len(x), device=x.device, dtype=torch.float32)).exp()
+        self.averaged(x + append_dims(sigma, x) * torch.randn_like(x), sigma, labels)
 
     def end_batch(self, loss: Tensor, images: int) -> Tensor:
         """Counts the images of a training batch and logs the windowed loss."""
@@ -277,11 +281,11 @@ class DenoisingModule(GenerativeModule):
         interval evenly for any number of samples.
         """
         noise = SampleNoise(seeds_at(self._indices, seed=1), self.input_shape)
-        quantile = ((self._indices + 0.5).double() * GOLDEN_RATIO) % 1
+        quantile = ((self._indices.double() + 0.5) * GOLDEN_RATIO) % 1
         sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp()
         return noise().to(x), sigma.to(x)
 
     def _log_mean(self, name: str, values: Tensor) -> None:
-        metric = cast(MeanMetric, self.val_metrics[name])
+        metric = cast(Mean, self.val_metrics[name])
         metric.update(values)
         self.log(f"val/{name}", metric)

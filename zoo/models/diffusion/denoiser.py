@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError, check_choice
+from zoo.models.precision import cast_to, keep_precision, widen
 
 CHUNK = 2**24  # distances in memory at a time
 UNLABELLED = "this ideal denoiser was built without labels, so it cannot denoise by label"
@@ -126,6 +127,9 @@ class Denoiser(ScoreModel, nn.Module):
         self.register_buffer("mean", torch.zeros(tuple(input_shape)))
         self.register_buffer("sigma_data", torch.tensor(sigma_data))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        return super()._apply(keep_precision(fn, (self.mean, self.sigma_data)), recurse)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the network; see `torch.nn.Module.compile`."""
         self.network.compile(*args, **kwargs)
@@ -133,10 +137,10 @@ class Denoiser(ScoreModel, nn.Module):
     def outputs(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """The network's output, float32 (N, ...), for samples `x` (N, ...) of noise levels `sigma` (N,)."""
         scalings = self.scalings(sigma, self.sigma_data)
-        inputs = (x - self.mean) * append_dims(scalings.c_in, x)
+        inputs = cast_to(self.network, (x - self.mean) * append_dims(scalings.c_in, x))
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return self.network(inputs, scalings.c_noise, labels).float()
+        return widen(self.network(inputs, cast_to(self.network, scalings.c_noise), labels))
 
     def combine(self, outputs: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x], (N, ...), from the network's output for `x`."""
@@ -159,7 +163,7 @@ class Denoiser(ScoreModel, nn.Module):
             labels: classes of a conditional network, int64 (N,); None for the unconditional denoiser.
             guidance_scale: weight w of classifier-free guidance, E_class + w (E_class - E_none).
         """
-        x = x.float()
+        x = x.to(self.mean.dtype)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
         outputs = self.outputs(x, sigma, labels)
         if guidance_scale:

@@ -14,11 +14,10 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from zoo.contracts import WholeSplits, data_of, offers
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.metrics import NearCopies, nearest_distances
+from zoo.metrics import Mean, NearCopies, nearest_distances
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.base import DenoisingModule
 from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel, append_dims
@@ -345,7 +344,7 @@ class Diffusion(DenoisingModule, ScoreModel):
                 chosen = None if labels is None else labels[kept]
                 self._compare_with_ideal(self._indices[kept], x[kept], chosen, noise[kept], sigma[kept], loss[kept])
             for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
-                self.log(f"val/{name}", cast(MeanMetric, self.val_metrics[name]))
+                self.log(f"val/{name}", cast(Mean, self.val_metrics[name]))
 
     def _compare_with_ideal(
         self, indices: Tensor, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
@@ -360,7 +359,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
         excess = excess[~best.flatten(1).isnan().any(1)]  # of a class without training samples
-        cast(MeanMetric, self.val_metrics["excess"]).update(excess)
+        cast(Mean, self.val_metrics["excess"]).update(excess)
         indices = indices[indices < len(ideal.data)]
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
             return
@@ -370,7 +369,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         noisy = train + append_dims(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
         mean_square = self.denoiser.weight(sigma) * distance.square().flatten(1).mean(1)
-        cast(MeanMetric, self.val_metrics["distance_to_ideal"]).update(mean_square)
+        cast(Mean, self.val_metrics["distance_to_ideal"]).update(mean_square)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """Looks for memorization: distances of samples, and of held-out data, to the nearest training sample."""
@@ -378,8 +377,8 @@ class Diffusion(DenoisingModule, ScoreModel):
             return
         kept = self._indices < self.excess_samples
         if kept.any() or batch_idx == 0:
-            data = self._ideal.data.to(real)
-            self.near_copies.update(*(nearest_distances(x[kept], data) for x in (fake, real)))
+            data = self._ideal.data.to(fake)
+            self.near_copies.update(*(nearest_distances(x[kept], data) for x in (fake, real.to(fake))))
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -10,7 +10,7 @@ is in `zoo.models.diffusion.dit`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -40,10 +40,17 @@ class ConditionEmbedding(nn.Module):
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.num_classes = num_classes
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        frequencies = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != frequencies.dtype:  # rounded ones would be angles that are wrong by up to 0.1
+            self.frequencies = frequencies.to(self.frequencies.device)
+        return self
+
     def forward(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """c_noise (N,), labels (N,) or None to (N, width)."""
         angles = c_noise.unsqueeze(1) * self.frequencies
-        h = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1))
+        h = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(c_noise.dtype))
         if self.label is not None:
             if labels is None:
                 labels = torch.full(c_noise.shape, self.num_classes, device=c_noise.device)

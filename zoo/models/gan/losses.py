@@ -159,7 +159,8 @@ def gradient_penalty(
         fake: generated samples, of the same shape.
         generator: random number generator for epsilon; torch's global one by default.
     """
-    epsilon = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device, generator=generator)
+    shape = (len(real), *[1] * (real.ndim - 1))
+    epsilon = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
     u = torch.lerp(fake.detach(), real, epsilon).requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(u).sum(), u, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

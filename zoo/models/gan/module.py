@@ -34,6 +34,7 @@ from zoo.models.gan.losses import (
 from zoo.models.gan.network import DISCRIMINATORS, GENERATORS
 from zoo.models.generative import GenerativeModule, slerp
 from zoo.models.networks import build_network, check_output
+from zoo.models.precision import cast_to, in_float32, widen
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, build_scheduler, gan_optimizer
 from zoo.seeding import SampleNoise, sample_seeds
 
@@ -174,7 +175,7 @@ class GAN(GenerativeModule):
 
     def latents(self, n: int) -> Tensor:
         """Draws z ~ N(0, 1), (n, latent_dim), on the model's device."""
-        return torch.randn(n, self.latent_dim, device=self.device)
+        return torch.randn(n, self.latent_dim, device=self.device, dtype=torch.float32)
 
     def _seeded_latents(self, seeds: Tensor) -> SampleNoise:
         """Function that draws z ~ N(0, 1), (n, latent_dim), by the samples' seeds, int64 (n,)."""
@@ -182,7 +183,7 @@ class GAN(GenerativeModule):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (N, latent_dim), labels (N,) to samples (N, *input_shape), by the averaged generator if there is one."""
-        return (self.ema or self.generator)(z, labels)
+        return _run(self.ema or self.generator, z, labels)
 
     def sample(
         self,
@@ -267,6 +268,10 @@ class GAN(GenerativeModule):
 
     # Training
 
+    def run_averaged(self, batch: Any) -> None:
+        x, labels = self.unpack(batch)
+        self(self.latents(len(x)), labels)
+
     def configure_optimizers(self) -> Any:
         optimizers = [
             self.optimizer_g(self.generator.parameters()),
@@ -336,13 +341,13 @@ class GAN(GenerativeModule):
         due = self.penalty != "none" and self.global_step % self.penalty_interval == 0
         with self._training_only(optimizer, sync=complete):
             with torch.no_grad():
-                fake = self.generator(self.latents(len(x)), labels).to(x.dtype)
+                fake = _run(self.generator, self.latents(len(x)), labels)
             if due:
                 # In float32: second derivatives overflow or underflow in half precision.
                 with torch.autocast(x.device.type, enabled=False):
-                    real_logits, fake_logits, penalty = self._penalized_logits(x.float(), fake.float(), labels)
+                    real_logits, fake_logits, penalty = self._penalized_logits(x, fake, labels)
             else:
-                real_logits, fake_logits = self._logits(x, fake, labels)
+                real_logits, fake_logits = self._logits(self.discriminator, x, fake, labels)
                 penalty = x.new_zeros(())
             loss = self.adversarial_loss.discriminator(real_logits, fake_logits)
             factor = 1.0 if self.penalty == "gradient_penalty" else 0.5
@@ -353,26 +358,29 @@ class GAN(GenerativeModule):
             self._penalty = penalty.detach()
         return metrics | ({} if self._penalty is None else {"penalty": self._penalty})
 
-    def _logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _logits(
+        self, discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N,) of data and of generated samples, in one pass unless batch norm would mix the two.
 
         The generator's step judges samples by themselves. Normalized together with data in the discriminator's step,
         they would be judged by another function there.
         """
         if self._separate_passes:
-            return self.discriminator(real, labels).float(), self.discriminator(fake, labels).float()
+            return _run(discriminator, real, labels), _run(discriminator, fake, labels)
         both = None if labels is None else torch.cat([labels, labels])
-        real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), both).float().chunk(2)
+        real_logits, fake_logits = _run(discriminator, torch.cat([real, fake]), both).chunk(2)
         return real_logits, fake_logits
 
     def _penalized_logits(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of data and of generated samples, and the gradient penalty without its weight."""
+        discriminator = in_float32(self.discriminator)
         if self.penalty == "gradient_penalty":
-            penalty = gradient_penalty(lambda u: self.discriminator(u, labels), real, fake)
-            return *self._logits(real, fake, labels), penalty
+            penalty = gradient_penalty(lambda u: _run(discriminator, u, labels), real, fake)
+            return *self._logits(discriminator, real, fake, labels), penalty
         # Leaves of their own: the batch is used again in the generator's step, and belongs to the callbacks.
         real, fake = (x.detach().requires_grad_(name in self.penalty) for name, x in (("r1", real), ("r2", fake)))
-        real_logits, fake_logits = self._logits(real, fake, labels)
+        real_logits, fake_logits = self._logits(discriminator, real, fake, labels)
         penalized = [(x, logits) for x, logits in ((real, real_logits), (fake, fake_logits)) if x.requires_grad]
         inputs, logits = zip(*penalized, strict=True)
         penalty = zero_centered_gradient_penalty(torch.cat(logits), *inputs)
@@ -383,12 +391,12 @@ class GAN(GenerativeModule):
         losses = []
         for index, (x, labels) in enumerate(self._batches):
             with self._training_only(optimizer, sync=index == len(self._batches) - 1):
-                fake = self.generator(self.latents(len(x)), labels)
-                fake_logits = self.discriminator(fake, labels).float()
+                fake = _run(self.generator, self.latents(len(x)), labels)
+                fake_logits = _run(self.discriminator, fake, labels)
                 real_logits = torch.zeros_like(fake_logits)
                 if self.adversarial_loss.needs_real:
                     with torch.no_grad():
-                        real_logits = self.discriminator(x, labels).float()
+                        real_logits = _run(self.discriminator, x, labels)
                 loss = self.adversarial_loss.generator(real_logits, fake_logits)
                 self.manual_backward(loss / self.accumulate_grad_batches)
                 losses.append(loss.detach())
@@ -446,3 +454,8 @@ class GAN(GenerativeModule):
         shown = [name for name in ("d_real", "d_fake", "logit_real", "logit_fake") if name in values]
         self.log_dict({f"train/{name}": values.pop(name) for name in shown}, prog_bar=True)
         self.log_dict({f"train/{name}": number for name, number in values.items()})
+
+
+def _run(network: Callable[..., Tensor], x: Tensor, labels: Tensor | None) -> Tensor:
+    """Runs a network on latent vectors or samples (N, ...) in the dtype of its weights; the output is float32."""
+    return widen(network(cast_to(network, x) if isinstance(network, nn.Module) else x, labels))

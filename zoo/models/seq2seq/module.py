@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
-from zoo.metrics import WindowedMetrics
+from zoo.metrics import Mean, WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
 from zoo.models.exports import Export, Input, Part
+from zoo.models.precision import widen
 from zoo.models.seq2seq.network import EncoderDecoder
 from zoo.models.transformer.attention import record_attention
 from zoo.models.transformer.blocks import NORMS
@@ -100,8 +100,8 @@ class Seq2Seq(ZooModule):
         self.network = EncoderDecoder(
             num_classes, padding, layers, width, heads, dropout, norm, pos_encoding, activation_checkpointing
         )
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.matches = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.losses = nn.ModuleDict({split: Mean() for split in ("val", "test")})
+        self.matches = nn.ModuleDict({split: Mean() for split in ("val", "test")})
         self.window = WindowedMetrics("tokens")
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Seq2Seq(ZooModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         source, target = batch
-        logits = self(source, self._shifted(target))
+        logits = widen(self(source, self._shifted(target)))
         loss = F.cross_entropy(
             logits.flatten(0, 1), target.flatten(), ignore_index=self.padding, label_smoothing=self.label_smoothing
         )
@@ -187,7 +187,7 @@ class Seq2Seq(ZooModule):
     def _measure(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         """Logs mean loss in nats per token, and the fraction of targets that are decoded without any error."""
         source, target = batch
-        logits = self(source, self._shifted(target)).float()
+        logits = widen(self(source, self._shifted(target)))
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=self.padding, reduction="none")
         right = (self.greedy_decode(source)[:, : target.shape[1]] == target).all(1)
         values = {"loss": (self.losses[split], losses[target.flatten() != self.padding])}

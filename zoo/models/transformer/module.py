@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
-from zoo.metrics import WindowedMetrics
+from zoo.metrics import Mean, WindowedMetrics
 from zoo.models.base import ZooModule, eval_mode
 from zoo.models.exports import Export, Input, Part
 from zoo.models.networks import check_output, find_factory
+from zoo.models.precision import widen
 from zoo.models.transformer.blocks import NORMS
 from zoo.models.transformer.generate import check_sampling_options, generate
 from zoo.models.transformer.network import LanguageModel
@@ -24,7 +24,7 @@ from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, langu
 from zoo.tokenizers import BYTES, tokenizer_from
 
 
-class Perplexity(MeanMetric):
+class Perplexity(Mean):
     """Perplexity: exp of the mean loss in nats per token."""
 
     def compute(self) -> Tensor:
@@ -113,9 +113,9 @@ class TransformerLM(ZooModule):
             check_output("block", self.network, (tokens,), (2, 3, num_classes))
         self.register_buffer("token_bytes", self.tokenizer.byte_counts(), persistent=False)
         # Not torchmetrics' Perplexity, which needs the logits of all tokens.
-        self.losses = torch.nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.losses = torch.nn.ModuleDict({split: Mean() for split in ("val", "test")})
         self.perplexities = torch.nn.ModuleDict({split: Perplexity() for split in ("val", "test")})
-        self.bits = torch.nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.bits = torch.nn.ModuleDict({split: Mean() for split in ("val", "test")})
         self.window = WindowedMetrics("tokens")
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class TransformerLM(ZooModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        loss = F.cross_entropy(self(x).flatten(0, 1), y.flatten())
+        loss = F.cross_entropy(widen(self(x)).flatten(0, 1), y.flatten())
         self.window.update(y.numel(), loss=loss)
         self.window.log(self)
         return loss
@@ -248,7 +248,7 @@ class TransformerLM(ZooModule):
     def _measure(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         """Logs mean loss in nats per token, perplexity, and bits per byte, which compares models across tokenizers."""
         x, y = batch
-        losses = F.cross_entropy(self(x).float().flatten(0, 1), y.flatten(), reduction="none")
+        losses = F.cross_entropy(widen(self(x)).flatten(0, 1), y.flatten(), reduction="none")
         num_bytes = self.token_bytes[y].sum()
         updates = {
             "loss": (self.losses[split], (losses,)),
