@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -93,7 +94,7 @@ def zoo_epoch(x: Tensor, y: Tensor, padding: int, batch_size: int) -> Epoch:
     data = GivenImages(x, y, batch_size=batch_size, augment=Augment(crop=padding, flip=True))
     data.setup("fit")
     loader = data.train_dataloader()
-    data.trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(training=True, precision_plugin=Precision())  # type: ignore[assignment]
     return lambda: (data.on_after_batch_transfer(batch, 0) for batch in loader)
 
 

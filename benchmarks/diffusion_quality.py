@@ -169,7 +169,7 @@ def main(args: Sequence[str] | None = None) -> None:
             data.setup()
             evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
             floors = {f"{split}_floor": mean_std(one.floors, 3) for split, one in evaluators.items()}
-            print(json.dumps({"seed": seed, **floors, **cost}), flush=True)
+            print(json.dumps({"seed": seed, **floors, **cost}, ensure_ascii=False), flush=True)
             for key, setting in settings(model, options):
                 results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)[0])
             chosen.append(measure(evaluators["test"], seed, options.draws, {}))

@@ -71,7 +71,8 @@ def run() -> None:
         (folder / "checkpoints").mkdir()
         checkpoints = make_checkpoints(folder / "checkpoints", make)
         for index, (name, (case, _)) in enumerate(CASES.items()):
-            if name.startswith("machine: "):  # what Lightning says depends on the machine
+            # What Lightning says depends on the machine; around what the parser says stands the file of a search space.
+            if name.startswith(("machine: ", "tune: ")):
                 continue
             (folder / str(index)).mkdir()
             with in_folder(folder / str(index)):

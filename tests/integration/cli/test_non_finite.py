@@ -164,7 +164,7 @@ USES = {
     "sample, a text": lambda: sample_text(
         broken(TransformerLM((8,), 3, "characters:abc", layers=1, width=8, heads=2)), {}, out="a.txt"
     ),
-    "edit": lambda: edit("model.ckpt", "denoise", "a.png", sigma=1, steps=2),
+    "edit": lambda: edit("model.ckpt", "a.png", "denoise", sigma=1, steps=2),
     "predict": lambda: write_predictions(
         broken(MLPClassifier(**IMAGES, width=8, depth=1)), [Path("a.png")], Path("a.csv")
     ),

@@ -19,6 +19,7 @@ from zoo.callbacks import SampleLogger
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.models import ConvDiscriminator, MLPGenerator
+from zoo.seeding import SampleNoise, sample_seeds
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
 
@@ -251,7 +252,7 @@ def test_the_moving_average_is_of_the_generator_only_and_in_the_checkpoint(tmp_p
 def test_samples_are_those_of_the_average_not_of_the_generator_that_is_trained():
     model = plain()
     fit(model, batches=3)
-    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    z = SampleNoise(sample_seeds(5, torch.Generator().manual_seed(0)), (4,))()
     drawn = [
         model.sample(5, generator=torch.Generator().manual_seed(0)),
         model.interpolate(5, 2, generator=torch.Generator().manual_seed(0))[:, 0],
