@@ -26,7 +26,8 @@ def plot_equilibrium(x: Tensor, density: Tensor, probability: Tensor, samples: T
     if probability.ndim == 1:
         right.plot(x, probability, color="tab:blue", label="D(x)")
     else:
-        right.plot(x, probability.T, label=[f"D(x), class {k}" for k in range(len(probability))])
+        for k, of_class in enumerate(probability):
+            right.plot(x, of_class, label=f"D(x), class {k}")
     right.axhline(0.5, color="black", linestyle="--", label="1/2")
     right.set(title="discriminator", xlabel="x", ylim=(0, 1), xlim=limits)
     right.legend(fontsize="small")
