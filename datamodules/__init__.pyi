@@ -2,6 +2,7 @@ from .augment import Augment as Augment
 from .augment import PerSample as PerSample
 from .base import InMemoryDataModule as InMemoryDataModule
 from .digits import Digits as Digits
+from .fashion_subset import FashionMNISTSubset as FashionMNISTSubset
 from .image_folder import ImageFolder as ImageFolder
 from .points import Points as Points
 from .sequences import Sequences as Sequences

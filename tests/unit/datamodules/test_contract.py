@@ -11,7 +11,17 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 
-from zoo.datamodules import Augment, Digits, FashionMNIST, ImageFolder, InMemoryDataModule, Points, Sequences, Text
+from zoo.datamodules import (
+    Augment,
+    Digits,
+    FashionMNIST,
+    FashionMNISTSubset,
+    ImageFolder,
+    InMemoryDataModule,
+    Points,
+    Sequences,
+    Text,
+)
 from zoo.testing import check_datamodule
 
 MODULES = ("digits", "augmented", "gaussians", "ring", "grid", "moons", "sequences", "text", "image_folder")
@@ -74,6 +84,10 @@ every_module = pytest.mark.parametrize("make", MODULES, indirect=True)
 @every_module
 def test_every_data_module_keeps_the_contract(make):
     check_datamodule(make)
+
+
+def test_the_included_clothes_keep_the_contract():
+    check_datamodule(FashionMNISTSubset, checks=CHECKS_OF_LARGE_DATA)
 
 
 def test_large_data_keep_the_contract(shared_data):
