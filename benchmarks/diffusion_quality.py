@@ -8,7 +8,8 @@ model. `label_accuracy` is the percentage of samples that the extractor's own cl
 images, assigns to the requested class. Usage:
 
     python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --data.root data --seeds 3
+    python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --seeds 3
+    python benchmarks/diffusion_quality.py diffusion_fashion.yaml --data FashionMNIST --data.root data
     python benchmarks/diffusion_quality.py --ckpt_path best.ckpt --data FashionMNIST --data.root data
     python benchmarks/diffusion_quality.py consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
 

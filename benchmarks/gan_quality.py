@@ -1,5 +1,7 @@
 """Quality of the GAN recipes over several seeds, compared with two baselines that see as many images.
 
+The recipes are `gan.yaml` for clothes and `gan_digits.yaml` for digits, each with classes and without.
+
 The textbook baseline is the GAN of PyTorch Lightning's own example (`basic_gan.py`): fully connected networks, batch
 norm in the generator (128-256-512-1024). The other one is a DCGAN (Radford et al. 2016, arXiv 1511.06434) whose
 networks have as many parameters as the recipe's: strided convolutions with batch norm. Both have Adam with betas
@@ -12,6 +14,7 @@ distance to the validation split with the first seed. The averaged and the raw g
 The test split is measured for the rows of the table only and chooses nothing. Usage:
 
     python benchmarks/gan_quality.py digits --seeds 3
+    python benchmarks/gan_quality.py clothes --seeds 3
     python benchmarks/gan_quality.py fashion_mnist --root data --seeds 3
     python benchmarks/gan_quality.py points --seeds 3
 """
@@ -35,7 +38,7 @@ from torch import Tensor, nn
 from common import markdown_table, mean_std, new_parser, read_recipe
 from zoo import GAN
 from zoo.callbacks.mode_coverage import mode_coverage
-from zoo.datamodules import Digits, FashionMNIST, InMemoryDataModule, Points
+from zoo.datamodules import Digits, FashionMNIST, FashionMNISTSubset, InMemoryDataModule, Points
 
 
 class TextbookGenerator(nn.Module):
@@ -145,7 +148,7 @@ def textbook_networks(data: InMemoryDataModule) -> dict[str, Any]:
 
 def dcgan_networks(data: InMemoryDataModule) -> dict[str, Any]:
     """Networks of a DCGAN, as arguments of `GAN`, as large as the recipe's."""
-    shape, recipe = data.input_shape, from_recipe("gan.yaml", data)
+    shape, recipe = data.input_shape, from_recipe(recipe_of(data), data, conditional=False)
     generator = width_for(lambda width: DCGANGenerator(shape, LATENT_DIM, width=width), count(recipe.generator))
     discriminator = width_for(lambda width: DCGANDiscriminator(shape, width=width), count(recipe.discriminator))
     return {
@@ -154,6 +157,7 @@ def dcgan_networks(data: InMemoryDataModule) -> dict[str, Any]:
     }
 
 
+OURS = ("by_class", "without_classes")  # the recipe
 BASELINES = {"textbook": textbook_networks, "dcgan": dcgan_networks}
 LATENT_DIM = 100  # of both baselines
 PUBLISHED_LR = 2e-4  # of both baselines
@@ -167,7 +171,7 @@ def baseline(name: str, data: InMemoryDataModule, lr: float) -> GAN:
         latent_dim=LATENT_DIM,
         loss="non_saturating",
         penalty="none",
-        ema_half_life=read_recipe("gan.yaml")["model"]["init_args"]["ema_half_life"],
+        ema_half_life=read_recipe(recipe_of(data))["model"]["init_args"]["ema_half_life"],
         optimizer_g=adam,
         optimizer_d=adam,
         lr_scheduler_g=None,
@@ -176,9 +180,14 @@ def baseline(name: str, data: InMemoryDataModule, lr: float) -> GAN:
     )
 
 
-def from_recipe(name: str, data: InMemoryDataModule) -> GAN:
-    """The model of a recipe."""
-    arguments = read_recipe(name)["model"]["init_args"]
+def recipe_of(data: InMemoryDataModule) -> str:
+    """The recipe for a kind of images."""
+    return "gan_digits.yaml" if isinstance(data, Digits) else "gan.yaml"
+
+
+def from_recipe(name: str, data: InMemoryDataModule, **options: Any) -> GAN:
+    """The model of a recipe, some of whose options may be others."""
+    arguments = read_recipe(name)["model"]["init_args"] | options
     for key in ("optimizer_g", "optimizer_d", "lr_scheduler_g", "lr_scheduler_d"):
         module, _, class_name = arguments[key]["class_path"].rpartition(".")
         arguments[key] = partial(getattr(import_module(module), class_name), **arguments[key]["init_args"])
@@ -230,7 +239,10 @@ class Runs:
         key = (row.model, row.lr, seed)
         if key not in self._models:
             seed_everything(seed, verbose=False)
-            model = from_recipe("gan.yaml", self.data) if row.lr is None else baseline(row.model, self.data, row.lr)
+            if row.lr is None:
+                model = from_recipe(recipe_of(self.data), self.data, conditional=row.model == "by_class")
+            else:
+                model = baseline(row.model, self.data, row.lr)
             self.seconds[key] = train(model, self.data, self.steps)
             self._models[key] = model
         model = self._models[key]
@@ -252,7 +264,7 @@ def measure_images(
     runs = Runs(data, steps)
     rows = []
     for name in models:
-        if name == "recipe":
+        if name in OURS:
             rows += [Row(name, None, True), Row(name, None, False)]
             continue
         candidates = [Row(name, lr, average) for lr in rates for average in (False, True)]
@@ -290,7 +302,7 @@ def measure_points(seeds: int, max_steps: int | None) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("data", choices=["digits", "fashion_mnist", "points"], help="data to train on")
+    parser.add_argument("data", choices=["digits", "clothes", "fashion_mnist", "points"], help="data to train on")
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, default=3, help="number of random seeds")
     parser.add_argument("--max_steps", type=int, help="training steps (default: the recipe's)")
@@ -298,8 +310,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["recipe", *BASELINES],
-        choices=["recipe", *BASELINES],
+        default=[*OURS, *BASELINES],
+        choices=[*OURS, *BASELINES],
         help="models to train on images",
     )
     parser.add_argument(
@@ -315,11 +327,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.data == "points":
         print(measure_points(options.seeds, options.max_steps))
         return
-    if options.data == "digits":
-        data: InMemoryDataModule = Digits(batch_size=64, repeats=20)
-    else:
-        data = FashionMNIST(root=options.root, batch_size=64, eval_batch_size=1000)
-    steps = options.max_steps or read_recipe("gan.yaml")["trainer"]["max_steps"]
+    kinds = {"digits": Digits, "clothes": FashionMNISTSubset, "fashion_mnist": partial(FashionMNIST, options.root)}
+    recipe = read_recipe("gan_digits.yaml" if options.data == "digits" else "gan.yaml")
+    data: InMemoryDataModule = kinds[options.data](**recipe["data"]["init_args"])
+    steps = options.max_steps or recipe["trainer"]["max_steps"]
     print(measure_images(data, options.seeds, options.models, options.lr, steps))
 
 

@@ -23,8 +23,8 @@ TINY = [
     "--trainer.enable_model_summary=false",
     "--trainer.num_sanity_val_steps=0",
 ]
-#: The recipe gan.yaml, shortened.
-GAN_RUN = ["fit", "--config", "gan.yaml", *TINY, "--data.repeats=1"]
+#: The recipe gan_digits.yaml, shortened.
+GAN_RUN = ["fit", "--config", "gan_digits.yaml", *TINY, "--data.repeats=1"]
 #: The shortest run: a classifier that is trained for six steps, with two checkpoints.
 MLP = ["--model=MLPClassifier", "--model.width=8", "--model.depth=1"]
 MLP_RUN = [

@@ -160,8 +160,8 @@ RUNS = {
     ],
     "gan_quality": [
         Run(
-            "digits --models recipe --seeds 2 --max_steps 1",
-            (row("recipe, average", MEAN, MEAN), row("recipe, no average", MEAN, MEAN)),
+            "digits --models without_classes by_class --seeds 2 --max_steps 1",
+            (row("without_classes, average", MEAN, MEAN), row("by_class, no average", MEAN, MEAN)),
         ),
         Run(
             "digits --models textbook --lr 0.001 --seeds 1 --max_steps 1",
@@ -210,7 +210,7 @@ RUNS = {
     ],
     "soak": [
         Run(
-            f"gan.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
+            f"gan_digits.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
         )
     ],

@@ -30,9 +30,9 @@ from zoo.datamodules import ImageFolder, InMemoryDataModule
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
-GAN_YAML = (CHECKOUT / "zoo" / "configs" / "gan.yaml").read_text(encoding="utf-8")
+GAN_YAML = (CHECKOUT / "zoo" / "configs" / "gan_digits.yaml").read_text(encoding="utf-8")
 LOSS_LINE = 1 + next(number for number, line in enumerate(GAN_YAML.split("\n")) if line.startswith("    loss:"))
-FIT = ["fit", "--config", "gan.yaml"]
+FIT = ["fit", "--config", "gan_digits.yaml"]
 ROTATION = "torchvision.transforms.v2.RandomRotation"
 RECORDED = Path(__file__).with_name("recorded_messages.yaml")
 GAN_OF_CHECKPOINT = [
@@ -420,8 +420,8 @@ TUNE: dict[str, tuple[Case, str]] = {
 }  # fmt: skip
 
 MACHINE: dict[str, tuple[Case, str]] = {
-    "a file where the runs belong": (run_here, "the run's folder cannot be created in runs/gan: .*; choose another --run.root"),
-    "a place that cannot be written to": ([*GAN_RUN, "--run.root=/proc/runs"], "the run's folder cannot be created in /proc/runs/gan: .*; choose another --run.root"),
+    "a file where the runs belong": (run_here, "the run's folder cannot be created in runs/gan_digits: .*; choose another --run.root"),
+    "a place that cannot be written to": ([*GAN_RUN, "--run.root=/proc/runs"], "the run's folder cannot be created in /proc/runs/gan_digits: .*; choose another --run.root"),
     "a port that is taken": (port_in_use, r"cannot meet at MASTER_PORT \d+ .*; unset MASTER_PORT, or set it to a free port"),
 }  # fmt: skip
 if not torch.cuda.is_available():

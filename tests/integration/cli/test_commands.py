@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     options = ["--model.conditional=true", "--wandb.log_model=true"]
     done = run_program(*GAN_RUN, *options, cwd=folder, NETRC=str(folder / "no_netrc"))
     assert done.returncode == 0, done.stderr
-    return folder / "runs" / "gan" / "version_0", done.stdout + done.stderr
+    return folder / "runs" / "gan_digits" / "version_0", done.stdout + done.stderr
 
 
 # What a run leaves
@@ -48,12 +48,12 @@ def test_a_run_leaves_everything_in_a_folder_of_its_own(run):
 def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
     _, output = run
     last = [line for line in output.splitlines() if line.strip()][-5:]
-    assert "runs/gan/version_0" in last[0]
+    assert "runs/gan_digits/version_0" in last[0]
     assert "stopped early" in last[1]
     assert "best val/fd" in last[2]
-    assert "runs/gan/version_0/samples" in last[3] and "curves.png" in last[3]
+    assert "runs/gan_digits/version_0/samples" in last[3] and "curves.png" in last[3]
     assert re.search(
-        r"^Next: \S+ \S+cli\.py sample --ckpt_path runs/gan/version_0/checkpoints/\w+\.ckpt --n 64$", last[4]
+        r"^Next: \S+ \S+cli\.py sample --ckpt_path runs/gan_digits/version_0/checkpoints/\w+\.ckpt --n 64$", last[4]
     )
 
 
@@ -117,7 +117,7 @@ def test_offline_run_of_wandb_holds_nested_config_scalars_and_images(run):
 
 def test_without_a_key_wandb_goes_offline_by_itself_and_says_so(run):
     folder, output = run
-    assert re.search(r"wandb sync runs/gan/version_0/wandb/offline-run-\*", output)
+    assert re.search(r"wandb sync runs/gan_digits/version_0/wandb/offline-run-\*", output)
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -145,7 +145,7 @@ print(tuple(model.sample(3).shape))
 def test_shape_and_classes_of_the_data_reach_the_model(data, shape, classes):
     """Also: --data replaces the data of a recipe."""
     options = ["--trainer.max_steps=1", "--model.conditional=true", "--trainer.callbacks=ModelCheckpoint"]
-    main(["fit", "--config", "gan.yaml", *data, *TINY, *options, "--trainer.callbacks.every_n_train_steps=1"])
+    main(["fit", "--config", "gan_digits.yaml", *data, *TINY, *options, "--trainer.callbacks.every_n_train_steps=1"])
     (path,) = Path("runs").rglob("*.ckpt")
     model = GAN.load_from_checkpoint(path, weights_only=True)
     assert model.input_shape == shape
@@ -258,7 +258,7 @@ def test_the_command_that_is_printed_next_can_be_typed_twice(run, capsys, monkey
 def test_list_names_everything_with_a_line_each(capsys):
     main(["list"])
     output = capsys.readouterr().out
-    for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan.yaml", "digits.safetensors"):
+    for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan_digits.yaml", "digits.safetensors"):
         assert re.search(rf"^  {re.escape(name)} +\S+", output, re.MULTILINE), name
     assert [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
         "models:", "networks:", "data:", "callbacks:", "recipes:", "spaces:", "weights:",
@@ -326,7 +326,7 @@ def test_a_plugin_is_found_and_a_broken_one_stops_nothing(plugin, capsys):
         main(["list"])
     assert re.search(r"^  FakeGAN +A plugin's model\.", capsys.readouterr().out, re.MULTILINE)
     options = ["--trainer.callbacks=ModelCheckpoint", "--data.repeats=1", "--trainer.logger=false"]
-    main(["fit", "--config", "gan.yaml", "--model", "FakeGAN", *TINY, *options])
+    main(["fit", "--config", "gan_digits.yaml", "--model", "FakeGAN", *TINY, *options])
     (path,) = Path.cwd().rglob("*.ckpt")
     assert torch.load(path, weights_only=True)["model_class"] == "fakeplugin.FakeGAN"
     capsys.readouterr()

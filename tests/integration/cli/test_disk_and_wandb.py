@@ -23,8 +23,8 @@ def test_a_full_disk_ends_the_run_with_one_line(capsys):
         line = fails(capsys, *GAN_RUN, *args)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.search(r"runs/gan/version_0/\S+ cannot be (read or )?written: File too large", line)
-    assert Path("runs/gan/version_0/config.yaml").is_file()
+    assert re.search(r"runs/gan_digits/version_0/\S+ cannot be (read or )?written: File too large", line)
+    assert Path("runs/gan_digits/version_0/config.yaml").is_file()
 
 
 KEY = "0123456789abcdef" * 3

@@ -44,15 +44,15 @@ QUIET = ["--trainer.callbacks=ModelCheckpoint", "--wandb.mode=disabled", "--trai
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """Folder of a short run of gan.yaml with a generator of one's own."""
+    """Folder of a short run of gan_digits.yaml with a generator of one's own."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_nets.py").write_text(SOURCE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.chdir(folder)
-        main(["fit", "--config", "gan.yaml", *OPTIONS, *TINY, *QUIET])
+        main(["fit", "--config", "gan_digits.yaml", *OPTIONS, *TINY, *QUIET])
     sys.modules.pop("own_nets", None)
-    return folder / "runs/gan/version_0"
+    return folder / "runs/gan_digits/version_0"
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_no_part_of_such_a_configuration_is_imported(run, change, capsys, monkey
 
 def test_the_line_printed_after_training_names_the_configuration(run, importable, capsys, caplog):
     options = ["--run.root", "again", "--trainer.max_steps=3"]
-    main(["fit", "--config", "gan.yaml", *OPTIONS, *TINY, *QUIET, *options])
+    main(["fit", "--config", "gan_digits.yaml", *OPTIONS, *TINY, *QUIET, *options])
     printed = capsys.readouterr().out + capsys.readouterr().err + caplog.text
     assert "--config again/gan/version_0/config.yaml" in printed
 
@@ -148,7 +148,7 @@ def test_a_configuration_that_does_not_fit_the_checkpoint_is_one_line(run, chang
     assert expected in line
 
 
-NETWORK = ["fit", "--config", "gan.yaml", *TINY, *QUIET]
+NETWORK = ["fit", "--config", "gan_digits.yaml", *TINY, *QUIET]
 CLASSIFIER = ["fit", "--model", "Classifier", "--data", "Digits", *TINY, *QUIET]
 
 
@@ -188,4 +188,4 @@ def test_a_module_in_the_working_folder_is_named_as_the_cause(capsys):
     Path("here.py").write_text("raise SystemExit('not imported')", encoding="utf-8")
     hint = "; here is in this folder: set PYTHONPATH=. so that it is found"
     assert fails(capsys, *NETWORK, "--model.generator", "here.Maker").endswith(hint)
-    assert fails(capsys, "fit", "--config", "gan.yaml", "--data", "here.Data").endswith(hint)
+    assert fails(capsys, "fit", "--config", "gan_digits.yaml", "--data", "here.Data").endswith(hint)

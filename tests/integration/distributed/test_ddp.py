@@ -97,7 +97,7 @@ def test_two_processes_make_one_run_with_the_floor_of_one_process(tmp_path, chea
     (tmp_path / "leaving.py").write_text(LEAVING)
     floors = []
     for devices in (2, 1):
-        args = ["fit", "--config", "gan.yaml", "--config", "ddp.yaml", *TINY, f"--trainer.devices={devices}"]
+        args = ["fit", "--config", "gan_digits.yaml", "--config", "ddp.yaml", *TINY, f"--trainer.devices={devices}"]
         args += [f"--run.name=on_{devices}", "--wandb.mode=offline"]
         if devices == 1:
             main(args)

@@ -21,7 +21,7 @@ def test_the_commands_train_these_networks_and_draw_from_them(enter, capsys):
     assert state["generator.coarse.0.weight"].shape == (6 * 4 * 4, 32)
 
     example.run(fit, *TINY, "--trainer.max_steps=3", "--data.repeats=1")
-    config = yaml.safe_load(Path("runs/gan/version_0/config.yaml").read_text())
+    config = yaml.safe_load(Path("runs/gan_digits/version_0/config.yaml").read_text())
     assert config["model"]["init_args"]["generator"] == {
         "class_path": "own_networks.Generator",
         "init_args": {"width": 64},

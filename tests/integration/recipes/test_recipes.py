@@ -9,7 +9,6 @@ import yaml
 
 from tests.helpers.command import TINY, read_rows, run_program
 from tests.helpers.models import teacher_checkpoint
-from zoo import GAN
 from zoo.cli.main import main
 from zoo.registry import recipe_files
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 RECIPES = sorted(recipe_files())
 #: Overlays are stacked on a recipe, as their first line says.
 STACKED = {
-    "fashion_mnist.yaml": "gan.yaml",
+    "fashion_mnist.yaml": "resnet.yaml",
     "ddp.yaml": "gan.yaml",
     "fsdp.yaml": "transformer.yaml",
     "gpu.yaml": "gan.yaml",
@@ -27,7 +26,7 @@ STACKED = {
 OPTIONS = {
     **{
         f"{name}.yaml": ["--data=Digits", "--data.batch_size=64"]  # no files
-        for name in ("mlp", "resnet", "resnet20", "diffusion_fashion", "vit")
+        for name in ("mlp", "resnet20", "diffusion_fashion", "vit")
     },
     # No folder of pictures, and nothing to download; its only epoch is that in which the backbone is unfrozen.
     "finetune.yaml": [
@@ -69,9 +68,8 @@ def test_recipe_trains_and_what_it_monitors_is_logged(recipe, request, cheap_rep
     assert not torch.distributed.is_initialized(), "a process group would stay in this process"
     if recipe == "fashion_mnist.yaml":  # an overlay replaces the data and nothing else
         assert config["data"]["class_path"].endswith("FashionMNIST")
-        assert config["model"]["init_args"]["loss"] == "relativistic"
-        model = GAN.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        assert model.sample(1).shape == (1, 1, 28, 28)
+        assert config["data"]["init_args"]["batch_size"] == 128
+        assert config["data"]["init_args"]["augment"]["init_args"] == {"crop": 0, "flip": True, "cutout": 8}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -83,17 +81,29 @@ def test_first_line_of_a_recipe_says_what_it_is(recipe):
 
 @pytest.fixture(scope="module")
 def distances(tmp_path_factory) -> list[float]:
-    """Fréchet distances of gan.yaml, shortened to 1,500 steps, after each validation."""
+    """Fréchet distances of gan_digits.yaml, shortened to 1,500 steps, after each validation."""
     folder = tmp_path_factory.mktemp("gan")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
-        main(["fit", "--config", "gan.yaml", "--trainer.max_steps=1500", "--trainer.accelerator=cpu"])
-    return distances_of(folder / "runs" / "gan" / "version_0")
+        main(["fit", "--config", "gan_digits.yaml", "--trainer.max_steps=1500", "--trainer.accelerator=cpu"])
+    return distances_of(folder / "runs" / "gan_digits" / "version_0")
+
+
+STEPS_OF_CLOTHES = ["--trainer.max_steps=200", "--trainer.val_check_interval=200", "--trainer.limit_val_batches=4"]
 
 
 def distances_of(run: Path) -> list[float]:
     return [float(row["val/fd"]) for row in read_rows(run) if row["val/fd"]]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cheap_pictures")
+def test_gan_recipe_makes_clothes():
+    """The published figure is a tenth of this after 3,000 steps; with the learning rate of the digits it is above."""
+    main(["fit", "--config", "gan.yaml", *STEPS_OF_CLOTHES, "--trainer.accelerator=cpu"])
+    (distance,) = distances_of(Path("runs/gan/version_0"))
+    assert distance < 40
 
 
 @pytest.mark.slow
@@ -106,11 +116,11 @@ def test_gan_recipe_makes_digits(distances):
 @pytest.mark.slow
 def test_gan_recipe_reaches_the_same_quality_on_two_ranks(distances, tmp_path):
     """The same number of images in every step: each rank takes half of every batch. Half of the run, as it is slow."""
-    args = ["--config=gan.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=750"]
+    args = ["--config=gan_digits.yaml", "--config=ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=750"]
     options = ["--data.batch_size=32", "--trainer.accelerator=cpu"]
     done = run_program("fit", *args, *options, cwd=tmp_path, timeout=900, WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr[-3000:]
-    on_two_ranks = distances_of(tmp_path / "runs" / "gan" / "version_0")
+    on_two_ranks = distances_of(tmp_path / "runs" / "gan_digits" / "version_0")
     assert len(on_two_ranks) == 2, "after every 375 steps"
     assert min(on_two_ranks) < 1.5 * min(distances[:2])
 
