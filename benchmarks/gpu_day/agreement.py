@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.gpu_day.recipes import RECIPES, Setup, set_up
-from benchmarks.gpu_day.results import Options, Part
-from benchmarks.gpu_day.supervise import CHECKOUT
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from benchmarks.gpu_day.loops import precision_of
+from benchmarks.gpu_day.recipes import RECIPES, Setup, set_up
+from benchmarks.gpu_day.results import Options, Part
+from benchmarks.gpu_day.supervise import CHECKOUT
 from zoo import Classifier, Diffusion, Seq2Seq, TransformerLM
 from zoo.models.base import eval_mode
 from zoo.testing.answers import difference
@@ -67,17 +68,18 @@ def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> f
 
 def compare_with_cpu(recipe: str, options: Options) -> dict[str, Any]:
     """Samples or outputs, likelihoods and validation metrics of one model on the CPU and on the device."""
-    setup = set_up(recipe, options)
-    with tempfile.TemporaryDirectory() as folder:
+    # One probe: the exact divergence takes minutes on the CPU.
+    setup = set_up(recipe, options, {"likelihood_probes": 1} if recipe == RECIPES["Diffusion"] else {})
+    with tempfile.TemporaryDirectory() as folder, precision_of("fp32"):
         case = Case(setup.model, setup.data)
         model = train(case, Path(folder), accelerator=options.accelerator, limit_val_batches=0).model.cpu()
         on_cpu = _answers(model, setup, Options("cpu", options.tiny, options.data), folder)
         on_device = _answers(model, setup, options, folder)
-    found: dict[str, Any] = {}
-    for name, (a, b) in {name: (on_cpu[name], on_device[name]) for name in on_cpu}.items():
-        found[f"{name}, difference"] = (a - b).abs().max().item()
-        found[f"{name}, largest"] = a.abs().max().item()
-    return found | {"data": setup.source}
+    differences = {
+        name: f"{(a - on_device[name]).abs().max().item():.1e} of {a.abs().max().item():.3g}"
+        for name, a in on_cpu.items()
+    }
+    return {"largest difference of largest value": differences, "data": setup.source}
 
 
 def _answers(model: Any, setup: Setup, options: Options, folder: str) -> dict[str, Tensor]:
@@ -169,8 +171,8 @@ def recorded_syncs(places: Counter[str], cuda: bool = True) -> Iterator[None]:
         if SYNC in str(message):
             frames = [f for f in traceback.extract_stack()[:-1] if not f.filename.endswith("warnings.py")]
             own = [f for f in frames if f.filename.startswith(str(CHECKOUT)) and "/.venv" not in f.filename]
-            chosen = dict.fromkeys((*own[-1:], frames[-1]))
-            places[" in ".join(f"{_short(f.filename)}:{f.lineno} {f.line}" for f in reversed(chosen))] += 1
+            lines = [f"{_short(f.filename)}:{f.lineno} {f.line}" for f in (frames[-1], *own[-1:])]
+            places[", called by ".join(dict.fromkeys(lines))] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -185,4 +187,5 @@ def recorded_syncs(places: Counter[str], cuda: bool = True) -> Iterator[None]:
 
 
 def _short(path: str) -> str:
+    """A path below the checkout or the folder of installed packages."""
     return path.removeprefix(f"{CHECKOUT}/").rpartition("site-packages/")[2]

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.gpu_day.recipes import Setup
-from benchmarks.gpu_day.results import Options
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import Precision
@@ -21,6 +19,8 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_day.recipes import Setup
+from benchmarks.gpu_day.results import Options
 from zoo import GAN, Classifier, Diffusion, Seq2Seq, TransformerLM
 from zoo.models.gan.losses import zero_centered_gradient_penalty
 from zoo.optim import parameter_groups
@@ -44,6 +44,12 @@ def precision_of(name: str) -> Iterator[str]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Meter:
     """Times steps on the device and on the host, and then profiles some more.
 
@@ -56,7 +62,8 @@ class Meter:
 
     def __init__(self, options: Options, warmup: int = 20, timed: int = 100, profiled: int = 20) -> None:
         self.warmup, self.timed, self.profiled = (options.steps(n, 2) for n in (warmup, timed, profiled))
-        self.cuda = options.device == "cuda"
+        self.device = torch.device(options.device)
+        self.cuda = self.device.type == "cuda"
         self._count = 0
         self._start = self._waited = 0.0
         self._host: list[float] = []
@@ -75,12 +82,12 @@ class Meter:
         if step == 0:
             self._start = time.perf_counter()
         if step == self.warmup:
-            self._wait()
+            wait_for(self.device)
             self._warmup_seconds = time.perf_counter() - self._start
         if self.warmup <= step <= self.warmup + self.timed:
             self._mark()
         if step == self.warmup + self.timed:
-            self._wait()
+            wait_for(self.device)
             self._timed_seconds = time.perf_counter() - self._host[0]
             if self.cuda:
                 self._profile = profile(activities=[ProfilerActivity.CUDA])
@@ -89,7 +96,7 @@ class Meter:
 
     def finish(self) -> None:
         """To be called after the last step."""
-        self._wait()
+        wait_for(self.device)
         self._profiled_seconds = time.perf_counter() - self._start
         if self._profile is not None:
             self._profile.__exit__(None, None, None)
@@ -109,7 +116,7 @@ class Meter:
         if self.cuda:
             device = [a.elapsed_time(b) for a, b in zip(self._events, self._events[1:], strict=False)]
             kernels = [e for e in self._profile.key_averages() if e.device_type == DeviceType.CUDA]
-            busy = sum(e.self_device_time_total for e in kernels if not e.is_user_annotation) / 1e6
+            busy = sum(e.self_device_time_total for e in kernels if not getattr(e, "is_user_annotation", False)) / 1e6
             found["device_ms"] = round(statistics.median(device), 3)
             found["busy"] = round(busy / self._profiled_seconds, 3)
             found["kernels"] = round(sum(e.count for e in kernels) / self.profiled)
@@ -120,10 +127,6 @@ class Meter:
         if self.cuda:
             self._events.append(torch.cuda.Event(enable_timing=True))
             self._events[-1].record()
-
-    def _wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
 
 class MeterCallback(Callback):
@@ -259,7 +262,7 @@ def _gan_step(model: Any, bf16: bool) -> Step:
             with torch.no_grad():
                 fake = generator(torch.randn(len(x), model.latent_dim, device=x.device), None)
             real, fake = (part.float().detach().requires_grad_(penalized) for part in (x, fake))
-            with torch.autocast(x.device.type, enabled=bf16 and not penalized):
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and not penalized):
                 logits = discriminator(torch.cat([real, fake]), None)
             loss_d = loss.discriminator(*logits.chunk(2))
         if penalized:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
 from benchmarks.gpu_day.loops import precision_of
 from benchmarks.gpu_day.recipes import read_recipe, set_up
 from benchmarks.gpu_day.results import Options, Part, Skipped
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from zoo.testing.runs import quiet
 
 #: Recipe, metric, whether more is better, the value whose time is measured, and options of the Trainer instead of the
@@ -49,13 +49,15 @@ class History(Callback):
 def run(recipe: str, options: Options) -> dict[str, Any]:
     """Trains a recipe, and measures the test split if there is one."""
     metric, rising, goal, changes = RUNS[recipe]
-    setup = set_up(recipe, options)
+    setup = set_up(recipe, options, unpack=True)
     if setup.source.startswith("random") and not options.tiny:
         raise Skipped(f"{read_recipe(recipe)['data']['class_path']} is not in --data")
     length = {name: value for name, value in setup.recipe["trainer"].items() if name in LENGTH} | changes
     if options.tiny:
         length = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None, "limit_val_batches": 1}
     model, data = setup.build()
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     history = History(metric)
     with tempfile.TemporaryDirectory() as folder, precision_of("bf16-mixed") as precision, quiet():
         trainer = setup.trainer(options, folder, precision=precision, callbacks=[history], **length)
@@ -66,14 +68,19 @@ def run(recipe: str, options: Options) -> dict[str, Any]:
         tested = {} if recipe == "shakespeare.yaml" else trainer.test(model, datamodule=data, verbose=False)[0]
     values = [value for _, value in history.values]
     reached = [t for t, value in history.values if goal is not None and (value >= goal if rising else value <= goal)]
-    found = {"data": setup.source, "seconds": round(seconds, 1), "steps": steps}
-    found |= {
-        f"best {metric}": round(max(values) if rising else min(values), 4),
-        f"last {metric}": round(values[-1], 4),
+    found = {
+        "data": setup.source,
+        "seconds": round(seconds, 1),
+        "steps": steps,
+        "metric": metric,
+        "best": round(max(values) if rising else min(values), 4),
+        "last": round(values[-1], 4),
+        "goal": goal,
+        "seconds to it": round(reached[0], 1) if reached else None,
+        "test": {
+            name: round(value, 4) for name, value in tested.items() if name in ("test/acc", "test/nll", "test/fd")
+        },
     }
-    if goal is not None:
-        found[f"seconds to {metric} {goal}"] = round(reached[0], 1) if reached else "not reached"
-    found |= {name: round(value, 4) for name, value in tested.items() if name in ("test/acc", "test/nll", "test/fd")}
     if options.device == "cuda":
         found["peak memory, MB"] = round(torch.cuda.max_memory_allocated() / 1e6)
     return found

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from benchmarks.gpu_day.results import Options
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from benchmarks.gpu_day.results import Options
 from zoo.datamodules import CIFAR10, Augment, FashionMNIST, ImageFolder, InMemoryDataModule, Text
 from zoo.registry import find_class, recipe_files
 from zoo.testing.runs import linked, quiet
@@ -130,10 +130,15 @@ class Setup(NamedTuple):
         spec = self.recipe["trainer"]
         own = {name: spec[name] for name in ("gradient_clip_val", "log_every_n_steps") if name in spec}
         quiet_options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        defaults = {"accelerator": options.accelerator, "devices": 1, "num_sanity_val_steps": 0, **quiet_options}
-        defaults |= {"enable_model_summary": False, "default_root_dir": str(folder), **own}
+        defaults: dict[str, Any] = {
+            "accelerator": options.accelerator,
+            "devices": 1,
+            "num_sanity_val_steps": 0,
+            **quiet_options,
+        }
+        defaults |= {"enable_model_summary": False, "default_root_dir": str(folder), **own, **given}
         with quiet():
-            return Trainer(**(defaults | given))
+            return Trainer(**defaults)
 
     def callbacks(self) -> list[Any]:
         """The recipe's callbacks."""
@@ -141,7 +146,13 @@ class Setup(NamedTuple):
         return [resolve(spec["class_path"])(**spec.get("init_args", {})) for spec in specs]
 
 
-def set_up(recipe: str, options: Options, model: Mapping[str, Any] = {}, data: Mapping[str, Any] = {}) -> Setup:
+def set_up(
+    recipe: str,
+    options: Options,
+    model: Mapping[str, Any] = {},
+    data: Mapping[str, Any] = {},
+    unpack: bool = False,
+) -> Setup:
     """Reads a recipe.
 
     Args:
@@ -149,6 +160,7 @@ def set_up(recipe: str, options: Options, model: Mapping[str, Any] = {}, data: M
         options: device, size and data.
         model: arguments of the model that differ from the recipe's, in the recipe's form.
         data: arguments of the data module that differ.
+        unpack: read CIFAR-10 from JPEG files too, which takes a minute.
     """
     spec = read_recipe(recipe)
     kind = spec["model"]["class_path"]
@@ -156,7 +168,7 @@ def set_up(recipe: str, options: Options, model: Mapping[str, Any] = {}, data: M
     if kind == "ConsistencyModel":
         arguments["teacher"] = teacher(options)
     built = {name: as_factory(value) for name, value in arguments.items()}
-    make, source = find_data(spec["data"], options, data)
+    make, source = find_data(spec["data"], options, data, unpack)
     return Setup(spec, partial(find_class(kind, "models"), **built), make, source)
 
 
@@ -180,7 +192,7 @@ def teacher(options: Options) -> str:
 
 
 def find_data(
-    spec: Mapping[str, Any], options: Options, given: Mapping[str, Any]
+    spec: Mapping[str, Any], options: Options, given: Mapping[str, Any], unpack: bool
 ) -> tuple[Callable[[], LightningDataModule], str]:
     """Function that builds a recipe's data, from the folder of real data where it is there, and what it is."""
     name, arguments = spec["class_path"], {**spec["init_args"], **given}
@@ -188,14 +200,14 @@ def find_data(
     if isinstance(augment := arguments.get("augment"), dict):
         arguments["augment"] = Augment(**augment)
     if name in SIZES:
-        return _images(name, arguments, options)
+        return _images(name, arguments, options, unpack)
     if name == "Text" and "path" not in arguments:
         return _text(arguments, options)
     arguments |= TINY_SEQUENCES if options.tiny and name == "Sequences" else {}
     return partial(find_class(name, "data"), **arguments), name
 
 
-def _images(name: str, arguments: dict[str, Any], options: Options) -> tuple[Callable[[], Any], str]:
+def _images(name: str, arguments: dict[str, Any], options: Options, unpack: bool) -> tuple[Callable[[], Any], str]:
     arguments.pop("root")
     folder = Path(options.data or "")
     if options.data and not options.tiny:
@@ -203,7 +215,7 @@ def _images(name: str, arguments: dict[str, Any], options: Options) -> tuple[Cal
             return partial(FashionMNIST, str(folder), **arguments), "Fashion-MNIST"
         if name == "CIFAR10" and (folder / "cifar-10-batches-py").is_dir():
             return partial(CIFAR10, str(folder), **arguments), "CIFAR-10"
-        if name == "CIFAR10" and (jpegs := unpacked_jpegs(options.data)):
+        if name == "CIFAR10" and unpack and (jpegs := unpacked_jpegs(options.data)):
             return partial(ImageFolder, jpegs, 32, **arguments), "CIFAR-10 as JPEG files"
     shape, num_train, num_test = SIZES[name]
     numbers = (100, 20) if options.tiny else (num_train, num_test)

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ def machine(options: Options) -> list[str]:
         lines.append("- A rehearsal in tiny sizes: its times and figures mean nothing.")
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60)
-        lines += [f"- GPU: {line}" for line in found.stdout.splitlines()]
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(query, capture_output=True, text=True, timeout=60)
+            lines += [f"- GPU: {line}" for line in found.stdout.splitlines()]
     versions = {}
     for name in PACKAGES:
         try:
@@ -91,6 +93,8 @@ def in_cell(value: Any) -> str:
         return ", ".join(f"{name} {in_cell(one)}" for name, one in value.items())
     if isinstance(value, list):
         return "<br>".join(map(in_cell, value))
+    if value is None:
+        return "-"
     text = f"{value:.3g}" if isinstance(value, float) and 0 < abs(value) < 1e-3 else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_day.loops import PRECISIONS, Meter, bare_loop, lightning_loop
+import torch
+from torch._inductor import config as inductor_config
+
+from benchmarks.gpu_day.loops import PRECISIONS, Meter, bare_loop, lightning_loop, transferred_batches, wait_for
 from benchmarks.gpu_day.recipes import Setup, changed, set_up
 from benchmarks.gpu_day.results import Options, Part
 
@@ -57,6 +61,7 @@ def option_parts(options: Options) -> dict[str, Part]:
     caches = {cache: {"data": {"cache": cache}} for cache in ("memory", on_device)}
     for recipe in ("resnet20.yaml", "mlp.yaml", "shakespeare.yaml"):
         found[f"cache, {recipe}"] = partial(compare, recipe, caches, "bf16-mixed", options)
+        found[f"cache, batches of {recipe}"] = partial(batch_times, recipe, tuple(caches), options)
     for recipe in ("resnet20.yaml", "shakespeare.yaml"):
         for mode in ("default", "reduce-overhead"):
             found[f"compile {mode}, {recipe}"] = partial(compile_cost, recipe, mode, options)
@@ -79,12 +84,31 @@ def compare(recipe: str, variants: Mapping[str, Mapping[str, Any]], precision: s
     return {**medians, "data": next(iter(setups.values())).source}
 
 
+def batch_times(recipe: str, caches: Sequence[str], options: Options) -> dict[str, Any]:
+    """Microseconds in which a training batch is on the device, augmented and normalized, without a model."""
+    found: dict[str, Any] = {}
+    count, device = options.steps(300, 2), torch.device(options.device)
+    for cache in caches:
+        setup = set_up(recipe, options, data={"cache": cache})
+        batches = transferred_batches(setup.data(), device)
+        for number in range(2 * count):
+            if number == count:
+                wait_for(device)
+                start = time.perf_counter()
+            next(batches)
+        wait_for(device)
+        found[f"{cache} us"] = round(1e6 * (time.perf_counter() - start) / count, 1)
+    return {**found, "data": setup.source}
+
+
 def compile_cost(recipe: str, mode: str, options: Options) -> dict[str, Any]:
     """Seconds that compiling takes, and the number of steps after which it has paid, in a bare loop in bf16."""
     setup: Setup = set_up(recipe, options)
     how = {"backend": "eager"} if options.tiny else {"mode": mode}
     eager = bare_loop(setup, options, "bf16-mixed", Meter(options))
-    compiled = bare_loop(setup, options, "bf16-mixed", Meter(options), **how)
+    torch._dynamo.reset()
+    with inductor_config.patch(force_disable_caches=True):  # what another run has compiled is not read
+        compiled = bare_loop(setup, options, "bf16-mixed", Meter(options), **how)
     cost, gain = compiled["startup_s"] - eager["startup_s"], (eager["ms_mean"] - compiled["ms_mean"]) / 1000
     return {
         "eager ms": eager["ms_mean"],

@@ -89,7 +89,7 @@ def run_apart(item: Item, options: Options, path: Path, deadline: float) -> None
             results.finish(f"{end}\n{text}")
 
 
-def _start(item: Item, options: Options, path: Path, output: IO[str]) -> subprocess.Popen[str]:
+def _start(item: Item, options: Options, path: Path, output: IO[str]) -> subprocess.Popen[bytes]:
     arguments = [json.dumps(asdict(item)), str(path), json.dumps(asdict(options))]
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gpu_day.supervise", *arguments],
@@ -97,7 +97,7 @@ def _start(item: Item, options: Options, path: Path, output: IO[str]) -> subproc
     )  # fmt: skip
 
 
-def _wait(process: subprocess.Popen[str], item: Item, path: Path, deadline: float) -> str:
+def _wait(process: subprocess.Popen[bytes], item: Item, path: Path, deadline: float) -> str:
     """Waits for the end of an item's process, or ends it; returns how it ended."""
     part, since = None, time.monotonic()
     while True:
