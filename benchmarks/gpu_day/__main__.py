@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if not Results(path).complete:
                 run_here(item, options, path)
         else:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the item's process is ended too
             run_apart(item, options, path, deadline)
         write(given.out / "report.md", ITEMS, given.out, options)
         parts = Results(path).parts.values()

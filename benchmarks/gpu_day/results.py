@@ -93,8 +93,11 @@ class Results:
         """Keeps that the process of a part has ended."""
         self._keep(name, status="failed", error=[reason, *last_lines(output)])
 
-    def cut_off(self, name: str) -> None:
-        """Keeps that the call has ended in a part; a part for the second time fails."""
+    def cut_off_running(self) -> None:
+        """Keeps that a call has ended in the part that was running, if there is one; for the second time it fails."""
+        name = self.running
+        if name is None:
+            return
         if self.parts[name].get("again"):
             self.fail(name, "cut off by the end of two calls: give it more --minutes", "")
         else:

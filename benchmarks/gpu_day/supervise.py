@@ -53,6 +53,7 @@ class Item:
 def run_here(item: Item, options: Options, path: Path) -> None:
     """Measures what is due of an item in this process."""
     results = Results(path)
+    results.cut_off_running()
     try:
         parts = item.load(options)
     except Exception:
@@ -73,16 +74,20 @@ def run_apart(item: Item, options: Options, path: Path, deadline: float) -> None
         path: file of its results.
         deadline: end of the call, as `time.monotonic` counts.
     """
+    Results(path).cut_off_running()
     while not Results(path).complete and deadline - time.monotonic() > LEAST_TIME:
-        with tempfile.TemporaryFile("w+") as output:
-            end = _wait(_start(item, options, path, output), item, path, deadline)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = _start(item, options, path, output)
+            try:
+                end = _wait(process, item, path, deadline)
+            finally:
+                _end(process)
             output.seek(0)
             text = output.read()
         results = Results(path)
         running = results.running
         if end == "deadline":
-            if running:
-                results.cut_off(running)
+            results.cut_off_running()
         elif running:
             results.fail(running, end, text)
         elif not results.complete:
@@ -108,9 +113,15 @@ def _wait(process: subprocess.Popen[bytes], item: Item, path: Path, deadline: fl
         if (running := Results(path).running) != part:
             part, since = running, now
         if now >= deadline or now - since > item.limit:
-            os.killpg(process.pid, signal.SIGKILL)  # its own group, with all processes that it has started
-            process.wait()
+            _end(process)
             return "deadline" if now >= deadline else f"ended after {item.limit:.0f} s without a result"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends an item's process and all that it has started, which are a group of their own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 if __name__ == "__main__":

@@ -165,6 +165,14 @@ def test_a_part_that_is_cut_off_twice_fails(planted, tmp_path, clock):
         assert statuses(path) == {"hangs": expected}
 
 
+def test_a_part_that_was_running_when_everything_was_killed_is_repeated(planted, tmp_path):
+    path, item = tmp_path / "item.json", planted("slow_part")
+    (tmp_path / "calls").write_text("slow")  # its first call
+    path.write_text(json.dumps({"complete": False, "parts": {"slow": {"status": "running"}}}))
+    run_apart(item, OPTIONS, path, NEVER)
+    assert statuses(path) == {"slow": "done", "good": "done"}
+
+
 @pytest.mark.parametrize("run", [lambda *a: run_apart(*a, NEVER), run_here], ids=["apart", "here"])
 def test_an_item_that_does_not_load_is_recorded(planted, tmp_path, run):
     path = tmp_path / "item.json"
