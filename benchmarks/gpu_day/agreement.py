@@ -17,10 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from benchmarks.gpu_day.checkout import CHECKOUT
 from benchmarks.gpu_day.loops import precision_of
 from benchmarks.gpu_day.recipes import RECIPES, Setup, set_up
 from benchmarks.gpu_day.results import Options, Part
-from benchmarks.gpu_day.supervise import CHECKOUT
 from zoo import Classifier, Diffusion, Seq2Seq, TransformerLM
 from zoo.models.base import eval_mode
 from zoo.testing.answers import difference

@@ -21,9 +21,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
+from benchmarks.gpu_day.checkout import CHECKOUT
 from benchmarks.gpu_day.results import Options, Part, Results
 
-CHECKOUT = Path(__file__).parents[2]
 #: Seconds of a call below which no process is started.
 LEAST_TIME = 5.0
 

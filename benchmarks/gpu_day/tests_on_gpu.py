@@ -10,8 +10,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from benchmarks.gpu_day.checkout import CHECKOUT
 from benchmarks.gpu_day.results import Options, Part, Skipped, last_lines
-from benchmarks.gpu_day.supervise import CHECKOUT
 
 DISTRIBUTED = "tests/integration/distributed"
 SHARDED = ("ViTClassifier", "TransformerLM")
@@ -38,7 +38,8 @@ def _pytest(options: Options, *arguments: str) -> Part:
 
 def run_pytest(*arguments: str) -> dict[str, Any]:
     """Runs pytest in another process; returns its summary, the tests that failed, and the last lines."""
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_day"]
+    command += ["-o", "addopts=--import-mode=importlib"]  # without options of plugins that may be missing
     command += ["--continue-on-collection-errors", *arguments]
     lines = []
     with subprocess.Popen(
@@ -48,8 +49,9 @@ def run_pytest(*arguments: str) -> dict[str, Any]:
             print(line, end="", flush=True)  # kept if this process is ended
             lines.append(line.rstrip())
     failed = [line[:200] for line in lines if re.match(r"(FAILED|ERROR) ", line)]
-    found = {"code": process.returncode, "summary": lines[-1].strip("= ") if lines else ""}
-    return found | {"failed": failed[:40]} | ({"last lines": last_lines("\n".join(lines))} if failed else {})
+    last = last_lines("\n".join(lines))
+    found = {"code": process.returncode, "summary": last[-1].strip("= ") if last else "", "failed": failed[:40]}
+    return found | {"last lines": last if process.returncode else []}
 
 
 def distributed_parts(options: Options) -> dict[str, Part]:

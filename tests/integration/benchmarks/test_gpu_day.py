@@ -14,8 +14,10 @@ import pytest
 
 from benchmarks.gpu_day import __main__ as gpu_day
 from benchmarks.gpu_day import report, supervise
+from benchmarks.gpu_day.checkout import CheckoutFinder
 from benchmarks.gpu_day.results import Options, Results
 from benchmarks.gpu_day.supervise import Item, run_apart, run_here
+from benchmarks.gpu_day.tests_on_gpu import run_pytest
 from tests.helpers.command import CHECKOUT
 
 OPTIONS = Options("cpu", tiny=True)
@@ -216,10 +218,32 @@ def test_an_item_that_there_is_not_is_refused(capsys):
     assert "items are 1 to 7" in capsys.readouterr().err
 
 
+def test_the_packages_beside_zoo_are_found_without_an_installation():
+    finder = CheckoutFinder()
+    for name in ("callbacks", "datamodules"):
+        spec = finder.find_spec(f"zoo.{name}", None)
+        assert spec.origin == str(CHECKOUT / name / "__init__.py")
+        assert spec.submodule_search_locations == [str(CHECKOUT / name)]
+    assert finder.find_spec("zoo.models", None) is None
+    assert sum(isinstance(found, CheckoutFinder) for found in sys.meta_path) == 1
+
+
+def test_what_pytest_says_is_kept(tmp_path):
+    path = tmp_path / "test_two.py"
+    path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    found = run_pytest(str(path))
+    assert found["code"] == 1
+    assert re.match(r"1 failed, 1 passed in [\d.]+s", found["summary"])
+    assert len(found["failed"]) == 1
+    assert "test_bad - assert 1 == 2" in found["failed"][0]
+    assert any("assert 1 == 2" in line for line in found["last lines"])
+
+
 @pytest.mark.slow
-def test_every_item_can_be_rehearsed_on_the_cpu_without_the_command_lines_parser(tmp_path):
+def test_every_item_can_be_rehearsed_on_the_cpu_without_an_installation(tmp_path):
     program = (
         "import sys; sys.modules.update(jsonargparse=None, wandb=None); "
+        "sys.meta_path = [finder for finder in sys.meta_path if 'Editable' not in repr(finder)]; "
         "from benchmarks.gpu_day.__main__ import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "--out", str(tmp_path), "--device=cpu", "--tiny", "--in_process"]
