@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -43,8 +44,9 @@ def run_pytest(*arguments: str) -> dict[str, Any]:
     command += ["--continue-on-collection-errors", *arguments]
     lines = []
     with subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env={**os.environ, "COLUMNS": "200"},  # so that the reason of a failure stands in its line
+    ) as process:  # fmt: skip
         for line in process.stdout or ():
             print(line, end="", flush=True)  # kept if this process is ended
             lines.append(line.rstrip())

@@ -228,6 +228,7 @@ def test_the_packages_beside_zoo_are_found_without_an_installation():
     assert sum(isinstance(found, CheckoutFinder) for found in sys.meta_path) == 1
 
 
+@pytest.mark.slow
 def test_what_pytest_says_is_kept(tmp_path):
     path = tmp_path / "test_two.py"
     path.write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
