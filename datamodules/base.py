@@ -1,6 +1,7 @@
 """Base of the data modules: one copy of the samples, whole-batch indexing, normalization on the device.
 
-The samples lie in memory, or in a memory-mapped file on disk, whose pages the system reads when they are needed.
+The samples lie in memory, or in a memory-mapped file on disk, whose pages the system reads when they are needed. Where
+a GPU trains and has room, batches are cut from a copy of them there.
 
 The contract with the models: a batch is `(x, y)`; after the transfer to the device, `x` are floats in the trainer's
 precision, images in [-1, 1], (N, *input_shape), and labels `y` are int64 (N,). `input_shape`, `num_classes` and
@@ -14,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.datamodules.augment import Augment, BatchTransform, apply
+from zoo.datamodules.device_cache import CacheMode, DeviceCopies, check_device
 from zoo.datamodules.disk_cache import default_folder
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
@@ -31,11 +33,11 @@ from zoo.datamodules.sources import SplitSource
 from zoo.errors import UserError, check_at_least, check_choice, check_seed
 from zoo.pictures.decoding import Fit, parse_color
 
-CacheMode = Literal["auto", "memory", "disk"]
-
 
 class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
-    """A dataset of tensors, in memory or memory-mapped, that returns a whole batch by one indexing operation.
+    """A dataset of tensors that returns a whole batch by one indexing operation.
+
+    The tensors lie in memory, memory-mapped, or all on one device, where the batch is then too.
 
     A DataLoader with `collate_fn=identity_collate` calls `__getitems__` once per batch, so samplers, DDP and resuming
     work as Lightning expects, without the cost of collating sample by sample.
@@ -57,6 +59,11 @@ class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
         """Number of different samples."""
         return len(self.x) if self.index is None else len(self.index)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the samples and of the batches."""
+        return self.x.device
+
     def __len__(self) -> int:
         return self.samples * self.repeats
 
@@ -68,6 +75,7 @@ class TensorBatches(Dataset[tuple[Tensor, Tensor]]):
         index = torch.as_tensor(indices)
         if self.repeats > 1:
             index = index % self.samples
+        index = index.to(self.device, non_blocking=True)
         if self.index is not None:
             index = self.index[index]
         return self.x[index], self.y[index]
@@ -105,8 +113,10 @@ class InMemoryDataModule(LightningDataModule):
         seed: random seed of the split into training and validation samples.
         augment: augmentation of the training images, applied to whole batches on the device: `Augment`, or any callable
             that takes and returns images, uint8 (N, C, H, W), such as a transform of `torchvision.transforms.v2`.
-        cache: where the decoded samples lie: "memory"; "disk", in a memory-mapped file that is built once; "auto", on
-            disk if they would take more than half of the available memory. The batches are the same.
+        cache: where the decoded samples lie: "memory"; "disk", in a memory-mapped file that is built once; "device", on
+            the training device too, where batches are then cut; "auto", on disk if they would take more than half of
+            the available memory, and on a CUDA device too if they take at most a quarter of its free memory. The
+            batches are the same.
         cache_dir: folder of the files on disk; by default $ZOO_CACHE, or `lightning-zoo` in the user's cache folder.
     """
 
@@ -157,6 +167,7 @@ class InMemoryDataModule(LightningDataModule):
             rank_zero_info(f"{type(self).__name__} is not mirrored: its classes are not mirror-symmetric")
             self.augment = replace(augment, flip=False)
         self._splits: dict[str, TensorBatches] = {}
+        self._copies = DeviceCopies()
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
@@ -202,6 +213,7 @@ class InMemoryDataModule(LightningDataModule):
                 source.cache(self.cache_folder)
 
     def setup(self, stage: str | None = None) -> None:
+        check_device(self.cache, self.trainer)
         if callable(check := getattr(self.augment, "check", None)):
             check(self.input_shape)
         for train in self._needed(stage):
@@ -220,6 +232,9 @@ class InMemoryDataModule(LightningDataModule):
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
             self._splits["val"] = TensorBatches(x, y, index=order[:count])
             self._splits["train"] = TensorBatches(x, y, self.repeats, order[count:])
+
+    def teardown(self, stage: str | None = None) -> None:
+        self._copies.clear()
 
     @staticmethod
     def _needed(stage: str | None) -> list[bool]:
@@ -349,8 +364,18 @@ class InMemoryDataModule(LightningDataModule):
                 index[places] = order[torch.arange(len(places)) % len(order)]
         return to_unit_range(self._splits["train"].__getitems__(index.tolist())[0])
 
+    def _for_loader(self, name: str) -> TensorBatches:
+        """A split as its loader reads it: on the training device, if `cache` has it there."""
+        dataset = self._splits[name]
+        x, y = self._copies.place(
+            (dataset.x, dataset.y), self.cache, self.trainer, f"the {self.split_name(name != 'test')}"
+        )
+        if x is dataset.x:
+            return dataset
+        return TensorBatches(x, y, dataset.repeats, None if dataset.index is None else dataset.index.to(x.device))
+
     def train_dataloader(self) -> DataLoader[Any]:
-        dataset = self._splits["train"]
+        dataset = self._for_loader("train")
         if self.drop_last and len(dataset) < self.batch_size:
             raise UserError(
                 f"batch_size {self.batch_size} is larger than the training set of {len(dataset)}, so there would be no "
@@ -359,13 +384,13 @@ class InMemoryDataModule(LightningDataModule):
         return training_loader(dataset, self.batch_size, self.drop_last, identity_collate, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(self._splits["val"], self.eval_batch_size, identity_collate, self.trainer)
+        return evaluation_loader(self._for_loader("val"), self.eval_batch_size, identity_collate, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return evaluation_loader(self._splits["test"], self.eval_batch_size, identity_collate, self.trainer)
+        return evaluation_loader(self._for_loader("test"), self.eval_batch_size, identity_collate, self.trainer)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        dataset = self._splits[self.predict_split]
+        dataset = self._for_loader(self.predict_split)
         place = f" in {root}" if (root := getattr(self, "root", None)) else ""
         things = "images" if len(self.input_shape) == 3 else "samples"
         split = f"{self.predict_split} split of {type(self).__name__}{place}"

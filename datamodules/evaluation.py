@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from zoo.datamodules.loading import should_pin
 from zoo.errors import UserError
 
 
@@ -82,7 +83,7 @@ def evaluation_loader(
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=should_pin(dataset),
         # Each iteration of a DataLoader draws a random number. With a separate generator, validation does not change
         # the random numbers of training.
         generator=torch.Generator(),

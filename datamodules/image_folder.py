@@ -19,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.datamodules.augment import Augment, BatchTransform
-from zoo.datamodules.base import CacheMode, InMemoryDataModule
+from zoo.datamodules.base import InMemoryDataModule
+from zoo.datamodules.device_cache import CacheMode
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest, list_some
 from zoo.errors import UserError, check_at_least, check_at_most, check_choice
 from zoo.pictures.decoding import Fit, check_fit, decode_files, measure_sizes, parse_color

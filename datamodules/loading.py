@@ -101,6 +101,11 @@ def _is_below(limit: int, number: Any) -> bool:
     return isinstance(number, int) and 0 <= number < limit
 
 
+def should_pin(dataset: Dataset[Any]) -> bool:
+    """Whether a loader puts batches into pinned memory: for a GPU, unless the dataset's batches lie there already."""
+    return torch.cuda.is_available() and getattr(dataset, "device", torch.device("cpu")).type == "cpu"
+
+
 def training_loader(
     dataset: Dataset[Any], batch_size: int, drop_last: bool, collate: Any, trainer: Trainer | None
 ) -> ResumableLoader:
@@ -120,5 +125,5 @@ def training_loader(
         sampler=ResumableSampler(dataset, processes, rank, drop_last),
         drop_last=drop_last,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=should_pin(dataset),
     )

@@ -2,11 +2,12 @@
 
 A batch is `(x, y)`, int64 (N, T) each: tokens, and the next tokens. `input_shape` is (T,), `num_classes` the number of
 tokens, and `tokenizer_description` the string from which the tokenizer can be rebuilt. The tokens take one byte each
-(two or four with a larger vocabulary), in memory or in a memory-mapped file on disk.
+(two or four with a larger vocabulary), in memory or in a memory-mapped file on disk, and on a GPU that has room.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.datamodules.base import CacheMode, identity_collate
+from zoo.datamodules.base import identity_collate
+from zoo.datamodules.device_cache import CacheMode, DeviceCopies, check_device
 from zoo.datamodules.disk_cache import default_folder
 from zoo.datamodules.evaluation import evaluation_loader
 from zoo.datamodules.loading import training_loader
@@ -31,13 +33,18 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     """Dataset of adjacent windows of a text; an epoch covers the text once.
 
     Args:
-        tokens: tokens of the text, (L,), any integer dtype.
+        tokens: tokens of the text, (L,), any integer dtype, on the device where the windows are to be.
         length: number of tokens T per window.
         jitter: shift the start of each window by up to T - 1 tokens at random, so that epochs differ.
     """
 
     def __init__(self, tokens: Tensor, length: int, jitter: bool) -> None:
         self.tokens, self.length, self.jitter = tokens, length, jitter
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tokens and of the batches."""
+        return self.tokens.device
 
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.length
@@ -51,7 +58,8 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
         if self.jitter:
             start += torch.randint(self.length, (len(indices),))
             start.clamp_(max=len(self.tokens) - 1 - self.length)
-        places = start[:, None] + torch.arange(self.length + 1)  # (N, T + 1)
+        start = start.to(self.device, non_blocking=True)
+        places = start[:, None] + torch.arange(self.length + 1, device=self.device)  # (N, T + 1)
         if self.tokens.dtype == torch.uint16:  # which torch 2.8 does not index; its bits as int16 it does
             windows = self.tokens.view(torch.int16)[places].long() & 0xFFFF
         else:
@@ -73,9 +81,11 @@ class Text(LightningDataModule):
         eval_batch_size: number of windows per validation or test batch.
         val_size: fraction of the text that is held out for validation.
         test_size: fraction of the text that is held out for testing, at its end; 0 for none.
-        cache: where the tokens lie: "memory"; "disk", in a memory-mapped file that is built once; "auto", on disk if
-            the text has more than 100 MB. Bytes and characters are read in pieces, so the text can be larger than the
-            memory; for "bpe" the text must fit into it while the file is built.
+        cache: where the tokens lie: "memory"; "disk", in a memory-mapped file that is built once; "device", on the
+            training device too, where windows are then cut; "auto", on disk if the text has more than 100 MB, and on
+            a CUDA device too if the tokens take at most a quarter of its free memory. Bytes and characters are read in
+            pieces, so the text can be larger than the memory; for "bpe" the text must fit into it while the file is
+            built.
         cache_dir: folder of the files on disk; by default $ZOO_CACHE, or `lightning-zoo` in the user's cache folder.
     """
 
@@ -109,7 +119,8 @@ class Text(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.input_shape = (context_length,)
         files, shares = TextFiles(path), Shares(val_size, test_size)
-        if cache == "disk" or (cache == "auto" and files.size > LARGE_TEXT):
+        self.cache = cache
+        if cache == "disk" or (cache != "memory" and files.size > LARGE_TEXT):
             folder = Path(cache_dir).expanduser() if cache_dir else default_folder()
             self._text = tokenize_on_disk(files, tokenizer, vocab_size, shares, folder)
         else:
@@ -117,9 +128,14 @@ class Text(LightningDataModule):
         self.tokenizer = self._text.tokenizer
         self.tokenizer_description = self.tokenizer.description
         self.num_classes = self.tokenizer.size
+        self._copies = DeviceCopies()
 
     def setup(self, stage: str | None = None) -> None:
-        """Does nothing: the constructor has read the text, on which the tokenizer depends."""
+        """Reads nothing: the constructor has read the text, on which the tokenizer depends."""
+        check_device(self.cache, self.trainer)
+
+    def teardown(self, stage: str | None = None) -> None:
+        self._copies.clear()
 
     def split(self, name: str) -> Tensor:
         """Tokens of the split "train", "val" or "test", int64 (L,).
@@ -151,7 +167,8 @@ class Text(LightningDataModule):
         return evaluation_loader(self._windows("test"), self.eval_batch_size, identity_collate, self.trainer)
 
     def _windows(self, name: str, jitter: bool = False) -> TokenWindows:
-        windows = TokenWindows(self._text.split(name), self.context_length, jitter)
+        (tokens,) = self._copies.place([self._text.tokens], self.cache, self.trainer, "the text")
+        windows = TokenWindows(replace(self._text, tokens=tokens).split(name), self.context_length, jitter)
         if not len(windows):
             raise UserError(
                 f"the {name} split has {len(windows.tokens)} tokens, not enough for one window of context_length "

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from zoo.datamodules.augment import Augment, BatchTransform
-from zoo.datamodules.base import CacheMode, InMemoryDataModule
+from zoo.datamodules.base import InMemoryDataModule
+from zoo.datamodules.device_cache import CacheMode
 from zoo.datamodules.sources import Chunk, SplitSource, files_digest
 from zoo.errors import UserError
 

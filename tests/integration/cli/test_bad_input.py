@@ -300,6 +300,7 @@ RECIPES: dict[str, tuple[Case, str]] = {
     "tokens for an image model": ([*FIT, "--data=Sequences"], "GAN is for images or points, and Sequences has tokens"),
     "images for a language model": (["fit", "--config", "transformer.yaml", *DIGITS], "TransformerLM reads tokens, not samples of the shape"),
     "questions for a language model": (["fit", "--config", "transformer.yaml", "--data=Sequences"], "the data has 14 tokens"),
+    "samples on the device of a CPU": (["fit", "--config", "transformer.yaml", "--data.cache=device", "--trainer.accelerator=cpu"], r"cache is device, but this run is on the CPU: use --trainer\.accelerator gpu, or cache auto"),
     "text for a translator": (["fit", "--config", "seq2seq.yaml", "--data=Text"], "Seq2Seq needs data with an output_length"),
     "points for a network of images": (["fit", "--config", "resnet.yaml", "--data=Points"], r"takes images \(C, H, W\)"),
     "a student without a teacher": (["fit", "--config", "consistency.yaml", *TINY], "tuned from a trained Diffusion model: set --model.teacher"),
