@@ -139,13 +139,17 @@ def stand_in(kind: str) -> Iterator[torch.device]:
 
 
 @contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone, in which collectives are carried out by gloo."""
+def one_rank(objects_on_device: bool = False) -> Iterator[None]:
+    """A process group of this process alone, in which collectives are carried out by gloo.
+
+    Args:
+        objects_on_device: send pickled objects as tensors on the stand-in, as NCCL does, and not on the CPU.
+    """
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            # Where objects are pickled to; gloo's is the CPU, and NCCL's the device.
-            patch.setattr(dist.distributed_c10d, "_get_object_coll_device", lambda group=None: str(INNER))
+            if objects_on_device:
+                patch.setattr(dist.distributed_c10d, "_get_object_coll_device", lambda group=None: str(INNER))
             # Else Lightning does not reduce what is logged with sync_dist.
             patch.setattr(_AcceleratorConnector, "is_distributed", True)
             yield

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
+from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers, set_help
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import (
@@ -31,7 +31,7 @@ from zoo.cli.defaults import (
 )
 from zoo.cli.loggers import DEFAULT_LOGGERS, has_wandb, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
-from zoo.cli.options import OUT_HELP, add_overwrite
+from zoo.cli.options import DEVICES_HELP, OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_precision_option, check_trained, check_trainer_options
 from zoo.cli.program import program, wandb_program
@@ -118,7 +118,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
 
     def add_arguments_to_command(self, command: str, parser: Any) -> None:
-        """Adds the file that `predict` writes."""
+        """Adds the file that `predict` writes, and describes the default of the devices."""
+        set_help(parser, "--trainer.devices", DEVICES_HELP)
         if command == "predict":
             parser.add_argument("--out", type=str | None, help=OUT_HELP)
             add_overwrite(parser)

@@ -108,7 +108,11 @@ class ZooModule(PretrainedMixin, LightningModule):
         if isinstance(plugin, MixedPrecision):
             # Lightning refuses to clip for fused optimizers, whose step removes the loss scale. bfloat16 has no scale,
             # and a step leaves gradients alone whose scale has been removed before.
-            if gradient_clip_val and plugin.scaler is not None and unscaled_by_step(self.trainer, optimizer) is not None:
+            if (
+                gradient_clip_val
+                and plugin.scaler is not None
+                and unscaled_by_step(self.trainer, optimizer) is not None
+            ):
                 plugin.scaler.unscale_(optimizer)
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)

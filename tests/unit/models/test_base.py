@@ -45,7 +45,9 @@ def test_a_fused_optimizer_in_float16_steps_by_clipped_gradients_without_their_l
     weights = []
     for fused, scale in ((False, 1.0), (True, 1.0), (True, 4096.0)):
         torch.manual_seed(0)
-        model = MLPClassifier((1, 8, 8), 10, width=16, depth=1, optimizer=lambda p, f=fused: sgd(p, f), lr_scheduler=None)
+        model = MLPClassifier(
+            (1, 8, 8), 10, width=16, depth=1, optimizer=lambda p, f=fused: sgd(p, f), lr_scheduler=None
+        )
         start = parameters_to_vector(model.parameters()).detach().clone()
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
         clipping = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
