@@ -233,22 +233,18 @@ def test_every_callback_is_tested_with_a_strategy():
     assert {entry.name for entry in entries("callbacks")} - tested == {"ShortProgressBar", "StopOnSignal"}
 
 
-@pytest.mark.usefixtures("cheap_reports")
-class TestOneRank:
-    @pytest.fixture(autouse=True)
-    def only_rank(self):
-        with only_rank():
-            yield
-
-    @pytest.mark.parametrize(
-        "name", [n if n == "ViTClassifier" else pytest.param(n, marks=pytest.mark.slow) for n in ALONE]
-    )
-    def test_by_gloo_every_model_trains_and_is_evaluated_with_all_callbacks(self, name, tiny):
+@pytest.mark.parametrize(
+    "name", [n if n == "ViTClassifier" else pytest.param(n, marks=pytest.mark.slow) for n in ALONE]
+)
+def test_every_model_trains_and_is_evaluated_by_ddp_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+    with only_rank():
         train_and_evaluate([*alone(name, tiny), "--trainer.strategy=ddp"], "gloo")
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", SHARDED_RECIPES)
-    def test_by_gloo_a_sharded_model_trains_and_is_evaluated_with_all_callbacks(self, name, tiny):
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED_RECIPES)
+def test_a_sharded_model_trains_and_is_evaluated_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+    with only_rank():
         train_and_evaluate(["--config=fsdp.yaml", *alone(name, tiny)], "gloo")
 
 

@@ -61,7 +61,7 @@ def test_predict_writes_a_new_table_each_time_unless_it_is_to_overwrite_one(chec
 # Devices
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """Ends a command when its options are complete."""
 
 
@@ -70,10 +70,10 @@ def devices_of(monkeypatch, in_an_empty_folder):
     """Function that returns the devices with which a command would build its Trainer."""
 
     def stop(self):
-        raise Parsed(self.config[self.subcommand].trainer.devices)
+        raise ParsedError(self.config[self.subcommand].trainer.devices)
 
     def devices(*words: str, command: str = "fit"):
-        with pytest.raises(Parsed) as end:
+        with pytest.raises(ParsedError) as end:
             run_trainer([command, "--model=MLPClassifier", "--data=Digits", *words])
         return end.value.args[0]
 
@@ -81,7 +81,7 @@ def devices_of(monkeypatch, in_an_empty_folder):
     return devices
 
 
-def test_a_run_is_on_one_device_unless_a_strategy_an_overlay_or_the_user_says_otherwise(devices_of, capsys):
+def test_a_run_is_on_one_device_unless_a_strategy_an_overlay_or_the_user_says_otherwise(devices_of, caplog):
     Path("mine.yaml").write_text("trainer:\n  strategy: ddp\n  devices: 2\n")
     assert devices_of() == devices_of("--config=mlp.yaml") == devices_of("--trainer.strategy=auto") == 1
     assert [devices_of(command=command) for command in ("validate", "test", "predict")] == [1] * 3
@@ -89,7 +89,7 @@ def test_a_run_is_on_one_device_unless_a_strategy_an_overlay_or_the_user_says_ot
     assert devices_of("--config=ddp.yaml") == devices_of("--config", "fsdp.yaml") == "auto"
     assert devices_of("--config=mine.yaml") == 2
     assert devices_of("--trainer.strategy=ddp", "--trainer.devices", "1") == 1
-    assert "all devices" not in capsys.readouterr().err
+    assert "all devices" not in caplog.text
 
 
 @pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train"}])

@@ -92,12 +92,8 @@ def test_the_stand_in_refuses_what_a_device_refuses(planted):
         "operation": ("maia", "Expected all tensors to be on the same device, but found maia:0 and cpu"),
         "float64": ("mps", "Cannot convert a MPS Tensor to float64"),
     }[planted]
-    with (
-        stand_in(kind) as place,
-        one_rank(objects_on_device=True),
-        pytest.raises((RuntimeError, TypeError), match=message),
-    ):
-        trainer = quiet_trainer(
-            accelerator="auto", strategy=OnStandIn(place), max_steps=1, use_distributed_sampler=False
-        )
-        trainer.fit(Planted(), torch.utils.data.DataLoader(range(2)))
+    with stand_in(kind) as place, one_rank(objects_on_device=True):
+        options: dict[str, Any] = {"accelerator": "auto", "use_distributed_sampler": False}
+        trainer = quiet_trainer(strategy=OnStandIn(place), max_steps=1, **options)
+        with pytest.raises((RuntimeError, TypeError), match=message):
+            trainer.fit(Planted(), torch.utils.data.DataLoader(range(2)))
