@@ -18,6 +18,10 @@ from zoo.callbacks import AttentionMaps, ClassReport, GradientFlow, OutOfDistrib
 from zoo.contracts import PredictiveClassifier, offers
 from zoo.datamodules import Digits
 
+#: Runs of the quick tests: something of every kind that computes in float64, and that reduces over ranks.
+QUICK = [("GAN of images", "mps"), ("Diffusion", "mps"), ("TransformerLM", "mps")]
+QUICK += [("Diffusion of points", "maia"), ("ViTClassifier", "maia")]
+
 
 class Places(Callback):
     """Keeps the devices of the model in training."""
@@ -35,6 +39,8 @@ def callbacks_of(model: LightningModule) -> list[Callback]:
     if offers(model, PredictiveClassifier):
         added += [ClassReport(), OutOfDistribution(Digits())]
     elif hasattr(model, "sample"):
+        if model.tokens:  # whose texts are long
+            return added
         added.append(SampleLogger(n=1, every_n_steps=2, animate=False))
     else:
         added.append(AttentionMaps(every_n_steps=2))
@@ -48,8 +54,14 @@ def no_figures(cheap_pictures, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize("kind", ["mps", "maia"])
-@pytest.mark.parametrize("name", [*MODELS, *OPTIONS])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind) if (name, kind) in QUICK else pytest.param(name, kind, marks=pytest.mark.slow)
+        for name in [*MODELS, *OPTIONS]
+        for kind in ("mps", "maia")
+    ],
+)
 def test_every_model_is_trained_and_evaluated_on_a_device_and_all_collectives_are_on_it(name, kind, tmp_path):
     """On "mps" without float64, and without collectives, which it does not have."""
     model, data = build(name, tmp_path)
