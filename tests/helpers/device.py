@@ -28,8 +28,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 #: What C++ takes the device for: one that needs no initialization, and whose backward passes run in the same thread.
 INNER = torch.device("lazy", 0)
-#: Operations that read tensors of another device: copies, and indices on the CPU.
-MIXING = ("_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")
+COPIES = ("_to_copy", "copy_")
+INDEXING = (
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+)  # whose indices, the second argument, may be on the CPU
 COLLECTIVES = ("c10d", "_c10d_functional")
 
 
@@ -83,7 +88,8 @@ def compute(place: torch.device, func: Any, args: Any, kwargs: dict[str, Any]) -
     others = [t for t in tensors if not isinstance(t, DeviceTensor)]
     if others and func.namespace in COLLECTIVES and "barrier" not in name:
         raise RuntimeError(f"No backend type associated with device type cpu ({name})")
-    if ours and any(t.ndim for t in others) and name not in MIXING:
+    indices = {id(t) for t in tree_leaves(args[1])} if name in INDEXING else set()
+    if ours and name not in COPIES and any(t.ndim and id(t) not in indices for t in others):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found {place} and cpu ({name})")
     target = kwargs.get("device")
     here = isinstance(args[0], DeviceTensor) if name == "copy_" else bool(ours)
@@ -91,7 +97,7 @@ def compute(place: torch.device, func: Any, args: Any, kwargs: dict[str, Any]) -
         here = torch.device(target).type in (place.type, INNER.type)
         kwargs = {**kwargs, "device": torch.device("cpu") if here else target}
     known = {id(t.inner): t for t in ours}
-    result = func(*tree_map_only(DeviceTensor, lambda t: t.inner, args), **_inner(kwargs))
+    result = func(*_inner(args), **_inner(kwargs))
 
     def place_of(t: Tensor) -> Tensor:
         if id(t) in known:
@@ -103,8 +109,8 @@ def compute(place: torch.device, func: Any, args: Any, kwargs: dict[str, Any]) -
     return tree_map_only(Tensor, place_of, result) if here else result
 
 
-def _inner(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return tree_map_only(DeviceTensor, lambda t: t.inner, kwargs)
+def _inner(values: Any) -> Any:
+    return tree_map_only(DeviceTensor, lambda t: t.inner, values)
 
 
 class _Operators(TorchDispatchMode):
