@@ -79,8 +79,8 @@ def default_plugins(given: list[Any]) -> list[Any]:
 def starts_on_all_devices(strategy: Any) -> bool:
     """Whether a run for which no devices are given is on all of them, and not on one.
 
-    It is if the user chose a strategy, which is of use on several devices, and if a launcher has started a process for
-    each of them (torchrun, SLURM).
+    It is on all of them if the user chose a strategy, which is of use on several devices, or if a launcher has started
+    several processes (torchrun, SLURM).
 
     Args:
         strategy: the Trainer's option of this name.

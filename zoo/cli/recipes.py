@@ -66,7 +66,7 @@ def is_given(section: str, name: str, args: Sequence[str]) -> bool:
     """
     for argument, following in zip(args, [*args[1:], ""], strict=True):
         option, _, inline = argument.partition("=")
-        if option == f"--{section}.{name}":
+        if option.removesuffix("+") == f"--{section}.{name}":
             return True
         if option in ("--config", "-c"):
             recipe = yaml.safe_load(Path(inline or following).read_text(encoding="utf-8")) or {}
