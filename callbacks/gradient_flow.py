@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from zoo._lightning import unscaled_by_step
 from zoo.callbacks.gradient_probe import EMPTY_ROW, BatchProbe, Measurement, Row
-from zoo.callbacks.run_folder import run_folder
+from zoo.callbacks.run_folder import run_folder, takes_part
 from zoo.contracts import ImageLogger, offers
 from zoo.errors import UserError
 from zoo.files import atomic_write, unused_path
@@ -51,6 +51,8 @@ class GradientFlow(Callback):
 
     Checkpoints hold the measurements, so the table of a resumed run is complete and has no duplicates. It is written to
     the existing file if that begins with the same measurements, otherwise to a new file with a number.
+
+    Under FSDP all ranks measure together, and the norms are those of the whole tensors.
 
     A measurement costs one transfer from the device; between measurements there are no hooks and no cost. In compiled
     networks the layers are in order of registration and dead ReLUs are not counted, because torch.compile ignores hooks
@@ -110,12 +112,13 @@ class GradientFlow(Callback):
         if stage != "fit":
             return
         self._reset()
-        self._folder = run_folder(trainer)
+        folder = run_folder(trainer)  # on every rank
+        self._folder = folder if trainer.is_global_zero else None
 
     # Measurement
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not trainer.is_global_zero:
+        if not takes_part(trainer):
             return
         self._step = trainer.global_step
         period = self._step // self.every_n_steps
@@ -126,8 +129,9 @@ class GradientFlow(Callback):
             measured = {m.network: m.step // self.every_n_steps for m in self.measurements}
             self._due = {name for name in self._networks if measured.get(name) != period}
         if self._due:
-            due = [layer for name in self._due for layer in self._networks[name]]
-            unordered = [layer for name in self._due - self._ordered for layer in self._networks[name]]
+            # In the same order on all ranks, whose norms of shards are added up.
+            due = [layer for name in sorted(self._due) for layer in self._networks[name]]
+            unordered = [layer for name in sorted(self._due - self._ordered) for layer in self._networks[name]]
             self._probe = BatchProbe(pl_module, self._layers, due, unordered, self._order)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

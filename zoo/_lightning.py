@@ -49,6 +49,7 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
     ("torch.distributed.distributed_c10d", "_get_default_store", "default_store"),
     ("argparse.ArgumentParser", "_actions", "option_names"),
+    ("argparse.ArgumentParser", "_actions", "set_help"),
     ("argparse", "_SubParsersAction", "option_names"),
     ("torch.nn.Module", "_compiled_call_impl", "compiled_modules"),
     ("torch._dynamo.eval_frame.OptimizedModule", "_orig_mod", "compiled_modules"),
@@ -262,3 +263,10 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
         if isinstance(action, argparse._SubParsersAction):
             names += [name for command in (action.choices or {}).values() for name in option_names(command)]
     return [name for name in names if name.startswith("--")]
+
+
+def set_help(parser: argparse.ArgumentParser, option: str, text: str) -> None:
+    """Replaces the description of an option that a library has added to a parser."""
+    for action in parser._actions:
+        if option in action.option_strings:
+            action.help = text

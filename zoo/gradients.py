@@ -179,12 +179,17 @@ def dense_values(gradient: Any) -> Tensor:
 def tensor_norms(tensors: list[Tensor], double: bool = False) -> list[Tensor]:
     """2-norm of each tensor, as scalars on the device.
 
+    The norm of a sharded tensor (`DTensor`) is that of the whole tensor, which every rank must ask for.
+
     Args:
         tensors: tensors of any floating dtype; half precision is accumulated in float32.
         double: accumulate in float64, which is slower; in float32 the square of 1e-23 underflows.
     """
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
     dtype = torch.float64 if double and tensors and tensors[0].device.type != "mps" else torch.float32 if half else None
+    if any(hasattr(t, "full_tensor") for t in tensors):  # for which _foreach_norm has no dtype
+        norms: list[Any] = [torch.linalg.vector_norm(t, dtype=dtype) for t in tensors]
+        return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     return list(torch._foreach_norm(tensors, 2, dtype)) if tensors else []
 
 

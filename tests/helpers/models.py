@@ -81,3 +81,43 @@ def tiny_arguments(name: str, folder: Path) -> list[str]:
             "with options that make the model and its data small; the tests of all models then include it"
         )
     return [f"--model={name}", *TINY_MODELS[name](folder)]
+
+
+#: Callbacks of every model, with their options in a run of six steps.
+COMMON = ["GradientFlow", "every_n_steps=2", "CurvePlotter", "StopOnNonFinite", "every_n_steps=1"]
+SAMPLES = ["SampleLogger", "n=2", "every_n_steps=3"]
+CLASSIFIED = ["ClassReport", "PredictionWriter", "OutOfDistribution", "data=Digits"]
+BEST_FD = ["BestAndLastCheckpoint", "monitor=val/fd"]
+BEST_LOSS = ["BestAndLastCheckpoint", "monitor=val/loss"]
+#: Callbacks of each model: their names, and their options as name=value.
+CALLBACKS: dict[str, list[str]] = {
+    "ConsistencyModel": [*COMMON, *BEST_FD, *SAMPLES],
+    "Diffusion": [*COMMON, *BEST_FD, *SAMPLES],
+    "GAN": [*COMMON, *BEST_FD, *SAMPLES],
+    "Classifier": [*COMMON, *BEST_LOSS, *CLASSIFIED],
+    "MLPClassifier": [*COMMON, *BEST_LOSS, *CLASSIFIED],
+    "ResNetClassifier": [*COMMON, *BEST_LOSS, *CLASSIFIED],
+    "Seq2Seq": [*COMMON, *BEST_LOSS, "AttentionMaps", "every_n_steps=3"],
+    "TransformerLM": [*COMMON, *BEST_LOSS, *SAMPLES],
+    "ViTClassifier": [*COMMON, *BEST_LOSS, *CLASSIFIED],
+    "GAN of points": [
+        *COMMON, "BestAndLastCheckpoint", "monitor=val/w1", *SAMPLES, "ModeCoverage", "n=20", "EquilibriumReport",
+        "n=100",
+    ],
+}  # fmt: skip
+#: A GAN of points, for which there are callbacks of its own.
+GAN_OF_POINTS = [
+    "--model=GAN", "--model.generator=MLPGenerator", "--model.generator.width=16",
+    "--model.discriminator=MLPDiscriminator", "--model.discriminator.width=16", "--model.latent_dim=4",
+    "--data=Points", "--data.distribution=gaussians", "--data.num_train=1000", "--data.num_test=101",
+    "--data.val_size=101", "--data.batch_size=32",
+]  # fmt: skip
+
+
+def callback_arguments(name: str) -> list[str]:
+    """Options of the command line for all callbacks that a model can have; see `CALLBACKS`."""
+    if name not in CALLBACKS:
+        pytest.fail(f"{name} is in the registry but has no callbacks: add an entry to CALLBACKS")
+    return [
+        f"--trainer.callbacks.{word}" if "=" in word else f"--trainer.callbacks+={word}" for word in CALLBACKS[name]
+    ]

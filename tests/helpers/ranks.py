@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo.distributed.launching import end_communication
 from zoo.testing.ranks import free_port, torchrun_variables
 
 
@@ -60,6 +62,18 @@ def run_ranks(task: Callable[[int], object], processes: int, logs: list[Path] | 
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
     return failed
+
+
+@contextmanager
+def only_rank() -> Iterator[None]:
+    """Makes this process the only rank of a run as torchrun starts it, whose strategy makes a process group."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in torchrun_variables(0, 1, free_port()).items():
+            patch.setenv(name, value)
+        try:
+            yield
+        finally:
+            end_communication()
 
 
 def _redirect(path: Path) -> None:

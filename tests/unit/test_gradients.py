@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+from tests.helpers.device import one_rank
 from zoo.gradients import execution_order, first_last_ratio, gradient_profile, verdict
 
 # Profiles
@@ -27,6 +30,15 @@ def test_norms_of_tiny_gradients_do_not_underflow():
     layer = nn.Linear(10, 10, bias=False)
     layer.weight.grad = torch.full((10, 10), 1e-30)  # its square, 1e-60, underflows in float32
     assert gradient_profile(layer) == [("weight", pytest.approx(1e-29, rel=1e-6, abs=0))]
+
+
+def test_norms_of_sharded_gradients_are_those_of_the_whole_tensors():
+    layer, gradient = nn.Linear(3, 5, bias=False), torch.randn(5, 3, dtype=torch.float64).float()
+    with one_rank():
+        mesh = init_device_mesh("cpu", (1,))
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+        layer.weight.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        assert gradient_profile(layer) == [("weight", pytest.approx(gradient.double().norm().item(), rel=1e-6))]
 
 
 class Reversed(nn.Module):

@@ -14,7 +14,7 @@ def quiet_trainer(**options: Any) -> Trainer:
     """A Trainer on the CPU that prints and writes nothing unless the options say so."""
     warnings.filterwarnings("ignore")
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", **(quiet | {"num_sanity_val_steps": 0} | options))
+    return Trainer(**({"accelerator": "cpu", "num_sanity_val_steps": 0} | quiet | options))
 
 
 class MemoryLogger(DummyLogger):

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import MLPClassifier
 from zoo.callbacks import ClassReport, GradientFlow, PredictionWriter
 from zoo.datamodules import Digits
+from zoo.distributed.fsdp import FSDP2Strategy
 from zoo.errors import UserError
 from zoo.optim import ScalarAdam
 
@@ -39,7 +40,7 @@ SCOPES, SCALES = ("global", "group", "tensor"), ("norm", "rms")
 
 def trainer(devices: int, **options: Any) -> Trainer:
     warnings.filterwarnings("ignore")
-    strategy = "ddp" if devices > 1 else "auto"
+    strategy = options.pop("strategy", "ddp" if devices > 1 else "auto")
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(accelerator="cpu", devices=devices, strategy=strategy, **(quiet | options))
 
@@ -78,6 +79,11 @@ class SmallRegression(LightningModule):
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
 
+    def configure_model(self):
+        if isinstance(self.trainer.strategy, FSDP2Strategy):  # rank 1 has no shard of the last layer's only row
+            for layer in (self.network[0], self.network[2], self.network):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
     def training_step(self, batch, batch_idx):
         return self.network(batch[0]).square().mean()
 
@@ -85,12 +91,12 @@ class SmallRegression(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train_with_gradient_flow(folder: Path, devices: int = 1) -> None:
+def train_with_gradient_flow(folder: Path, devices: int = 1, **options: Any) -> None:
     """Trains on global batches of 32 samples."""
     data = TensorDataset(torch.randn(32, 4, generator=torch.Generator().manual_seed(0)))
     logger = CSVLogger(folder, name="", version="")
     callbacks = [GradientFlow(every_n_steps=2)]
-    trainer(devices, max_epochs=3, logger=logger, callbacks=callbacks).fit(
+    trainer(devices, max_epochs=3, logger=logger, callbacks=callbacks, **options).fit(
         SmallRegression(), DataLoader(data, batch_size=32 // devices)
     )
 
@@ -196,6 +202,7 @@ def run_rank(rank: int, folder: Path, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     train_with_scalar_adam(rank, folder)
     train_with_gradient_flow(folder / "gradient_flow", devices=2)
+    train_with_gradient_flow(folder / "sharded_flow", devices=2, strategy=FSDP2Strategy())
     write_predictions(folder / "predictions.csv", devices=2)
     report_classes(folder, devices=2)
     dist.destroy_process_group()

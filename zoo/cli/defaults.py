@@ -1,10 +1,12 @@
-"""Callbacks and plugins that every run on the command line has, unless the user chose others."""
+"""Callbacks, plugins and devices that every run on the command line has, unless the user chose others."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 
 from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
@@ -72,6 +74,19 @@ def with_prediction_writer(given: list[Callback], out: str | None, overwrite: bo
 def default_plugins(given: list[Any]) -> list[Any]:
     """Plugins to add to the user's: atomic checkpoints."""
     return [] if _has(given, CheckpointIO) else [AtomicCheckpointIO()]
+
+
+def starts_on_all_devices(strategy: Any) -> bool:
+    """Whether a run for which no devices are given is on all of them, and not on one.
+
+    It is on all of them if the user chose a strategy, which is of use on several devices, or if a launcher has started
+    several processes (torchrun, SLURM).
+
+    Args:
+        strategy: the Trainer's option of this name.
+    """
+    names = ["WORLD_SIZE", *(["SLURM_NTASKS"] if SLURMEnvironment.detect() else [])]
+    return strategy not in (None, "auto") or any(int(os.environ.get(name) or 1) > 1 for name in names)
 
 
 def _has(given: list[Any], kind: type) -> bool:

@@ -19,17 +19,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers
+from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers, set_help
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
+from zoo.cli.defaults import (
+    as_list,
+    default_callbacks,
+    default_plugins,
+    starts_on_all_devices,
+    with_prediction_writer,
+)
 from zoo.cli.loggers import DEFAULT_LOGGERS, has_wandb, loggers_of_evaluation, loggers_of_run
 from zoo.cli.messages import as_user_error
-from zoo.cli.options import OUT_HELP, add_overwrite
+from zoo.cli.options import DEVICES_HELP, OUT_HELP, add_overwrite
 from zoo.cli.parser import OneLineParser
 from zoo.cli.preflight import check_match, check_port, check_precision_option, check_trained, check_trainer_options
 from zoo.cli.program import program, wandb_program
-from zoo.cli.recipes import resolve_recipes, with_config_of_run
+from zoo.cli.recipes import is_given, resolve_recipes, with_config_of_run
 from zoo.cli.resuming import CONFIG, check_resumable, difference, reported_changes
 from zoo.cli.summary import print_summary
 from zoo.contracts import SamplePaths, offers
@@ -89,7 +95,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         self.resumed: ResumePoint | None = None
         super().__init__(
             parser_kwargs={"prog": program()},
-            trainer_defaults={"logger": DEFAULT_LOGGERS},
+            trainer_defaults={"logger": DEFAULT_LOGGERS, "devices": 1},
             save_config_callback=SaveConfig,
             parser_class=OneLineParser,
             subclass_mode_model=True,
@@ -112,7 +118,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
 
     def add_arguments_to_command(self, command: str, parser: Any) -> None:
-        """Adds the file that `predict` writes."""
+        """Adds the file that `predict` writes, and describes the default of the devices."""
+        set_help(parser, "--trainer.devices", DEVICES_HELP)
         if command == "predict":
             parser.add_argument("--out", type=str | None, help=OUT_HELP)
             add_overwrite(parser)
@@ -141,6 +148,9 @@ class ZooCLI(CommandLineHooks, LightningCLI):
             raise UserError("no data is given: take a recipe that has some, such as --config gan.yaml, or --data NAME")
         if self.subcommand != "fit":
             self.save_config_callback = None
+        if starts_on_all_devices(config.trainer.strategy) and not is_given("trainer", "devices", sys.argv[1:]):
+            config.trainer.devices = "auto"
+            rank_zero_info("Running on all devices of the machine; for fewer, give --trainer.devices")
         # Loggers are built in the run's folder, which exists when model and data have been built.
         self.loggers_given, config.trainer.logger = config.trainer.logger, None
 

@@ -56,6 +56,25 @@ def resolve_recipes(args: Sequence[str]) -> tuple[list[str], str | None]:
     return resolved, first
 
 
+def is_given(section: str, name: str, args: Sequence[str]) -> bool:
+    """Whether an option is typed, or set by a file after --config.
+
+    Args:
+        section: section of a recipe, such as "trainer".
+        name: option in it.
+        args: arguments, in which recipes are paths already.
+    """
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
+        option, _, inline = argument.partition("=")
+        if option.removesuffix("+") == f"--{section}.{name}":
+            return True
+        if option in ("--config", "-c"):
+            recipe = yaml.safe_load(Path(inline or following).read_text(encoding="utf-8")) or {}
+            if name in (recipe.get(section) or {}):
+                return True
+    return False
+
+
 def with_config_of_run(args: list[str]) -> list[str]:
     """Adds the config.yaml of a checkpoint's run to the arguments, if no configuration and no model are given."""
     if args[0] == "fit" or any(a.split("=")[0] in ("--config", "-c", "--model") for a in args):

@@ -56,6 +56,9 @@ def shard(module: LightningModule, networks: Sequence[nn.Module]) -> None:
                 f"{type(module).__name__} with a {type(network).__name__} does not support FSDP, since this network "
                 "does not name its blocks (attribute sharded); for several devices use --config ddp.yaml"
             )
+    for loop in (module.trainer.validate_loop, module.trainer.test_loop, module.trainer.predict_loop):
+        # FSDP keeps the gathered parameters, and tensors that were made in inference mode cannot be trained later.
+        loop.inference_mode = False
     mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
     for network in networks:
         blocks: Any = network.sharded

@@ -106,5 +106,6 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 def _moments(total: Tensor, products: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and unbiased covariance (d, d) of n samples, from the sums of x (d,) and of x x^T (d, d)."""
+    n = n.to(total.device)  # on Apple's GPUs counts are on the device, and sums in float64 are not
     mean = total / n
     return mean, (products - n * torch.outer(mean, mean)) / (n - 1)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zoo._lightning import unscaled_by_step
 from zoo.checkpoints.format import Origin, TrainingData, describe_model
 from zoo.checkpoints.reading import load_as
 from zoo.checkpoints.restoring import check_optimizers, check_restorable
@@ -104,8 +105,15 @@ class ZooModule(PretrainedMixin, LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses to clip for fused optimizers, which unscale gradients themselves; bfloat16 has no scale.
+        if isinstance(plugin, MixedPrecision):
+            # Lightning refuses to clip for fused optimizers, whose step removes the loss scale. bfloat16 has no scale,
+            # and a step leaves gradients alone whose scale has been removed before.
+            if (
+                gradient_clip_val
+                and plugin.scaler is not None
+                and unscaled_by_step(self.trainer, optimizer) is not None
+            ):
+                plugin.scaler.unscale_(optimizer)
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
         else:

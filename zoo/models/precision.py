@@ -34,6 +34,11 @@ def check_precision(trainer: Trainer) -> None:
         raise UserError(f"trainer.precision 16-true {FLOAT16}")
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU in place of Apple's GPUs (MPS), which lack float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def widen(x: Tensor) -> Tensor:
     """Floats in half precision as float32; other tensors as they are."""
     return x.float() if x.dtype in HALF else x

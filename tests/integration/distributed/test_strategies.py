@@ -6,21 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tests.helpers.command import TINY, run_program
-from tests.helpers.models import MODELS, tiny_arguments
-from tests.helpers.one_process import carry_out, launch, parameters_after_the_same_batches
+from tests.helpers.models import CALLBACKS, GAN_OF_POINTS, MODELS, callback_arguments, tiny_arguments
+from tests.helpers.one_process import carry_out, launch, metrics, parameters_after_the_same_batches
+from tests.helpers.ranks import only_rank
 from zoo import GAN
 from zoo.checkpoints.reading import load_model
 from zoo.cli.fit import ZooCLI, run_trainer
+from zoo.contracts import PredictiveClassifier, offers
 from zoo.distributed.fsdp import shard
+from zoo.distributed.launching import ending_together
 from zoo.errors import UserError
+from zoo.registry import entries
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 #: 101 samples in batches of 25: no number of ranks divides them, and the last batch is smaller than the others.
 UNEVEN = ["--data.eval_batch_size=25"]
 SHARDED = ["Diffusion", "TransformerLM", "ViTClassifier"]
+SHARDED_RECIPES = ["TransformerLM", "ViTClassifier"]  # whose tiny runs need no other network for it
+QUIET = ["--trainer.enable_progress_bar=false", "--wandb.mode=disabled"]
 
 
 def on(processes: int) -> list[str]:
@@ -31,8 +38,7 @@ def on(processes: int) -> list[str]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> dict[str, list[str]]:
     """Options of a tiny run of each model."""
-    quiet = ["--trainer.enable_progress_bar=false", "--wandb.mode=disabled"]
-    return {name: [*tiny_arguments(name, tmp_path_factory.mktemp(name)), *UNEVEN, *TINY, *quiet] for name in MODELS}
+    return {name: [*tiny_arguments(name, tmp_path_factory.mktemp(name)), *UNEVEN, *TINY, *QUIET] for name in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +193,93 @@ def test_a_model_without_parts_to_shard_is_refused():
         shard(model, model.sharded_networks())
 
 
+# One rank, with all callbacks: on a GPU by NCCL, and on the CPU by gloo
+
+
+ALONE = [*MODELS, "GAN of points"]
+#: Options by which a model computes more than by default.
+MORE = {"Diffusion": ["--model.likelihood_samples=2", "--model.likelihood_probes=1"]}
+
+
+def alone(name: str, tiny: dict[str, list[str]]) -> list[str]:
+    args = tiny.get(name, [*GAN_OF_POINTS, *TINY, *QUIET])
+    return [*args, "--trainer.devices=1", *MORE.get(name, []), *callback_arguments(name)]
+
+
+def train_and_evaluate(args: list[str], backend: str) -> ZooCLI:
+    """Trains for six steps, validates, tests and predicts; asserts that all that is measured is finite.
+
+    Args:
+        args: arguments of `fit`.
+        backend: that of the collectives, by which the strategy is seen to have some.
+    """
+    cli = run_trainer(["fit", *args])
+    measured = metrics(cli)
+    assert torch.distributed.get_backend() == backend
+    assert cli.trainer.global_step == 6
+    with ending_together(cli.trainer):
+        for command in ("validate", "test"):
+            getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, verbose=False)
+            measured |= metrics(cli)
+        if offers(cli.model, PredictiveClassifier):
+            cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    assert {name.partition("/")[0] for name in measured} >= {"val", "test"}
+    assert torch.tensor(list(measured.values())).isfinite().all(), measured
+    return cli
+
+
+def test_every_callback_is_tested_with_a_strategy():
+    tested = {word for words in CALLBACKS.values() for word in words if "=" not in word}
+    assert {entry.name for entry in entries("callbacks")} - tested == {"ShortProgressBar", "StopOnSignal"}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "ViTClassifier" else pytest.param(n, marks=pytest.mark.slow) for n in ALONE]
+)
+def test_every_model_trains_and_is_evaluated_by_ddp_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+    with only_rank():
+        train_and_evaluate([*alone(name, tiny), "--trainer.strategy=ddp"], "gloo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED_RECIPES)
+def test_a_sharded_model_trains_and_is_evaluated_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+    with only_rank():
+        train_and_evaluate(["--config=fsdp.yaml", *alone(name, tiny)], "gloo")
+
+
 # On GPUs
+
+
+class FirstWeights(Callback):
+    """Keeps the weights before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.state = {name: value.detach().cpu().clone() for name, value in pl_module.named_parameters()}
+
+
+FIRST_WEIGHTS = [f"--trainer.callbacks+={__name__}.FirstWeights"]
+
+
+def movements(cli: ZooCLI) -> dict[str, float]:
+    """Largest change of an element of each weight that is trained, by name."""
+    (first,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, FirstWeights))
+    parameters = {name: p for name, p in cli.model.named_parameters() if p.requires_grad and name.endswith("weight")}
+    return {name: (p.detach().cpu() - first.state[name]).abs().max().item() for name, p in parameters.items()}
+
+
+def test_the_movement_of_weights_is_that_of_the_learning_rate(tiny):
+    """As the test in float16 measures it, which needs a GPU."""
+    still = [
+        "--model.optimizer_g=SGD",
+        "--model.optimizer_g.lr=0",
+        "--model.optimizer_d=SGD",
+        "--model.optimizer_d.lr=0",
+    ]
+    for options, moves in (([], True), (still, False)):
+        moved = movements(run_trainer(["fit", *tiny["GAN"], *FIRST_WEIGHTS, *options]))
+        assert {name.partition(".")[0] for name in moved} == {"generator", "discriminator"}
+        assert all((distance > 0) == moves for distance in moved.values())
 
 
 def needs_gpus(count: int) -> list[pytest.MarkDecorator]:
@@ -208,6 +300,20 @@ def fit_on_gpus(args: list[str], *options: str) -> ZooCLI:
 class TestOnOneGPU:
     pytestmark = needs_gpus(1)
 
+    @pytest.mark.parametrize("name", ALONE)
+    def test_by_nccl_every_model_trains_and_is_evaluated_with_all_callbacks(self, name, tiny, cheap_reports):
+        args = ["--config=gpu.yaml", *alone(name, tiny), "--trainer.accelerator=gpu", "--trainer.strategy=ddp"]
+        with only_rank():
+            train_and_evaluate(args, "nccl")
+
+    @pytest.mark.parametrize("name", SHARDED_RECIPES)
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_by_nccl_a_sharded_model_trains_and_is_evaluated(self, name, precision, tiny, cheap_reports):
+        stack = ["--config=gpu.yaml", "--config=fsdp.yaml"]
+        options = ["--trainer.accelerator=gpu", f"--trainer.precision={precision}"]
+        with only_rank():
+            train_and_evaluate([*stack, *alone(name, tiny), *options], "nccl")
+
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
     def test_every_model_trains_in_mixed_precision(self, name, precision, tiny):
@@ -216,16 +322,11 @@ class TestOnOneGPU:
     @pytest.mark.parametrize("penalty", ["none", "r1", "r2", "r1_r2", "gradient_penalty"])
     def test_float16_moves_both_networks_of_a_gan_with_every_penalty(self, penalty, tiny):
         options = [f"--model.penalty={penalty}", "--model.penalty_interval=1", "--model.gradient_clip_val=1.0"]
-        start = run_trainer(["fit", *tiny["GAN"], *options, "--trainer.fast_dev_run=true"]).model.state_dict()
-        model = fit_on_gpus(tiny["GAN"], *options, "--trainer.precision=16-mixed").model
+        moved = movements(fit_on_gpus(tiny["GAN"], *options, *FIRST_WEIGHTS, "--trainer.precision=16-mixed"))
         for network in ("generator", "discriminator"):
-            moved = [
-                (value.cpu() - start[key]).abs().max()
-                for key, value in model.state_dict().items()
-                if key.startswith(network) and key.endswith("weight")
-            ]
-            assert min(moved) > 0
-            assert max(moved) < 1
+            distances = [distance for name, distance in moved.items() if name.startswith(network)]
+            assert min(distances) > 0
+            assert max(distances) < 1
 
 
 @pytest.mark.parametrize("name", MODELS)

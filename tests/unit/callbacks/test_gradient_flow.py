@@ -485,12 +485,13 @@ def test_invalid_options_are_named(options, message):
 
 
 @pytest.mark.slow
-def test_ddp_writes_one_table_with_the_reduced_gradients(two_ranks, tmp_path):
+@pytest.mark.parametrize("strategy", ["gradient_flow", "sharded_flow"], ids=["ddp", "fsdp"])
+def test_two_ranks_write_one_table_with_the_reduced_gradients(strategy, two_ranks, tmp_path):
     train_with_gradient_flow(tmp_path)
-    one, two = table(tmp_path), table(two_ranks / "gradient_flow")
+    one, two = table(tmp_path), table(two_ranks / strategy)
     assert [row["layer"] for row in two] == ["0", "2"] * 2, "the names are those without DDP's wrapper"
     for name in ("step", "gradient_norm", "weight_norm", "update_ratio"):
         assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4)
-    assert [path.name for path in (two_ranks / "gradient_flow").glob("gradient_flow*csv")] == ["gradient_flow.csv"]
+    assert [path.name for path in (two_ranks / strategy).glob("gradient_flow*csv")] == ["gradient_flow.csv"]
     output = (two_ranks / "stderr.txt").read_text()
-    assert output.count("Gradient flow in network at step 0 is healthy") == 1
+    assert output.count("Gradient flow in network at step 0 is healthy") == 2, "once for each strategy"

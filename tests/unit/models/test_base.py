@@ -3,7 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from tests.unit.training import quiet_trainer
 from zoo import MLPClassifier
@@ -36,6 +38,42 @@ def test_gradients_are_clipped_in_any_precision_and_for_fused_optimizers(precisi
     trainer.fit(model, Digits(batch_size=32))
     assert min(norms.before) > 0.02
     assert norms.after == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_in_float16_steps_by_clipped_gradients_without_their_loss_scale(algorithm):
+    weights = []
+    for fused, scale in ((False, 1.0), (True, 1.0), (True, 4096.0)):
+        torch.manual_seed(0)
+        model = MLPClassifier(
+            (1, 8, 8), 10, width=16, depth=1, optimizer=lambda p, f=fused: sgd(p, f), lr_scheduler=None
+        )
+        start = parameters_to_vector(model.parameters()).detach().clone()
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+        clipping = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
+        trainer = quiet_trainer(max_steps=1, limit_val_batches=0, plugins=[plugin], **clipping)
+        trainer.fit(model, Digits(batch_size=32))
+        weights.append(parameters_to_vector(model.parameters()).detach() - start)
+    if algorithm == "norm":
+        assert weights[0].norm().item() == pytest.approx(0.01, rel=1e-3), "the learning rate is 1"
+    else:
+        assert weights[0].abs().max().item() == pytest.approx(0.01, rel=1e-3)
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=0.05, atol=1e-5)
+
+
+def test_an_overflow_in_float16_skips_the_clipped_step_of_a_fused_optimizer():
+    model = MLPClassifier((1, 8, 8), 10, width=16, depth=1, optimizer=lambda p: sgd(p, True), lr_scheduler=None)
+    start = parameters_to_vector(model.parameters()).detach().clone()
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    clipping = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    quiet_trainer(max_steps=1, limit_val_batches=0, plugins=[plugin], **clipping).fit(model, Digits(batch_size=32))
+    assert parameters_to_vector(model.parameters()).equal(start)
+    assert plugin.scaler.get_scale() == 2.0**39
+
+
+def sgd(parameters, fused):
+    return torch.optim.SGD(parameters, lr=1.0, fused=fused)
 
 
 class Small(ZooModule):

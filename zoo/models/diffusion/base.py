@@ -23,6 +23,7 @@ from zoo.models.ema import EMA
 from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.generative import GenerativeModule
 from zoo.models.networks import build_network, check_output
+from zoo.models.precision import float64_device
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, diffusion_optimizer
 from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator
 
@@ -249,9 +250,10 @@ class DenoisingModule(GenerativeModule):
         """
         trainer = attached_trainer(self)
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        index = torch.arange(n, device=self.device) * ranks + rank
-        quantile = (index + torch.rand(n, device=self.device, dtype=torch.float32)) / (n * ranks)
-        normal = torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)).float()
+        device = float64_device(self.device)
+        index = torch.arange(n, device=device) * ranks + rank
+        quantile = (index + torch.rand(n, device=device, dtype=torch.float32)) / (n * ranks)
+        normal = torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)).float().to(self.device)
         return (self.noise_mean + self.noise_std * normal).exp()
 
     def begin_batch(self, batch: Any) -> tuple[Tensor, Tensor | None]:

@@ -113,8 +113,8 @@ def dequantize(x: Tensor, generator: torch.Generator | None = None, levels: int 
     A density of discrete data is unbounded; the mean of ln p of dequantized data is a lower bound of the discrete ln P
     (Theis et al. 2016, arXiv 1511.01844, section 3.1).
     """
-    spread = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device).sub(0.5) * bin_width(levels)
-    return x.to(state_dtype(x.device)) + spread.to(state_dtype(x.device))
+    spread = torch.rand(x.shape, generator=generator, dtype=torch.float64).sub(0.5) * bin_width(levels)
+    return x.to(state_dtype(x.device)) + spread.to(state_dtype(x.device)).to(x.device)
 
 
 def bin_width(levels: int = 256) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import NonFiniteError, UserError, check_at_least
+from zoo.models.precision import float64_device
 from zoo.models.transformer.network import LanguageModel
 
 
@@ -50,9 +51,10 @@ def next_token_probs(
 def sample_token(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Samples a token, int64 (N,), for each row of probabilities (N, V); the random number is drawn on the CPU."""
     device = generator.device if generator else None
-    u = torch.rand(len(p), 1, generator=generator, device=device, dtype=torch.float64).to(p.device)
-    totals = p.double().cumsum(1)
-    return torch.searchsorted(totals, u * totals[:, -1:], right=True).squeeze(1).clamp_max(p.shape[1] - 1)
+    totals = p.to(float64_device(p.device)).double().cumsum(1)
+    u = torch.rand(len(p), 1, generator=generator, device=device, dtype=torch.float64).to(totals.device)
+    token = torch.searchsorted(totals, u * totals[:, -1:], right=True).squeeze(1).clamp_max(p.shape[1] - 1)
+    return token.to(p.device)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.helpers.device import stand_in
 from tests.unit.models.diffusion.small import SMALL, fit
 from tests.unit.training import quiet_trainer
 from zoo import Diffusion
@@ -116,3 +117,12 @@ def test_validation_logs_the_negative_log_likelihood_of_points_close_to_the_entr
 def test_a_failed_integration_is_reported():
     with pytest.raises(UserError, match="could not be integrated"):
         log_likelihood(lambda x, s: x * float("nan"), torch.zeros(1, 2), 0.1, 1.0)
+
+
+def test_images_are_dequantized_by_the_same_noise_on_a_device_without_float64():
+    x = torch.rand(2, 1, 4, 4)
+    expected = dequantize(x, torch.Generator().manual_seed(0))
+    with stand_in("mps") as place:
+        found = dequantize(x.to(place), torch.Generator().manual_seed(0))
+        assert found.device == place
+        torch.testing.assert_close(found.cpu(), expected.float())
