@@ -258,23 +258,27 @@ def _gan_step(model: Any, bf16: bool) -> Step:
         nonlocal count
         penalized = count % model.penalty_interval == 0
         count += 1
+        labels, both = (y, torch.cat([y, y])) if model.conditional else (None, None)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             with torch.no_grad():
-                fake = generator(torch.randn(len(x), model.latent_dim, device=x.device), None)
+                fake = generator(torch.randn(len(x), model.latent_dim, device=x.device), labels)
             real, fake = (part.float().detach().requires_grad_(penalized) for part in (x, fake))
             with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16 and not penalized):
-                logits = discriminator(torch.cat([real, fake]), None)
+                logits = discriminator(torch.cat([real, fake]), both)
             loss_d = loss.discriminator(*logits.chunk(2))
         if penalized:
             penalty = zero_centered_gradient_penalty(logits, real, fake)
             loss_d = loss_d + penalty * (model.penalty_weight * 0.5 * model.penalty_interval)
         _descend(optimizer_d, loss_d)
+        discriminator.requires_grad_(False)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-            fake_logits = discriminator(generator(torch.randn(len(x), model.latent_dim, device=x.device), None), None)
+            fake = generator(torch.randn(len(x), model.latent_dim, device=x.device), labels)
+            fake_logits = discriminator(fake, labels)
             with torch.no_grad():
-                real_logits = discriminator(x, None)
+                real_logits = discriminator(x, labels)
             loss_g = loss.generator(real_logits, fake_logits)
         _descend(optimizer_g, loss_g)
+        discriminator.requires_grad_(True)
         if model.ema is not None:
             model.ema.update(generator, len(x))
 

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.gpu_day.results import Options
-from zoo.datamodules import CIFAR10, Augment, FashionMNIST, ImageFolder, InMemoryDataModule, Text
+from zoo.datamodules import CIFAR10, Augment, FashionMNIST, FashionMNISTSubset, ImageFolder, InMemoryDataModule, Text
 from zoo.registry import find_class, recipe_files
 from zoo.testing.runs import linked, quiet
 
@@ -48,7 +48,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
 TINY_BATCH = {"batch_size": 8, "eval_batch_size": 16}
 TINY_SEQUENCES = {"digits": 3, "num_train": 200, "num_test": 20, "val_size": 20}
 #: Shape, number of training and of test images of the datasets that synthetic images stand in for.
-SIZES = {"FashionMNIST": ((1, 28, 28), 60_000, 10_000), "CIFAR10": ((3, 32, 32), 50_000, 10_000)}
+SIZES = {"FashionMNISTSubset": ((1, 28, 28), 12_000, 2_000), "CIFAR10": ((3, 32, 32), 50_000, 10_000)}
 
 
 class SyntheticImages(InMemoryDataModule):
@@ -208,11 +208,13 @@ def find_data(
 
 
 def _images(name: str, arguments: dict[str, Any], options: Options, unpack: bool) -> tuple[Callable[[], Any], str]:
-    arguments.pop("root")
+    arguments.pop("root", None)
     folder = Path(options.data or "")
-    if options.data and not options.tiny:
-        if name == "FashionMNIST" and (folder / name).is_dir():
+    if name == "FashionMNISTSubset" and not options.tiny:
+        if options.data and (folder / "FashionMNIST").is_dir():
             return partial(FashionMNIST, str(folder), **arguments), "Fashion-MNIST"
+        return partial(FashionMNISTSubset, **arguments), "the part of Fashion-MNIST in the package"
+    if options.data and not options.tiny:
         if name == "CIFAR10" and (folder / "cifar-10-batches-py").is_dir():
             return partial(CIFAR10, str(folder), **arguments), "CIFAR-10"
         if name == "CIFAR10" and unpack and (jpegs := unpacked_jpegs(options.data)):
