@@ -16,6 +16,12 @@ import torch.distributed
 from torch import Tensor
 
 
+def upload(x: Tensor, device: torch.device | str) -> Tensor:
+    """Numbers drawn on the CPU, on a device; a copy to a CUDA device does not wait for what the device is doing."""
+    pinned = torch.device(device).type == "cuda" and x.device.type == "cpu"
+    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
+
+
 def sample_seeds(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Draws a seed for each of `n` samples.
 
@@ -74,7 +80,7 @@ class SampleNoise:
         """The next draw, (n, *shape)."""
         draws = [torch.randn(self.shape, generator=generator, dtype=torch.float32) for generator in self.generators]
         noise = torch.stack(draws) if draws else torch.empty(0, *self.shape, dtype=torch.float32)
-        return noise.to(self.device).to(self.dtype)
+        return upload(noise, self.device).to(self.dtype)
 
 
 BITS = 24  # of each number of `hashed_bits`

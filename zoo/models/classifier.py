@@ -44,7 +44,7 @@ from zoo.models.networks import build_network, check_output
 from zoo.models.precision import cast_to, widen
 from zoo.models.predictions import Predictions, entropy
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
-from zoo.seeding import stream_keys
+from zoo.seeding import stream_keys, upload
 
 ClassifierNetworkFactory = Callable[[Sequence[int], int], nn.Module]
 
@@ -62,7 +62,7 @@ def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor,
         Samples (N, ...) and soft labels (N, num_classes).
     """
     parameter = torch.tensor(alpha, dtype=torch.float32)
-    weight = torch.distributions.Beta(parameter, parameter).sample((len(x),)).to(x)
+    weight = upload(torch.distributions.Beta(parameter, parameter).sample((len(x),)), x.device).to(x.dtype)
     other = torch.randperm(len(x), device=x.device)
     labels = F.one_hot(y, num_classes).to(x)
     x = torch.lerp(x[other], x, weight.view(-1, *[1] * (x.ndim - 1)))

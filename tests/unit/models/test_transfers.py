@@ -1,0 +1,68 @@
+"""What passes between CPU and device in a training step, for every model in the registry.
+
+A value that is read from a GPU makes the CPU wait for everything that it has started there. The models train on the
+device `meta`, on which each read is counted; see `tests.helpers.device`.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+
+from tests.helpers.device import fit_without_data
+from tests.unit.models.test_contract import CASES, digits
+from zoo import GAN, Diffusion, ResNetClassifier
+from zoo.callbacks import StopOnNonFinite
+from zoo.models import DiT
+from zoo.registry import find_class
+from zoo.testing.runs import Case, quiet
+
+WINDOW = 2  # steps between two that log
+#: Models with options that change what happens in a step.
+FURTHER = {
+    "ResNet with EMA and mixup": (
+        ResNetClassifier,
+        {"depth": 8, "widths": [4] * 3, "ema_half_life": 100, "mixup": 0.2},
+    ),
+    "GAN by class": (GAN, {"conditional": True, "latent_dim": 4, "generator": "mlp", "discriminator": "mlp"}),
+    "DiT by class": (Diffusion, {"conditional": True, "network": partial(DiT, layers=1, width=16, heads=2)}),
+}
+ADAM = partial(torch.optim.AdamW, lr=1e-3, foreach=True)  # fused kernels do not exist for the device
+
+
+def without_fused_kernels(name: str, cls: type) -> dict:
+    return dict.fromkeys(["optimizer_g", "optimizer_d"] if cls is GAN else ["optimizer"], ADAM)
+
+
+def build(name, folder):
+    """A model and its data."""
+    if name in FURTHER:
+        cls, arguments = FURTHER[name]
+        arguments = {"data": digits, **arguments}
+    else:
+        cls, arguments = find_class(name), CASES[name](folder)
+    data = arguments.pop("data")
+    with quiet():
+        return Case(cls, data, arguments | without_fused_kernels(name, cls)).build()
+
+
+@pytest.mark.parametrize("name", [*CASES, *FURTHER])
+def test_a_step_reads_nothing_from_the_device_unless_it_logs(name, tmp_path):
+    model, data = build(name, tmp_path)
+    clip = {"gradient_clip_val": 1.0} if model.automatic_optimization else {}
+    steps = fit_without_data(model, data, 2 * WINDOW, log_every_n_steps=WINDOW, **clip)
+    reads = [step.reads.total() for step in steps]
+    # In the first step the range of the samples is checked.
+    assert reads[1:] == [1, 0, 1]
+    batch = [tuple(part.shape) for part in next(iter(data.train_dataloader()))]
+    for step in steps[1:]:
+        drawn = [(len(step.uploads[0]),)] if getattr(model, "mixup", 0) else []
+        assert step.uploads[: len(batch)] == batch
+        assert len(step.uploads) == len(batch) + len(drawn), "only the batch is copied to the device"
+
+
+def test_the_search_for_non_finite_numbers_reads_from_the_device_only_when_it_is_due(tmp_path):
+    model, data = build("MLPClassifier", tmp_path)
+    steps = fit_without_data(model, data, 4, log_every_n_steps=0, callbacks=[StopOnNonFinite(every_n_steps=4)])
+    assert [step.reads.total() for step in steps[1:3]] == [0, 0]
+    assert steps[3].reads.total() > 0
