@@ -1,7 +1,7 @@
 """A device without data, on which a run shows where the CPU would wait for a GPU.
 
 Tensors lie on torch's device `meta`, which computes shapes only. A value that is read, or copied to the CPU, is counted
-and replaced by ones: on a GPU each of these waits until everything before it is done.
+and replaced by one: on a GPU each of these waits until everything before it is done.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ class Step:
 
 
 class CountedTransfers(TorchDispatchMode):
-    """Counts operators, and what passes between the CPU and the device `meta`, in `step` inside the context."""
+    """Counts operators, and what passes between the CPU and the device `meta`, in `step` inside the context.
 
-    def __init__(self) -> None:
+    Args:
+        value: value in place of all that is read.
+    """
+
+    def __init__(self, value: int = 1) -> None:
         super().__init__()
+        self.value = value
         self.step = Step()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,12 +68,12 @@ class CountedTransfers(TorchDispatchMode):
             self.step.uploads.append(tuple(source.shape))
         if source.device == META and name == "aten::_local_scalar_dense":
             self.step.reads[name] += 1
-            return 1.0 if source.is_floating_point() else 1
+            return float(self.value) if source.is_floating_point() else self.value
         if source.device == META and name in ("aten::_to_copy", "aten::copy_") and target != META:
             self.step.reads[name] += 1
             if name == "aten::copy_":
-                return args[0].fill_(1)
-            return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+                return args[0].fill_(self.value)
+            return torch.full(source.shape, self.value, dtype=kwargs.get("dtype") or source.dtype)
         return func(*args, **kwargs)
 
 

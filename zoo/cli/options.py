@@ -18,6 +18,7 @@ from zoo.errors import UserError, nearest, one_line
 
 CKPT_HELP = "path to the checkpoint, to the folder of its run, or to that of a saved model."
 CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
+DEVICE_HELP = "device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU."
 OUT_HELP = "table to write, .csv or .parquet (default: predictions.csv, with a number if it exists)."
 PLAIN_TYPES = (int, float, str, bool, NoneType, list, tuple)
 #: Types that are plain if their arguments are.
