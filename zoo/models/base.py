@@ -127,6 +127,8 @@ class ZooModule(PretrainedMixin, LightningModule):
         if self.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
         self._images_since_step = 0
+        if self.ema is not None:
+            self.ema.start()  # layers may have been replaced, as by sync_batchnorm
         self._set_optimizer_mode(training=True)
         if self.window:
             self.window.start()
