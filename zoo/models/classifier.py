@@ -27,7 +27,7 @@ from zoo.checkpoints.reading import load_model
 from zoo.contracts import attached_trainer
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import Mean, TemperatureFit, TemperatureScaling, WindowedMetrics
-from zoo.models.base import ZooModule, eval_mode
+from zoo.models.base import Compile, ZooModule, check_compile, eval_mode
 from zoo.models.calibration import check_validation, describe, validation_batches
 from zoo.models.dropout import DROPOUT_LAYERS, dropout_on
 from zoo.models.ema import EMA
@@ -97,7 +97,8 @@ class Classifier(ZooModule):
             each validation; a checkpoint holds that of the last validation before it. A checkpoint without one gets it
             when it is tested, on the validation split. The temperature is fitted for one pass with dropout off.
         channels_last: use the channels-last memory format, which is faster on most devices.
-        compile: compile the network with torch.compile; the first steps take minutes.
+        compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
+            "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         mc_samples: number of passes with dropout on that are averaged at test and prediction time (Monte Carlo
             dropout); 0 for one pass with dropout off.
         mc_seed: random seed of the dropout masks of these passes.
@@ -130,7 +131,7 @@ class Classifier(ZooModule):
         flip_tta: bool = False,
         calibrate: bool = False,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         mc_samples: int = 0,
         mc_seed: int = 0,
         ensemble: list[str] | None = None,
@@ -161,7 +162,7 @@ class Classifier(ZooModule):
         self.flip_tta = flip_tta
         self.register_buffer("temperature", torch.ones(()))
         self.calibration = TemperatureScaling() if calibrate else None
-        self.compile_network = compile
+        self.compile_network = check_compile(compile)
         self.mc_samples = mc_samples
         self.mc_seed = mc_seed
         self.ensemble = list(ensemble or [])
@@ -238,6 +239,7 @@ class Classifier(ZooModule):
     def _with_mirrored(self, logits: Tensor, x: Tensor) -> Tensor:
         """Uncalibrated logits of x, averaged with those of the mirror images for `flip_tta`."""
         if self.flip_tta and self._mirrors():
+            logits = logits.clone()  # a network in a CUDA graph writes its next output over this one
             return (logits + self._uncalibrated(x.flip(-1))) / 2
         return logits
 

@@ -134,22 +134,21 @@ class Denoiser(ScoreModel, nn.Module):
         """Compiles the network; see `torch.nn.Module.compile`."""
         self.network.compile(*args, **kwargs)
 
-    def outputs(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The network's output, float32 (N, ...), for samples `x` (N, ...) of noise levels `sigma` (N,)."""
-        scalings = self.scalings(sigma, self.sigma_data)
+    def outputs(self, x: Tensor, scalings: Scalings, labels: Tensor | None) -> Tensor:
+        """The network's output, float32 (N, ...), for samples `x` (N, ...) and the scalings of their noise levels."""
         inputs = cast_to(self.network, (x - self.mean) * append_dims(scalings.c_in, x))
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return widen(self.network(inputs, cast_to(self.network, scalings.c_noise), labels))
 
-    def combine(self, outputs: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor, x: Tensor, scalings: Scalings) -> Tensor:
         """E[x_0 | x], (N, ...), from the network's output for `x`."""
-        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        c_skip, c_out = (append_dims(factor, x) for factor in scalings[:2])
         return self.mean + c_skip * (x - self.mean) + c_out * outputs
 
-    def target(self, x_0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def target(self, x_0: Tensor, x: Tensor, scalings: Scalings) -> Tensor:
         """Output (N, ...) for which `combine` returns the clean samples `x_0`."""
-        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        c_skip, c_out = (append_dims(factor, x) for factor in scalings[:2])
         return (x_0 - self.mean - c_skip * (x - self.mean)) / c_out
 
     def forward(
@@ -165,10 +164,12 @@ class Denoiser(ScoreModel, nn.Module):
         """
         x = x.to(self.mean.dtype)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        outputs = self.outputs(x, sigma, labels)
+        scalings = self.scalings(sigma, self.sigma_data)
+        outputs = self.outputs(x, scalings, labels)
         if guidance_scale:
-            outputs = outputs + guidance_scale * (outputs - self.outputs(x, sigma, None))
-        return self.combine(outputs, x, sigma)
+            outputs = outputs.clone()  # a network in a CUDA graph writes its next output over this one
+            outputs = outputs + guidance_scale * (outputs - self.outputs(x, scalings, None))
+        return self.combine(outputs, x, scalings)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         return self(x, sigma, labels)
@@ -182,7 +183,8 @@ class Denoiser(ScoreModel, nn.Module):
             sigma: noise levels, (N,).
             labels: classes, int64 (N,), or None.
         """
-        return (self.outputs(x, sigma, labels) - self.target(x_0, x, sigma)).square().flatten(1).mean(1)
+        scalings = self.scalings(sigma, self.sigma_data)
+        return (self.outputs(x, scalings, labels) - self.target(x_0, x, scalings)).square().flatten(1).mean(1)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight (N,) of the denoiser's squared error in the loss: 1 / c_out^2."""
