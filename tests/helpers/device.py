@@ -78,7 +78,7 @@ class CountedTransfers(TorchDispatchMode):
 
 
 class Recorder(Callback):
-    """Keeps the counts of each training step.
+    """Keeps the counts of each training step, and of each batch of validation.
 
     Args:
         counted: mode that counts; it is on while the Trainer runs.
@@ -87,20 +87,30 @@ class Recorder(Callback):
     def __init__(self, counted: CountedTransfers) -> None:
         self.counted = counted
         self.steps: list[Step] = []
+        self.validation: list[Step] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.steps.append(self.counted.step)
-        self.counted.step = Step()
+        self.steps.append(self._take())
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._take()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validation.append(self._take())
+
+    def _take(self) -> Step:
+        step, self.counted.step = self.counted.step, Step()
+        return step
 
 
-def fit_without_data(model: Any, data: Any, batches: int, **options: Any) -> list[Step]:
+def fit_without_data(model: Any, data: Any, batches: int, **options: Any) -> Recorder:
     """Trains on the device `meta`; returns what happened in each step. What precedes the first belongs to it."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    limits = {"max_epochs": 1, "limit_train_batches": batches, "limit_val_batches": 0}
+    limits = {"max_epochs": 1, "limit_train_batches": batches, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     recorder = Recorder(CountedTransfers())
     callbacks = [*options.pop("callbacks", []), recorder]
     strategy = SingleDeviceStrategy(META, accelerator=NoData())
     trainer = Trainer(strategy=strategy, callbacks=callbacks, **(quiet | limits | options))
     with mock.patch("torch.autocast", return_value=nullcontext()), recorder.counted:  # it refuses this device
         trainer.fit(model, datamodule=data)
-    return recorder.steps
+    return recorder

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -171,15 +172,18 @@ class Classifier(ZooModule):
         self.layer_decay = layer_decay
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self._members: list[Classifier] = []  # a plain list, so that they are not submodules
-        self.val_loss, self.val_acc = Mean(), MulticlassAccuracy(num_classes, average="micro")
+        # Without checks of their inputs, which read from the device in every update.
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        calibration_error = partial(MulticlassCalibrationError, num_classes, n_bins=15, norm="l1", validate_args=False)
+        self.val_loss, self.val_acc = Mean(), accuracy()
         self.test_metrics = nn.ModuleDict(
             {
-                "acc": MulticlassAccuracy(num_classes, average="micro"),
+                "acc": accuracy(),
                 "nll": Mean(),
                 "nll_uncalibrated": Mean(),
                 "brier": Mean(),
-                "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
-                "ece_uncalibrated": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+                "ece": calibration_error(),
+                "ece_uncalibrated": calibration_error(),
             }
         )
         self.window = WindowedMetrics("images")

@@ -5,14 +5,17 @@ device `meta`, on which each read is counted; see `tests.helpers.device`.
 """
 
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 
 from tests.helpers.device import fit_without_data
+from tests.helpers.networks import mlps, unet
 from tests.unit.models.test_contract import CASES, digits
-from zoo import GAN, Diffusion, ResNetClassifier
+from zoo import GAN, Diffusion, MLPClassifier, ResNetClassifier
 from zoo.callbacks import StopOnNonFinite
+from zoo.metrics import TemperatureFit
 from zoo.models import DiT
 from zoo.registry import find_class
 from zoo.testing.runs import Case, quiet
@@ -50,7 +53,7 @@ def build(name, folder):
 def test_a_step_reads_nothing_from_the_device_unless_it_logs(name, tmp_path):
     model, data = build(name, tmp_path)
     clip = {"gradient_clip_val": 1.0} if model.automatic_optimization else {}
-    steps = fit_without_data(model, data, 2 * WINDOW, log_every_n_steps=WINDOW, **clip)
+    steps = fit_without_data(model, data, 2 * WINDOW, log_every_n_steps=WINDOW, **clip).steps
     reads = [step.reads.total() for step in steps]
     # In the first step the range of the samples is checked.
     assert reads[1:] == [1, 0, 1]
@@ -63,6 +66,29 @@ def test_a_step_reads_nothing_from_the_device_unless_it_logs(name, tmp_path):
 
 def test_the_search_for_non_finite_numbers_reads_from_the_device_only_when_it_is_due(tmp_path):
     model, data = build("MLPClassifier", tmp_path)
-    steps = fit_without_data(model, data, 4, log_every_n_steps=0, callbacks=[StopOnNonFinite(every_n_steps=4)])
+    steps = fit_without_data(model, data, 4, log_every_n_steps=0, callbacks=[StopOnNonFinite(every_n_steps=4)]).steps
     assert [step.reads.total() for step in steps[1:3]] == [0, 0]
     assert steps[3].reads.total() > 0
+
+
+VALIDATED = {
+    "Diffusion": (Diffusion, {"network": unet(8), "steps": 2, "solver": "deis"}),
+    "GAN": (GAN, {"latent_dim": 4, **mlps(8)}),
+    "classifier": (MLPClassifier, {"width": 8, "depth": 1, "calibrate": True}),
+}
+
+
+@pytest.mark.parametrize("name", VALIDATED)
+def test_validation_reads_nothing_from_the_device_before_its_end_and_copies_noise_and_data_once(name):
+    cls, arguments = VALIDATED[name]
+    with quiet():
+        model, data = Case(cls, digits, arguments | without_fused_kernels(name, cls)).build()
+        # The temperature is fitted by a loop until it changes no more.
+        with mock.patch("zoo.models.classifier.TemperatureScaling.compute", return_value=TemperatureFit(1.0, 1.0, 1.0)):
+            run = fit_without_data(model, data, 1, max_epochs=3, limit_val_batches=1)
+    assert [step.reads.total() for step in run.validation] == [0] * 3
+    first, *later = (len(step.uploads) for step in run.validation)
+    # Noise; for a diffusion model also noise of the loss, and training data, their weights and indices.
+    always = 2 if cls is Diffusion else 0  # noise levels, indices
+    assert later == [always] * 2
+    assert first == always + {GAN: 1, Diffusion: 4}.get(cls, 0)

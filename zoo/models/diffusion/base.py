@@ -24,7 +24,7 @@ from zoo.models.exports import Export, Input, Part, label_inputs
 from zoo.models.generative import GenerativeModule
 from zoo.models.networks import build_network, check_output
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, diffusion_optimizer
-from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator
+from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator, upload
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 CALIBRATION = 10_000  # training samples on which mean and standard deviation are measured, at most
@@ -281,10 +281,11 @@ class DenoisingModule(GenerativeModule):
         The quantiles of the noise levels are the fractional parts of multiples of the golden ratio, which fill the unit
         interval evenly for any number of samples.
         """
-        noise = SampleNoise(seeds_at(self._indices, seed=1), self.input_shape)
+        noise = SampleNoise(seeds_at(self._indices, seed=1), self.input_shape, x.device)
         quantile = ((self._indices.double() + 0.5) * GOLDEN_RATIO) % 1
         sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp()
-        return noise().to(x), sigma.to(x)
+        with self.noise_memory.use():
+            return noise().to(x.dtype), upload(sigma, x.device).to(x.dtype)
 
     def _log_mean(self, name: str, values: Tensor) -> None:
         metric = cast(Mean, self.val_metrics[name])

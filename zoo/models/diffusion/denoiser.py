@@ -10,6 +10,7 @@ A network does not learn E[x_0 | x] itself, but a target from which it follows: 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError, check_choice
 from zoo.models.precision import cast_to, keep_precision, widen
+from zoo.seeding import upload
 
 CHUNK = 2**24  # distances in memory at a time
 UNLABELLED = "this ideal denoiser was built without labels, so it cannot denoise by label"
@@ -217,11 +219,17 @@ class IdealDenoiser(ScoreModel):
         if len(data) == 0:
             raise UserError("the ideal denoiser needs at least one sample")
         self.data = data
-        self.labels = labels
+        self.labels = None if labels is None else labels.cpu()  # where a class is found without waiting for the device
         self.std = std
         self.temperature = temperature
         weights = torch.ones(len(data)) if weights is None else weights
         self.log_weights = (weights.double() / weights.double().sum()).log().to(data)
+
+    def to(self, device: torch.device) -> IdealDenoiser:
+        """The denoiser with its data on another device."""
+        moved = copy.copy(self)
+        moved.data, moved.log_weights = self.data.to(device), self.log_weights.to(device)
+        return moved
 
     def _log_joint(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """ln(weight * kernel), unnormalized, for x (N, ...) and sigma (N, 1), of shape (N, number of centers)."""
@@ -240,18 +248,18 @@ class IdealDenoiser(ScoreModel):
             return self._denoise(x, sigmas)
         if self.labels is None:
             raise UserError(UNLABELLED)
-        denoised = torch.full_like(x, math.nan)
+        denoised, labels = torch.full_like(x, math.nan), labels.cpu()
         for label in labels.unique().tolist():
-            own = self.labels == label
-            if own.any():
-                rows = (labels == label).to(x.device)
+            own = (self.labels == label).nonzero().squeeze(1)
+            if len(own):
+                rows = upload((labels == label).nonzero().squeeze(1), x.device)
                 denoised[rows] = self._of_class(own)._denoise(x[rows], sigmas[rows])
         return denoised
 
     def _of_class(self, own: Tensor) -> IdealDenoiser:
-        """The denoiser of some of the centers, given as a mask (number of centers,)."""
-        weights = self.log_weights.exp()[own.to(self.log_weights.device)]
-        return IdealDenoiser(self.data[own.to(self.data.device)], None, weights, self.std, self.temperature)
+        """The denoiser of some of the centers, by their indices."""
+        weights = self.log_weights.exp()[upload(own, self.log_weights.device)]
+        return IdealDenoiser(self.data[upload(own, self.data.device)], None, weights, self.std, self.temperature)
 
     def _denoise(self, x: Tensor, sigmas: Tensor) -> Tensor:
         """E[x_0 | x] for x (N, ...) and noise levels (N,), from all centers."""
