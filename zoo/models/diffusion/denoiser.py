@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError, check_choice
-from zoo.models.precision import cast_to, keep_precision, widen
+from zoo.models.precision import cast_to, full_float32, keep_precision, widen
 from zoo.seeding import upload
 
 CHUNK = 2**24  # distances in memory at a time
@@ -267,7 +267,8 @@ class IdealDenoiser(ScoreModel):
         rows = max(1, CHUNK // len(centers))
         parts = []
         for piece, s in zip(x.split(rows), sigmas.unsqueeze(1).split(rows), strict=True):
-            mean = self._log_joint(piece, s).softmax(1) @ centers
+            with full_float32():  # rounded centers would be far away at low noise
+                mean = self._log_joint(piece, s).softmax(1) @ centers
             # The mean given one Gaussian of finite width is between its center and x.
             weight = self.std**2 / (self.std**2 + s.square())
             parts.append((mean + weight * (piece.flatten(1) - mean)).view_as(piece))

@@ -196,3 +196,19 @@ def test_a_solver_takes_the_ideal_denoiser_as_it_is(solver):
     x = torch.randn(5, 1)
     end = solve(ideal, 1.5 + 10 * x, [10.0, 3.0, 1.0, 0.0], solver).x
     torch.testing.assert_close(end, torch.full((5, 1), 1.5, dtype=torch.float64))
+
+
+def test_the_ideal_denoiser_is_not_rounded_where_a_run_allows_it(monkeypatch):
+    precisions = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda *a: precisions.append(torch.get_float32_matmul_precision()) or softmax(*a)
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        IdealDenoiser(torch.randn(5, 2)).denoise(torch.randn(3, 2), 0.1)
+        assert precisions == ["highest"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
