@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 META = torch.device("meta")
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
 
 class NoData(CPUAccelerator):
@@ -105,12 +106,11 @@ class Recorder(Callback):
 
 def fit_without_data(model: Any, data: Any, batches: int, **options: Any) -> Recorder:
     """Trains on the device `meta`; returns what happened in each step. What precedes the first belongs to it."""
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     limits = {"max_epochs": 1, "limit_train_batches": batches, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     recorder = Recorder(CountedTransfers())
     callbacks = [*options.pop("callbacks", []), recorder]
     strategy = SingleDeviceStrategy(META, accelerator=NoData())
-    trainer = Trainer(strategy=strategy, callbacks=callbacks, **(quiet | limits | options))
+    trainer = Trainer(strategy=strategy, callbacks=callbacks, **(QUIET | limits | options))
     with mock.patch("torch.autocast", return_value=nullcontext()), recorder.counted:  # it refuses this device
         trainer.fit(model, datamodule=data)
     return recorder

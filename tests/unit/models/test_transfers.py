@@ -9,8 +9,9 @@ from unittest import mock
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
-from tests.helpers.device import fit_without_data
+from tests.helpers.device import QUIET, fit_without_data
 from tests.helpers.networks import mlps, unet
 from tests.unit.models.test_contract import CASES, digits
 from zoo import GAN, Diffusion, MLPClassifier, ResNetClassifier
@@ -33,12 +34,12 @@ FURTHER = {
 ADAM = partial(torch.optim.AdamW, lr=1e-3, foreach=True)  # fused kernels do not exist for the device
 
 
-def without_fused_kernels(name: str, cls: type) -> dict:
+def without_fused_kernels(cls: type) -> dict:
     return dict.fromkeys(["optimizer_g", "optimizer_d"] if cls is GAN else ["optimizer"], ADAM)
 
 
-def build(name, folder):
-    """A model and its data."""
+def build(name, folder, fused=False):
+    """A model and its data; with its own optimizer if fused kernels exist."""
     if name in FURTHER:
         cls, arguments = FURTHER[name]
         arguments = {"data": digits, **arguments}
@@ -46,7 +47,7 @@ def build(name, folder):
         cls, arguments = find_class(name), CASES[name](folder)
     data = arguments.pop("data")
     with quiet():
-        return Case(cls, data, arguments | without_fused_kernels(name, cls)).build()
+        return Case(cls, data, arguments | ({} if fused else without_fused_kernels(cls))).build()
 
 
 @pytest.mark.parametrize("name", [*CASES, *FURTHER])
@@ -82,7 +83,7 @@ VALIDATED = {
 def test_validation_reads_nothing_from_the_device_before_its_end_and_copies_noise_and_data_once(name):
     cls, arguments = VALIDATED[name]
     with quiet():
-        model, data = Case(cls, digits, arguments | without_fused_kernels(name, cls)).build()
+        model, data = Case(cls, digits, arguments | without_fused_kernels(cls)).build()
         # The temperature is fitted by a loop until it changes no more.
         with mock.patch("zoo.models.classifier.TemperatureScaling.compute", return_value=TemperatureFit(1.0, 1.0, 1.0)):
             run = fit_without_data(model, data, 1, max_epochs=3, limit_val_batches=1)
@@ -92,3 +93,29 @@ def test_validation_reads_nothing_from_the_device_before_its_end_and_copies_nois
     always = 2 if cls is Diffusion else 0  # noise levels, indices
     assert later == [always] * 2
     assert first == always + {GAN: 1, Diffusion: 4}.get(cls, 0)
+
+
+class Strict(Callback):
+    """Makes waiting for the GPU an error within the steps that do not log, from the second on."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        logs = (batch_idx + 1) % trainer.log_every_n_steps == 0
+        torch.cuda.set_sync_debug_mode("error" if batch_idx and not logs else "default")
+
+    def on_train_batch_end(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+    on_exception = on_train_batch_end
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", [*CASES, *FURTHER])
+def test_a_step_does_not_wait_for_a_gpu(name, precision, tmp_path):
+    model, data = build(name, tmp_path, fused=True)
+    limits = {"max_steps": 6, "limit_val_batches": 0, "log_every_n_steps": 3}
+    with quiet():
+        trainer = Trainer(accelerator="gpu", devices=1, precision=precision, callbacks=[Strict()], **QUIET, **limits)
+        trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 6

@@ -59,7 +59,8 @@ class DenoisingModule(GenerativeModule):
         steps: number of sampling steps.
         sigma_data: standard deviation of the data about its mean; by default measured when training starts.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average.
-        channels_last: use the channels-last memory format, which is faster on most devices.
+        channels_last: use the channels-last memory format, which is faster on most devices. On a GPU, group norm
+            converts to NCHW, and the next convolution back, unless the network is compiled.
         compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
             "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
