@@ -171,11 +171,15 @@ def _slots(network: nn.Module, kind: str) -> list[Slot]:
 
 
 def _by_dtype(pairs: list[tuple[Slot, Slot]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-    """Tensors at pairs of places, in lists of one dtype each: of mixed lists a GPU would compute each tensor alone."""
-    groups: dict[tuple[torch.dtype, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    """Tensors at pairs of places, in lists of one dtype each: of mixed lists a GPU would compute each tensor alone.
+
+    Tensors in shards, as FSDP's parameters are, have lists of their own.
+    """
+    groups: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
     for (mine, name), (its, other) in pairs:
         average, value = mine[name], its[other]
-        averages, values = groups.setdefault((average.dtype, value.dtype), ([], []))
+        key = (average.dtype, value.dtype, hasattr(average, "full_tensor"))
+        averages, values = groups.setdefault(key, ([], []))
         averages.append(average)
         values.append(value)
     return groups.values()

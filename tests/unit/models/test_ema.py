@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from tests.helpers.device import CountedTransfers
 from zoo.models import CIFARResNet, UNet
@@ -184,6 +185,29 @@ def test_a_copy_of_an_average_leaves_the_trained_network_behind():
     assert vars(other)["_pairs"] is None
     other.update(network, images=64)
     assert other.images == 128
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_network_in_shards_is_averaged_beside_buffers_that_are_whole():
+    network = constant(1.0)
+    network.register_buffer("positions", torch.ones(2))
+    ema = EMA(network, half_life=1000, warmup=0.0)
+    ema.update(network, images=64)
+    for whole in (network, ema.network):
+        fully_shard(whole)
+    nn.init.constant_(network.weight, 3.0)
+    network.positions.fill_(2.0)
+    ema.update(network, images=64)
+    assert ema.network.weight.full_tensor().item() == 3.0
+    assert ema.network.positions.tolist() == [2.0, 2.0]
 
 
 def test_the_number_of_images_is_written_when_the_state_is_read():
