@@ -32,6 +32,11 @@ PRIVATE_NAMES = (
     ("lightning.pytorch.core.mixins.HyperparametersMixin", "_log_hyperparams", "keep_hparams_out_of_loggers"),
     ("lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop", "on_advance_end", "after_each_batch"),
     ("lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector", "no_signal_handlers"),
+    (
+        "lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop",
+        "_broadcast_sigterm_tensor",
+        "no_signal_handlers",
+    ),
     ("lightning.pytorch.loops.fit_loop._FitLoop", "_combined_loader", "estimated_steps"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher", "started_by_script"),
     ("lightning.pytorch.strategies.launchers.subprocess_script", "_launch_process_observer", "observe_processes"),
@@ -154,9 +159,11 @@ def no_signal_handlers(trainer: Trainer) -> None:
     """Keeps a Trainer from setting handlers of signals.
 
     Its handler of SIGTERM starts a collective, in which the processes that got no signal do not take part, and lets
-    `validate` and the sanity check end with exit code 0. There is no option to turn it off.
+    `validate` and the sanity check end with exit code 0. There is no option to turn it off. With several processes it
+    also broadcasts before every batch whether there was a signal, and reads the answer from the device.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
 
 def started_by_script(trainer: Trainer) -> bool:

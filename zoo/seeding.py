@@ -7,13 +7,21 @@ device.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
+
+
+def upload(x: Tensor, device: torch.device | str) -> Tensor:
+    """Numbers drawn on the CPU, on a device; a copy to a CUDA device does not wait for what the device is doing."""
+    pinned = torch.device(device).type == "cuda" and x.device.type == "cpu"
+    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
 
 
 def sample_seeds(n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -40,12 +48,53 @@ def seeds_at(indices: Tensor, seed: int) -> Tensor:
     Returns:
         int64 (n,).
     """
-    return sample_seeds(int(indices.max()) + 1, torch.Generator().manual_seed(seed))[indices]
+    return _seed_table(1 << int(indices.max()).bit_length(), seed)[indices]
+
+
+@lru_cache(maxsize=8)
+def _seed_table(n: int, seed: int) -> Tensor:
+    with torch.inference_mode(False):
+        return sample_seeds(n, torch.Generator().manual_seed(seed))
 
 
 def spawn_generator() -> torch.Generator:
     """A new CPU generator, seeded by torch's global one: different at each call, reproducible by the run's seed."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+class NoiseMemory:
+    """Noise that is drawn again and again by the same seeds, as in every validation, kept on the device.
+
+    Args:
+        limit: bytes that are kept, at most; further noise is drawn anew.
+    """
+
+    active: NoiseMemory | None = None
+
+    def __init__(self, limit: int = 2**27) -> None:
+        self.limit = limit
+        self.draws: dict[tuple[Any, ...], Tensor] = {}
+        self.size = 0
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Inside the context, `SampleNoise` takes from the memory what is in it, and adds what is not."""
+        before, NoiseMemory.active = NoiseMemory.active, self
+        try:
+            yield
+        finally:
+            NoiseMemory.active = before
+
+    def add(self, key: tuple[Any, ...], noise: Tensor) -> None:
+        """Keeps a draw if there is room for it."""
+        size = noise.numel() * noise.element_size()
+        if self.size + size <= self.limit:
+            self.draws[key] = noise
+            self.size += size
+
+    def clear(self) -> None:
+        """Forgets all draws."""
+        self.draws, self.size = {}, 0
 
 
 class SampleNoise:
@@ -65,16 +114,36 @@ class SampleNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        self.seeds = seeds.tolist()
         self.shape = tuple(shape)
-        self.device = device
+        self.device = torch.device(device)
         self.dtype = dtype
+        self.generators: list[torch.Generator] = []  # made when they are needed
+        self.count = 0  # draws so far
+        self.drawn = 0  # those that the generators have made
 
     def __call__(self) -> Tensor:
         """The next draw, (n, *shape)."""
-        draws = [torch.randn(self.shape, generator=generator, dtype=torch.float32) for generator in self.generators]
-        noise = torch.stack(draws) if draws else torch.empty(0, *self.shape, dtype=torch.float32)
-        return noise.to(self.device).to(self.dtype)
+        self.count += 1
+        memory = NoiseMemory.active
+        key = (tuple(self.seeds), self.shape, self.device, self.count) if memory else ()
+        noise = memory.draws.get(key) if memory else None
+        if noise is None:
+            noise = upload(self._draw(), self.device)
+            if memory:
+                memory.add(key, noise)
+        return noise.to(self.dtype, copy=memory is not None)
+
+    def _draw(self) -> Tensor:
+        """The draw of this number on the CPU; those before it that came from a memory are passed over."""
+        if not self.generators:
+            self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        noise = torch.empty(len(self.seeds), *self.shape, dtype=torch.float32)
+        while self.drawn < self.count:
+            self.drawn += 1
+            for row, generator in zip(noise, self.generators, strict=True):
+                torch.randn(self.shape, generator=generator, dtype=torch.float32, out=row)
+        return noise
 
 
 BITS = 24  # of each number of `hashed_bits`

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from zoo.seeding import (
+    NoiseMemory,
     SampleNoise,
     capture_random_state,
     gather_random_states,
@@ -106,3 +107,32 @@ def test_keys_are_those_of_splitmix64():
     """Published values: the first outputs of SplitMix64 with the seed 0."""
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [stream_keys(torch.tensor([0]), number).item() % 2**64 for number in range(3)] == expected
+
+
+@pytest.mark.parametrize("limit", [0, 2 * 5 * 4 * 4, 2**20])
+def test_a_memory_changes_no_draw_however_much_it_holds(limit):
+    seeds, memory = sample_seeds(5, seeded(1)), NoiseMemory(limit)
+    noise = SampleNoise(seeds, (2, 2))
+    draws = [noise() for _ in range(4)]
+    for _ in range(2):
+        with memory.use():
+            again = SampleNoise(seeds, (2, 2))
+            for draw in draws:
+                assert torch.equal(again(), draw)
+    assert memory.size <= limit
+    assert len(memory.draws) == min(4, limit // (5 * 4 * 4))
+
+
+def test_noise_in_a_memory_is_drawn_once_and_safe_from_what_is_done_with_it(monkeypatch):
+    seeds, memory = sample_seeds(5, seeded(1)), NoiseMemory()
+    with memory.use():
+        first = SampleNoise(seeds, (3,))()
+        kept = first.clone()
+        first.zero_()
+        monkeypatch.setattr(SampleNoise, "_draw", None)
+        assert torch.equal(SampleNoise(seeds, (3,))(), kept)
+        assert SampleNoise(seeds, (3,), dtype=torch.float64)().dtype == torch.float64
+    memory.clear()
+    with memory.use(), pytest.raises(TypeError):
+        SampleNoise(seeds, (3,))()
+    assert NoiseMemory.active is None

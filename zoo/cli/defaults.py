@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 
 from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
@@ -16,6 +19,20 @@ from zoo.callbacks.stay_stopped import StayStopped
 from zoo.checkpoints.writing import AtomicCheckpointIO
 from zoo.contracts import PredictiveClassifier, offers
 from zoo.errors import UserError
+
+MatmulPrecision = Literal["auto", "highest", "high", "medium"]
+MATMUL_HELP = (
+    "precision of float32 matrix products, as torch.set_float32_matmul_precision; auto: high, which is TF32, on CUDA "
+    "devices, and torch's own setting on others."
+)
+
+
+def set_matmul_precision(choice: MatmulPrecision, trainer: Trainer) -> None:
+    """Sets the precision of float32 matrix products, which torch keeps for the whole process."""
+    if choice != "auto":
+        torch.set_float32_matmul_precision(choice)
+    elif isinstance(trainer.accelerator, CUDAAccelerator):
+        torch.set_float32_matmul_precision("high")
 
 
 def as_list(value: Any) -> list[Any]:

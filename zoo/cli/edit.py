@@ -18,6 +18,7 @@ from zoo.cli.program import program
 from zoo.cli.sample import check_memory
 from zoo.errors import UserError, check_at_least, check_choice, check_seed
 from zoo.files import check_output, output_path
+from zoo.hub.loading import find_device
 from zoo.models.base import eval_mode
 from zoo.models.diffusion.editing import enlarge, inpaint, interpolate, invert, super_resolve, vary
 from zoo.models.diffusion.module import Diffusion
@@ -47,7 +48,10 @@ def run_edit(args: Sequence[str]) -> None:
 
     parser = OneLineParser(prog=f"{program()} edit", description=DESCRIPTION)
     add_function_options(parser, edit)
-    print(edit(**parser.parse_args(list(args[1:])).as_dict()))
+    try:
+        print(edit(**parser.parse_args(list(args[1:])).as_dict()))
+    except torch.OutOfMemoryError as error:
+        raise UserError("the images do not fit into the memory of the device: give --device cpu, or less") from error
 
 
 def edit(
@@ -69,6 +73,7 @@ def edit(
     steps: int = 40,
     resamples: int = 10,
     seed: int = 0,
+    device: str = "auto",
     model: str | None = None,
     config: str | None = None,
 ) -> str:
@@ -99,6 +104,8 @@ def edit(
         steps: number of noise levels.
         resamples: number of times that each step is repeated for inpaint and super_resolve.
         seed: random seed of the noise.
+        device: device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU. The noise is drawn on
+            the CPU, so that results of one seed are the same on every device up to rounding.
         model: class of the model (default: the class that the checkpoint names).
         config: config.yaml of the run, for a model with a network of your own, which is imported from where it says.
 
@@ -125,6 +132,7 @@ def edit(
             raise UserError(f"{path} must end in .png")
     check_at_least(1, **{"--n": n, "--steps": steps, "--resamples": resamples, "--factor": factor})
     check_seed(**{"--seed": seed})
+    target = find_device(device, "--device")
     network = load_model_with_config(ckpt_path, model, config)
     if not isinstance(network, Diffusion):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
@@ -138,7 +146,7 @@ def edit(
     guidance_scale = network.guidance_scale if guidance_scale is None else guidance_scale
     network.check_guidance(guidance_scale)
     check_memory(network, {"--n": n})
-    session = EditSession(network, image, n, steps, seed, label, guidance_scale, sigma)
+    session = EditSession(network.to(target), image, n, steps, seed, label, guidance_scale, sigma)
     with eval_mode(network):
         if task == "inpaint":
             result = session.inpaint(session.pixels_to_redraw(mask, box), resamples)
@@ -150,13 +158,14 @@ def edit(
             result = session.super_resolve(factor, resamples)
         else:
             result = {"vary": session.vary, "invert": session.invert, "denoise": session.denoise}[task]()
-    check_samples(result.after, type(network).__name__)
-    if len(result.after) == 1:
-        save_png(paths[0], _single(result.after), overwrite)
+    after, before = result.after.cpu(), [image.cpu() for image in result.before]
+    check_samples(after, type(network).__name__)
+    if len(after) == 1:
+        save_png(paths[0], _single(after), overwrite)
     else:
-        save_png(paths[0], image_grid(result.after.float()), overwrite)
+        save_png(paths[0], image_grid(after.float()), overwrite)
     if compare is not None:
-        images = torch.cat([image.float() for image in (*result.before, result.after)])
+        images = torch.cat([image.float() for image in (*before, after)])
         save_png(paths[1], image_grid(images, columns=len(images)), overwrite)
     return f"{result.description} in {' and '.join(map(str, paths))}"
 
@@ -211,13 +220,19 @@ class EditSession:
     @property
     def image(self) -> Tensor:
         """The image, (1, C, H, W) in [-1, 1]."""
-        return load_image(self.path, self.model.input_shape)
+        return self._load(self.path, self.model.input_shape)
+
+    def _load(self, path: str, shape: tuple[int, ...]) -> Tensor:
+        """An image (1, *shape) on the model's device; see `load_image`."""
+        return load_image(path, shape).to(self.model.device)
 
     def denoiser(self, label: int | None) -> Denoise:
         """Denoiser for a class, with guidance; without a class, the unconditional one."""
         if label is None:
             return self.model.guided()
-        return lambda x, sigma: self.model.denoise(x, sigma, torch.full((len(x),), label), self.guidance_scale)
+        return lambda x, sigma: self.model.denoise(
+            x, sigma, torch.full((len(x),), label, device=x.device), self.guidance_scale
+        )
 
     def sigmas(self, sigma: float | None = None) -> list[float]:
         """Noise levels from `sigma`, but at most the model's highest, down to 0."""
@@ -229,7 +244,7 @@ class EditSession:
         return self.model.denoiser.mean + self.model.sigma_max * self.noise()
 
     def pixels_to_redraw(self, mask: str | None, box: list[int] | None) -> Tensor:
-        """Mask (1, 1, H, W) that is true where the image is redrawn: the brighter half of the grey levels."""
+        """Mask (1, 1, H, W) on the CPU, true where the image is redrawn: the brighter half of the grey levels."""
         _, height, width = self.model.input_shape
         if (mask is None) == (box is None):
             raise UserError("the task inpaint needs either --mask or --box")
@@ -250,9 +265,9 @@ class EditSession:
         x = self.image
         known = x.expand(self.n, -1, -1, -1)
         noise, denoise = self.initial_noise(), self.denoiser(self.label)
+        share, redrawn = redrawn.float().mean().item(), redrawn.to(x.device)
         after = inpaint(denoise, noise, known, redrawn, self.sigmas(), self.noise, resamples)
         masked = torch.where(redrawn, torch.zeros_like(x), x)
-        share = redrawn.float().mean().item()
         return EditResult([x, masked], after, f"{share:.1%} of the pixels of {self.path} redrawn")
 
     def vary(self) -> EditResult:
@@ -271,7 +286,7 @@ class EditSession:
         return EditResult([x], after, f"{self.path} as class {to}")
 
     def interpolate(self, other: str) -> EditResult:
-        first, second = self.image, load_image(other, self.model.input_shape)
+        first, second = self.image, self._load(other, self.model.input_shape)
         if self.n < 3:
             raise UserError(f"--n is {self.n}; the path from one image to another needs at least 3")
         denoise, sigmas = self.denoiser(self.label), self.sigmas(self.sigma)
@@ -299,7 +314,7 @@ class EditSession:
         channels, *sides = self.model.input_shape
         if any(side % factor for side in sides):
             raise UserError(f"--factor {factor} does not divide the model's images of {sides[0]}x{sides[1]} pixels")
-        small = load_image(self.path, (channels, *(side // factor for side in sides)))
+        small = self._load(self.path, (channels, *(side // factor for side in sides)))
         noise, denoise = self.initial_noise(), self.denoiser(self.label)
         after = super_resolve(denoise, noise, small, self.sigmas(), self.noise, resamples)
         size = f"{sides[0] // factor}x{sides[1] // factor}"

@@ -23,9 +23,12 @@ from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers, set_he
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import (
+    MATMUL_HELP,
+    MatmulPrecision,
     as_list,
     default_callbacks,
     default_plugins,
+    set_matmul_precision,
     starts_on_all_devices,
     with_prediction_writer,
 )
@@ -111,6 +114,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
+        parser.add_argument("--matmul_precision", type=MatmulPrecision, default="auto", help=MATMUL_HELP)
         for name in ("input_shape", "num_classes"):
             find = partial(_declared, name)
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
@@ -176,6 +180,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)
         trainer = super().instantiate_trainer(**kwargs)
+        set_matmul_precision(config.matmul_precision, trainer)
         check_port(trainer)
         return trainer
 

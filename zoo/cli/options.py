@@ -22,6 +22,7 @@ DEVICES_HELP = (
     "number of devices, list of their indices, or auto for all of the machine. If it is not given, a run with a "
     "trainer.strategy, or one of several processes under torchrun or SLURM, is on all of them."
 )
+DEVICE_HELP = "device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU."
 OUT_HELP = "table to write, .csv or .parquet (default: predictions.csv, with a number if it exists)."
 PLAIN_TYPES = (int, float, str, bool, NoneType, list, tuple)
 #: Types that are plain if their arguments are.

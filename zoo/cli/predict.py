@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import CKPT_HELP, CONFIG_HELP, OUT_HELP, add_overwrite, typed_options
+from zoo.cli.options import CKPT_HELP, CONFIG_HELP, DEVICE_HELP, OUT_HELP, add_overwrite, typed_options
 from zoo.cli.program import program
 from zoo.distributed.signals import Stopped
 from zoo.errors import UserError, check_at_least
@@ -60,7 +60,7 @@ def _parse(words: list[str]) -> dict[str, Any]:
     parser.add_argument("--out", type=str | None, help=OUT_HELP)
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="number of pictures that are predicted at a time.")
-    parser.add_argument("--device", type=str, default="auto", help="device, such as cuda:1; auto: cuda, else cpu.")
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument("--ensemble", **several, help="further checkpoints whose probabilities are averaged with it.")
     parser.add_argument(
         "--mc_samples", type=int, help="passes with dropout on that are averaged (default: as the model was trained)."
@@ -103,7 +103,7 @@ def predict_images(
         raise UserError("--images must be given: folders, files or patterns of pictures")
     if not ckpt_path:
         raise UserError("--ckpt_path must be given: the checkpoint of a classifier, or the folder of its run")
-    target = find_device(device)
+    target = find_device(device, "--device")
     paths = find_pictures(images)
     classifier = _load(ckpt_path, model, config, ensemble, mc_samples).to(target)
     if getattr(getattr(classifier, "trained_on", None), "class_names", None) is None:

@@ -24,11 +24,12 @@ from zoo.errors import UserError
 
 CONFIG = "config.yaml"
 #: Sections that are compared, but for the options in `FREE`; of the section `trainer`, the options in `REPORTED`.
-SECTIONS = ("seed_everything", "model", "data")
+SECTIONS = ("seed_everything", "matmul_precision", "model", "data")
 #: Options that change the course of training, but not what is trained.
 REPORTED = {
     "data.batch_size",
     "data.drop_last",
+    "matmul_precision",
     "model.accumulate_grad_batches",
     "model.gradient_clip_val",
     "trainer.accumulate_grad_batches",

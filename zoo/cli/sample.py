@@ -34,6 +34,7 @@ from zoo.cli.text import sample_text
 from zoo.datamodules.memory import check_fits
 from zoo.errors import UserError, check_at_least, check_seed, nearest
 from zoo.files import check_output, output_path
+from zoo.hub.loading import find_device
 from zoo.models.generative import check_samples
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples
@@ -71,6 +72,7 @@ RESERVED = {
     "per_class",
     "interpolate",
     "trajectory",
+    "device",
 }
 DESCRIPTION = "Draws samples from the checkpoint of a generative model."
 MODEL_DECIDES = (
@@ -90,6 +92,8 @@ def run_sample(args: Sequence[str]) -> None:
         parser = _start_parser(MODEL_DECIDES)
         add_function_options(parser, sample_images, {"network", "options"})
         parse_without_checkpoint(parser, words)
+    if typed.get("device"):  # before a large file is read
+        find_device(str(typed["device"]), "--device")
     network = _load_generative(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
     own = _options_by_method(network)
     parser = _build_parser(network, own)
@@ -99,10 +103,13 @@ def run_sample(args: Sequence[str]) -> None:
     _check_numbers(given["n"], given["seed"])
     values = {option.name: given.pop(option.name) for option in _typeable(own)}
     options = {name: value for name, value in values.items() if name in typed}  # the model knows its defaults
-    if _generates_text(network):
-        print(sample_text(network, select_options(network, "stream", own["stream"], options), **given))
-    else:
-        print(sample_images(network, options, **given))
+    try:
+        if _generates_text(network):
+            print(sample_text(network, select_options(network, "stream", own["stream"], options), **given))
+        else:
+            print(sample_images(network, options, **given))
+    except torch.OutOfMemoryError as error:
+        raise UserError("the samples do not fit into the memory of the device: give --device cpu, or less") from error
 
 
 def _load_generative(ckpt_path: str, model: str | None, config: str | None) -> Any:
@@ -215,6 +222,7 @@ def sample_images(
     per_class: bool = False,
     interpolate: int = 0,
     trajectory: str | None = None,
+    device: str = "auto",
     overwrite: bool = False,
 ) -> str:
     """Draws images or points and writes them to a file.
@@ -231,11 +239,14 @@ def sample_images(
         per_class: draw `n` samples of each class of a conditional model, one class per row.
         interpolate: number of samples on the path between two latent vectors, one pair per row; 0 for none.
         trajectory: .gif file for an animation of the same samples along the model's trajectory.
+        device: device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU. The noise is drawn on
+            the CPU, so that samples of one seed are the same on every device up to rounding.
         overwrite: replace files that exist.
 
     Returns:
         A sentence that says what was written.
     """
+    target = find_device(device, "--device")
     path, animation = output_path(out, "samples.png", overwrite), Path(trajectory) if trajectory else None
     _check_files(path, animation, overwrite)
     if interpolate and animation is not None:
@@ -251,10 +262,12 @@ def sample_images(
     rows = max(1, _count_classes(network)) if per_class else 1
     numbers = {"--n": n * rows, "--interpolate": interpolate or 1, "--frames": options.get("frames", 1)}
     check_memory(network, numbers)
+    network.to(target)
     classes, columns = _choose_labels(network, n, labels, per_class)
     count = n if classes is None else len(classes)
     if classes is None and _count_classes(network) and hasattr(network, "draw_labels"):
         classes = network.draw_labels(sample_seeds(count, torch.Generator().manual_seed(seed)))
+    classes = None if classes is None else classes.to(target)
     if interpolate:
         return _sample_interpolation(network, path, n, interpolate, classes, seed, selected["interpolate"], overwrite)
     if path.suffix == ".gif":
@@ -332,7 +345,7 @@ def _draw_samples(network: Any, n: int, labels: Tensor | None, seed: int, option
         piece = slice(start, min(n, start + CHUNK))
         source = {"generator": generator} if seeds is None else {"seeds": seeds[piece]}
         chosen = None if labels is None else labels[piece]
-        parts.append(network.sample(piece.stop - start, labels=chosen, **source, **options))
+        parts.append(network.sample(piece.stop - start, labels=chosen, **source, **options).cpu())
     samples = torch.cat(parts)
     check_samples(samples, type(network).__name__)
     return samples
@@ -366,7 +379,7 @@ def _sample_interpolation(
     if labels is not None and len(labels) != rows:
         raise UserError("--per_class cannot be combined with --interpolate: every row is one pair already")
     source = _random_source(network, "interpolate", rows, seed)
-    paths = network.interpolate(rows, steps, labels=labels, **source, **options)
+    paths = network.interpolate(rows, steps, labels=labels, **source, **options).cpu()
     check_samples(paths, type(network).__name__)
     if path.suffix == ".gif":
         save_gif(path, render_frames(paths.transpose(0, 1)), overwrite=overwrite)
@@ -387,7 +400,7 @@ def _animate(
     options: dict[str, Any],
     overwrite: bool,
 ) -> None:
-    states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options)
+    states = network.trajectory(n, labels=labels, **_random_source(network, "trajectory", n, seed), **options).cpu()
     check_samples(states.transpose(0, 1), type(network).__name__)
     save_gif(path, render_frames(states, columns), overwrite=overwrite)
 

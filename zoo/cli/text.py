@@ -11,12 +11,19 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.files import TEXT_SEPARATOR, check_output, save_texts
+from zoo.hub.loading import find_device
 
 MAX_TOKENS_PER_CHARACTER = 4  # bytes of a character in UTF-8
 
 
 def sample_text(
-    network: Any, options: dict[str, Any], n: int = 1, seed: int = 0, out: str | None = None, overwrite: bool = False
+    network: Any,
+    options: dict[str, Any],
+    n: int = 1,
+    seed: int = 0,
+    out: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
 ) -> str:
     """Generates text and shows it while it is generated.
 
@@ -26,17 +33,19 @@ def sample_text(
         n: number of texts.
         seed: random seed.
         out: .txt file to write as well (default: none).
+        device: device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU.
         overwrite: replace the file if it exists.
 
     Returns:
         A sentence that says what was generated.
     """
+    target = find_device(device, "--device")
     if out is not None:
         if Path(out).suffix != ".txt":
             raise UserError(f"--out {out} is not a file for text; let it end in .txt, or leave it out")
         check_output(Path(out), overwrite)
     generator = torch.Generator().manual_seed(seed)
-    text = generate_texts(network, n, generator, lambda piece: print(piece, end="", flush=True), options)
+    text = generate_texts(network.to(target), n, generator, lambda piece: print(piece, end="", flush=True), options)
     print()
     written = f"{n} text{'s' if n > 1 else ''} of {type(network).__name__}"
     if out is None:

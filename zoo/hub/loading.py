@@ -40,7 +40,7 @@ def load(
 
     Args:
         source: where the model is.
-        device: device of the model, such as "cuda".
+        device: device of the model, such as "cuda"; "auto" is cuda where there is one, then mps, then the CPU.
         revision: branch, tag or commit of a repository on the Hugging Face Hub.
         token: access token for a private repository; by default that of `hf auth login` or HF_TOKEN.
         **handed: arguments of the model's class that are not stored, such as a network of your own or an `ensemble` of
@@ -56,20 +56,33 @@ def load(
     return load_model(path, **handed).to(target)
 
 
-def find_device(name: str | torch.device) -> torch.device:
-    """A device by its name; "auto" is cuda where there is one, else the CPU.
+def find_device(name: str | torch.device, option: str = "device") -> torch.device:
+    """A device by its name; "auto" is cuda where there is one, then mps, which are Apple's GPUs, then the CPU.
+
+    Args:
+        name: name of the device, such as "cuda:1".
+        option: what the message of an error calls the name.
 
     Raises:
         UserError: there is no such device here.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = _devices()[0]
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name} is not available here; use cpu") from error
+        raise UserError(
+            f"{option} {name} is not available here; choose one of auto, {', '.join(_devices())}"
+        ) from error
     return device
+
+
+def _devices() -> list[str]:
+    """Names of the devices of this machine, the preferred one first."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = ["cuda", *(f"cuda:{index}" for index in range(1, count))] if count else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def _find(source: str | Path, revision: str | None, token: str | None) -> Path:

@@ -8,7 +8,7 @@ from zoo.metrics.near_copies import NearCopies, nearest_distances
 from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
 from zoo.metrics.two_sample import two_sample_accuracy
 from zoo.metrics.wasserstein import SlicedWasserstein, wasserstein1
-from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due
+from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due, log_values
 
 __all__ = [
     "FeatureExtractor",
@@ -27,6 +27,7 @@ __all__ = [
     "frechet_distance",
     "load_extractor",
     "log_is_due",
+    "log_values",
     "nearest_distances",
     "two_sample_accuracy",
     "wasserstein1",

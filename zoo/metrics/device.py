@@ -30,7 +30,18 @@ class FixedPrecisionMetric(Metric):
 
 
 class Mean(FixedPrecisionMetric, MeanMetric):
-    """Mean of all values, as torchmetrics' `MeanMetric`; its sums stay in float32."""
+    """Mean of all values, as torchmetrics' `MeanMetric`; its sums stay in float32.
+
+    NaN among the values makes the mean NaN. torchmetrics would leave it out, for which it reads from the device in
+    every update.
+    """
+
+    def update(self, value: float | Tensor, weight: float | Tensor | None = None) -> None:
+        """Adds values, of any shape, with their weights, which are broadcast against them (default: 1)."""
+        value = torch.as_tensor(value, dtype=self.dtype, device=self.device)
+        weight = torch.as_tensor(1 if weight is None else weight, dtype=self.dtype, device=self.device).expand_as(value)
+        self.mean_value += (value * weight).sum()
+        self.weight += weight.sum()
 
 
 def target_device(fn: Callable[[Tensor], Tensor], x: Tensor) -> torch.device:

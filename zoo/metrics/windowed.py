@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -13,6 +15,28 @@ def log_is_due(module: LightningModule) -> bool:
     """Whether the current batch is the last one in a window of `log_every_n_steps`; never if that is 0."""
     period: int = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(period) and (module.trainer.fit_loop.total_batch_idx + 1) % period == 0
+
+
+def log_values(module: LightningModule, values: Mapping[str, Tensor | float], shown: Collection[str] = ()) -> None:
+    """Logs scalars of a training step from the CPU, to which one copy brings all of them.
+
+    Lightning reads a logged value of the progress bar again in every batch, whether there is a bar or not. On a GPU
+    each of these would wait for the step.
+
+    Args:
+        module: module in training.
+        values: scalars by name.
+        shown: names of those beside the progress bar.
+    """
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
+    whole = [cast(Any, t).full_tensor() if hasattr(t, "full_tensor") else t for t in tensors]  # sharded ones too
+    copied = iter(torch.stack([t.detach().float() for t in whole]).cpu() if whole else ())
+    scalars = {
+        name: next(copied) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
+        for name, value in values.items()
+    }
+    module.log_dict({name: value for name, value in scalars.items() if name in shown}, prog_bar=True)
+    module.log_dict({name: value for name, value in scalars.items() if name not in shown})
 
 
 class Throughput:
@@ -77,10 +101,9 @@ class WindowedMetrics:
         if not log_is_due(module):
             return
         speed = self.throughput.per_second(module.trainer.world_size)
-        for name, total in self.sums.items():
-            module.log(f"train/{name}", total / self.count, prog_bar=name == "loss")
+        means = {f"train/{name}": total / self.count for name, total in self.sums.items()}
         rate = cast(Any, module.optimizers()).param_groups[0]["lr"]
-        module.log_dict({"train/lr": rate, f"train/{self.unit}_per_second": speed})
+        log_values(module, means | {"train/lr": rate, f"train/{self.unit}_per_second": speed}, ["train/loss"])
         self.start()
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +21,7 @@ from zoo.checkpoints.reading import load_as
 from zoo.checkpoints.restoring import check_optimizers, check_restorable
 from zoo.contracts import attached_trainer, data_of
 from zoo.distributed.fsdp import shard
-from zoo.errors import UserError
+from zoo.errors import UserError, check_choice
 from zoo.metrics import WindowedMetrics
 from zoo.models.ema import EMA
 from zoo.models.precision import check_precision, keep_precision
@@ -29,6 +29,16 @@ from zoo.models.statistics import as_in_training, has_samples, training_batches
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, build_optimizer
 from zoo.seeding import capture_random_state, gather_random_states, restore_random_state
 from zoo.sharing.mixin import PretrainedMixin
+
+#: Whether a network is compiled, or in which mode of `torch.compile`.
+Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+def check_compile(value: Compile) -> Compile:
+    """Returns the value; raises a `UserError` if it is no mode of `torch.compile`."""
+    if not isinstance(value, bool):
+        check_choice("compile", value, ("true", "false", *get_args(get_args(Compile)[1])))
+    return value
 
 
 class ZooModule(PretrainedMixin, LightningModule):
@@ -46,7 +56,7 @@ class ZooModule(PretrainedMixin, LightningModule):
         trained_on: what is known of the training data: names of classes, preprocessing of pictures. Taken from the data
             module in `fit`, and stored in checkpoints; set it for training without a data module.
         origin: checkpoint that the model was loaded from by `zoo.load`, or None.
-        compile_network: compile the network with torch.compile before training.
+        compile_network: compile the network with torch.compile before training: whether, or in which mode.
         window: means that are logged every `log_every_n_steps` batches, or None.
     """
 
@@ -59,7 +69,7 @@ class ZooModule(PretrainedMixin, LightningModule):
     ema: EMA | None
     trained_on: TrainingData = TrainingData()
     origin: Origin | None = None
-    compile_network: bool = False
+    compile_network: Compile = False
     window: WindowedMetrics | None = None
     _images_since_step = 0
     _resumed: dict[str, Any] | None = None
@@ -89,7 +99,7 @@ class ZooModule(PretrainedMixin, LightningModule):
         if stage == "fit" and trainer is not None:
             check_precision(trainer)
         if stage == "fit" and self.compile_network:
-            self.network.compile()
+            self.network.compile(mode=None if self.compile_network is True else self.compile_network)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # The model's own buffers, such as a temperature, stay in float32 when its networks become half precision.
@@ -135,6 +145,8 @@ class ZooModule(PretrainedMixin, LightningModule):
         if self.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + self.global_rank)
         self._images_since_step = 0
+        if self.ema is not None:
+            self.ema.start()  # layers may have been replaced, as by sync_batchnorm
         self._set_optimizer_mode(training=True)
         if self.window:
             self.window.start()

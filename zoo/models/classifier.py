@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,7 +28,7 @@ from zoo.checkpoints.reading import load_model
 from zoo.contracts import attached_trainer
 from zoo.errors import UserError, check_at_least, check_fraction
 from zoo.metrics import Mean, TemperatureFit, TemperatureScaling, WindowedMetrics
-from zoo.models.base import ZooModule, eval_mode
+from zoo.models.base import Compile, ZooModule, check_compile, eval_mode
 from zoo.models.calibration import check_validation, describe, validation_batches
 from zoo.models.dropout import DROPOUT_LAYERS, dropout_on
 from zoo.models.ema import EMA
@@ -44,7 +45,7 @@ from zoo.models.networks import build_network, check_output
 from zoo.models.precision import cast_to, widen
 from zoo.models.predictions import Predictions, entropy
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
-from zoo.seeding import stream_keys
+from zoo.seeding import stream_keys, upload
 
 ClassifierNetworkFactory = Callable[[Sequence[int], int], nn.Module]
 
@@ -62,7 +63,7 @@ def mixup(x: Tensor, y: Tensor, num_classes: int, alpha: float) -> tuple[Tensor,
         Samples (N, ...) and soft labels (N, num_classes).
     """
     parameter = torch.tensor(alpha, dtype=torch.float32)
-    weight = torch.distributions.Beta(parameter, parameter).sample((len(x),)).to(x)
+    weight = upload(torch.distributions.Beta(parameter, parameter).sample((len(x),)), x.device).to(x.dtype)
     other = torch.randperm(len(x), device=x.device)
     labels = F.one_hot(y, num_classes).to(x)
     x = torch.lerp(x[other], x, weight.view(-1, *[1] * (x.ndim - 1)))
@@ -97,7 +98,8 @@ class Classifier(ZooModule):
             each validation; a checkpoint holds that of the last validation before it. A checkpoint without one gets it
             when it is tested, on the validation split. The temperature is fitted for one pass with dropout off.
         channels_last: use the channels-last memory format, which is faster on most devices.
-        compile: compile the network with torch.compile; the first steps take minutes.
+        compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
+            "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         mc_samples: number of passes with dropout on that are averaged at test and prediction time (Monte Carlo
             dropout); 0 for one pass with dropout off.
         mc_seed: random seed of the dropout masks of these passes.
@@ -130,7 +132,7 @@ class Classifier(ZooModule):
         flip_tta: bool = False,
         calibrate: bool = False,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         mc_samples: int = 0,
         mc_seed: int = 0,
         ensemble: list[str] | None = None,
@@ -161,7 +163,7 @@ class Classifier(ZooModule):
         self.flip_tta = flip_tta
         self.register_buffer("temperature", torch.ones(()))
         self.calibration = TemperatureScaling() if calibrate else None
-        self.compile_network = compile
+        self.compile_network = check_compile(compile)
         self.mc_samples = mc_samples
         self.mc_seed = mc_seed
         self.ensemble = list(ensemble or [])
@@ -170,15 +172,18 @@ class Classifier(ZooModule):
         self.layer_decay = layer_decay
         self.ema = EMA(self.network, ema_half_life) if ema_half_life > 0 else None
         self._members: list[Classifier] = []  # a plain list, so that they are not submodules
-        self.val_loss, self.val_acc = Mean(), MulticlassAccuracy(num_classes, average="micro")
+        # Without checks of their inputs, which read from the device in every update.
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        calibration_error = partial(MulticlassCalibrationError, num_classes, n_bins=15, norm="l1", validate_args=False)
+        self.val_loss, self.val_acc = Mean(), accuracy()
         self.test_metrics = nn.ModuleDict(
             {
-                "acc": MulticlassAccuracy(num_classes, average="micro"),
+                "acc": accuracy(),
                 "nll": Mean(),
                 "nll_uncalibrated": Mean(),
                 "brier": Mean(),
-                "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
-                "ece_uncalibrated": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+                "ece": calibration_error(),
+                "ece_uncalibrated": calibration_error(),
             }
         )
         self.window = WindowedMetrics("images")
@@ -238,6 +243,7 @@ class Classifier(ZooModule):
     def _with_mirrored(self, logits: Tensor, x: Tensor) -> Tensor:
         """Uncalibrated logits of x, averaged with those of the mirror images for `flip_tta`."""
         if self.flip_tta and self._mirrors():
+            logits = logits.clone()  # a network in a CUDA graph writes its next output over this one
             return (logits + self._uncalibrated(x.flip(-1))) / 2
         return logits
 

@@ -48,11 +48,13 @@ class EMA(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.half_life = half_life
         self.warmup = warmup
-        # As a tensor for the state dict, and as a number, since reading the tensor would wait for the device.
+        # As a number, since reading the tensor would wait for the device; the tensor is for the state dict.
         self.images = 0
         self.stale = False
         self._updating: list[BatchNorm] = []  # layers whose originals update their statistics in training
+        self._pairs: Pairs | None = None
         self.register_buffer("images_seen", torch.tensor(0))
+        self.register_state_dict_pre_hook(self._write_images)
         self.register_load_state_dict_post_hook(self._read_images)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -63,24 +65,23 @@ class EMA(nn.Module):
         half_life = min(self.half_life, self.warmup * self.images)
         return 0.5 ** (images / half_life) if half_life > 0 else 0.0
 
+    def start(self) -> None:
+        """Finds the layers of both networks anew at the next update; after layers have been replaced."""
+        self._pairs = None
+
     @torch.no_grad()
     def update(self, network: nn.Module, images: int) -> None:
         """Updates the average after `network` has been trained on `images` further images, counted over all devices."""
+        if self._pairs is None or self._pairs.network is not network:
+            self._pairs = Pairs(self.network, network)
         self.images += images
-        self.images_seen.fill_(self.images)
         weight = 1 - self.decay(images)
-        averages: list[Tensor] = list(self.network.parameters())
-        values = [value.to(average.dtype) for average, value in zip(averages, network.parameters(), strict=True)]
-        torch._foreach_lerp_(averages, values, weight)
-        pairs = list(zip(_batch_norms(self.network), _batch_norms(network), strict=True))
-        statistics = {id(buffer) for _, norm in pairs for buffer in norm.buffers(recurse=False)}
-        for average, current in zip(self.network.buffers(), network.buffers(), strict=True):
-            if average.is_floating_point() and id(current) not in statistics:
-                value = current.to(average.dtype)  # equal values are kept exactly, infinite ones too
-                average.copy_(torch.where(average == value, value, average.lerp(value, weight)))
-            else:
-                average.copy_(current)
-        self._updating = [norm for norm, original in pairs if original.training and original.track_running_stats]
+        for averages, values in self._pairs.averaged():
+            torch._foreach_lerp_(averages, [value.to(averages[0].dtype) for value in values], weight)
+        for averages, values in self._pairs.copied():
+            torch._foreach_copy_(averages, values)
+        norms = self._pairs.norms
+        self._updating = [norm for norm, original in norms if original.training and original.track_running_stats]
         self.stale = bool(self._updating)
 
     @torch.no_grad()
@@ -113,8 +114,75 @@ class EMA(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.network(*args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pairs": None}  # a copy has no part in the network that was trained
+
+    def _write_images(self, *_: Any) -> None:
+        self.images_seen.fill_(self.images)
+
     def _read_images(self, *_: Any) -> None:
         self.images = int(self.images_seen)
+
+
+Slot = tuple[dict[str, Any], str]  # parameters or buffers of a module, and the name of one
+
+
+class Pairs:
+    """Parameters and buffers of an averaged network beside those of the original, each group for one operator.
+
+    Tensors are looked up in each step, since they are others after a move to another device or a division into shards;
+    to search the modules for them would take longer than the update.
+
+    Args:
+        average: averaged network.
+        network: original, with the same layers.
+    """
+
+    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+        self.network = network
+        self.norms = list(zip(_batch_norms(average), _batch_norms(network), strict=True))
+        statistics = {id(norm._buffers) for norm, _ in self.norms}
+        self._averaged = list(zip(_slots(average, "_parameters"), _slots(network, "_parameters"), strict=True))
+        self._copied: list[tuple[Slot, Slot]] = []
+        for mine, its in zip(_slots(average, "_buffers"), _slots(network, "_buffers"), strict=True):
+            # The difference of infinite values, as in masks, would be NaN.
+            moves = mine[0][mine[1]].is_floating_point() and id(mine[0]) not in statistics
+            finite = moves and bool(its[0][its[1]].isfinite().all())
+            (self._averaged if finite else self._copied).append((mine, its))
+
+    def averaged(self) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+        """Tensors of the average that move by a part of the difference, and the original's, by dtype."""
+        return _by_dtype(self._averaged)
+
+    def copied(self) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+        """Tensors that are taken from the original: statistics of batch normalization, integers, infinite values."""
+        return _by_dtype(self._copied)
+
+
+def _slots(network: nn.Module, kind: str) -> list[Slot]:
+    """Where the tensors of one kind are, each tensor once."""
+    found: dict[int, Slot] = {}
+    for module in network.modules():
+        tensors = vars(module)[kind]
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                found.setdefault(id(tensor), (tensors, name))
+    return list(found.values())
+
+
+def _by_dtype(pairs: list[tuple[Slot, Slot]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    """Tensors at pairs of places, in lists of one dtype each: of mixed lists a GPU would compute each tensor alone.
+
+    Tensors in shards, as FSDP's parameters are, have lists of their own.
+    """
+    groups: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
+    for (mine, name), (its, other) in pairs:
+        average, value = mine[name], its[other]
+        key = (average.dtype, value.dtype, hasattr(average, "full_tensor"))
+        averages, values = groups.setdefault(key, ([], []))
+        averages.append(average)
+        values.append(value)
+    return groups.values()
 
 
 def _batch_norms(network: nn.Module) -> list[BatchNorm]:

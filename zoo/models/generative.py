@@ -25,7 +25,7 @@ from zoo.errors import NonFiniteError, UserError
 from zoo.metrics import FrechetDistance, distance_for
 from zoo.models.base import ZooModule
 from zoo.models.precision import widen
-from zoo.seeding import seeds_at
+from zoo.seeding import NoiseMemory, seeds_at
 
 FLOOR_DRAWS = 4  # draws of training samples over which a floor is averaged
 CHUNK = 500  # samples per call of the feature extractor
@@ -94,6 +94,7 @@ class GenerativeModule(ZooModule):
         self.distance_name = distance[0] if distance else None
         self.distance = distance[1] if distance else None
         self.floor = distance[1].clone() if distance else None
+        self.noise_memory = NoiseMemory()  # of validation
         self._floors: dict[str, float] = {}
         self._floor_is_due = False
         self._floor_labels: list[Tensor] = []
@@ -171,6 +172,9 @@ class GenerativeModule(ZooModule):
         super().setup(stage)
         left_out(self, data_of(self.trainer), self.uses_of_data(stage))
 
+    def teardown(self, stage: str) -> None:
+        self.noise_memory.clear()
+
     def uses_of_data(self, stage: str) -> dict[type, str]:
         """What is left out on data that lacks a contract of `zoo.contracts`, for one line at the start of a run."""
         measured = self.distance is not None and stage in ("fit", "validate", "test")
@@ -198,7 +202,8 @@ class GenerativeModule(ZooModule):
         x, labels = self.unpack(batch)
         # The same noise in every validation, with separate seeds: only the model changes between two validations, and
         # validation does not change the random numbers of training.
-        fake = self.sample(len(x), labels=labels, seeds=seeds_at(self._indices, seed=0))
+        with self.noise_memory.use():
+            fake = self.sample(len(x), labels=labels, seeds=seeds_at(self._indices, seed=0))
         self.distance.update(x, real=True)
         self.distance.update(fake, real=False)
         name = f"{split}/{self.distance_name}"

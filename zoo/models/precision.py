@@ -8,7 +8,8 @@ widen what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,17 @@ def keep_precision(fn: Callable[[Tensor], Tensor], tensors: Iterable[Tensor | No
         return x.to(converted.device) if id(x) in kept and converted.dtype in HALF else converted
 
     return convert
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products of float32 are not rounded to TF32 or bfloat16 inside the context, whatever the run allows."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def in_float32(network: nn.Module) -> Callable[..., Any]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, TQDMProgressBar
 
 from tests.helpers.networks import mlps
 from zoo import GAN, MLPClassifier
 from zoo.callbacks import ClassReport, PredictionWriter, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins, with_prediction_writer
+from zoo.cli.defaults import as_list, default_callbacks, default_plugins, set_matmul_precision, with_prediction_writer
+from zoo.cli.main import main
 from zoo.errors import UserError
 
 
@@ -71,3 +77,35 @@ def test_an_option_of_the_trainer_is_none_one_object_or_a_list():
     assert as_list(None) == []
     assert as_list("a") == ["a"]
     assert as_list(["a", "b"]) == ["a", "b"]
+
+
+@pytest.fixture
+def matmul_precision():
+    """Keeps torch's setting as it is."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("matmul_precision")
+@pytest.mark.parametrize(
+    ("choice", "accelerator", "expected"),
+    [
+        ("auto", CPUAccelerator(), "highest"),
+        ("auto", CUDAAccelerator(), "high"),
+        ("medium", CUDAAccelerator(), "medium"),
+        ("high", CPUAccelerator(), "high"),
+    ],
+)
+def test_float32_products_are_tf32_on_cuda_unless_the_option_says_otherwise(choice, accelerator, expected):
+    torch.set_float32_matmul_precision("highest")
+    set_matmul_precision(choice, SimpleNamespace(accelerator=accelerator))
+    assert torch.get_float32_matmul_precision() == expected
+
+
+@pytest.mark.usefixtures("matmul_precision")
+def test_the_command_line_takes_the_precision_of_float32_products(in_an_empty_folder):
+    options = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    main(["fit", "--config=gan.yaml", *options, "--matmul_precision=medium"])
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert "matmul_precision: medium" in Path("runs/gan/version_0/config.yaml").read_text()

@@ -18,6 +18,7 @@ from zoo.errors import UserError
 ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
+    "matmul_precision": "auto",
     "trainer": {"max_steps": 100, "devices": 1, "precision": None, "callbacks": [{"class_path": "a.B"}]},
     "run": {"root": "runs"},
     "wandb": {"mode": "auto"},

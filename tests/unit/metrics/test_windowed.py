@@ -31,8 +31,7 @@ def module_at(batch: int, log_every_n_steps: int, world_size: int = 1):
     return SimpleNamespace(
         trainer=trainer,
         logged=logged,
-        log=lambda name, value, prog_bar=False: logged.update({name: float(value)}),
-        log_dict=lambda values: logged.update(values),
+        log_dict=lambda values, prog_bar=False: logged.update(values),
         optimizers=lambda: torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.25),
     )
 

@@ -11,7 +11,8 @@ from tests.unit.training import quiet_trainer
 from zoo import MLPClassifier
 from zoo.contracts import attached_trainer
 from zoo.datamodules import Digits
-from zoo.models.base import ZooModule, eval_mode
+from zoo.errors import UserError
+from zoo.models.base import Compile, ZooModule, check_compile, eval_mode
 from zoo.models.ema import EMA
 
 
@@ -79,7 +80,7 @@ def sgd(parameters, fused):
 class Small(ZooModule):
     """The least that a subclass sets."""
 
-    def __init__(self, half_life: float = 0.0, compile: bool = False) -> None:
+    def __init__(self, half_life: float = 0.0, compile: Compile = False) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         self.ema = EMA(self.network, half_life) if half_life else None
@@ -131,6 +132,37 @@ def test_the_network_is_compiled_for_training_only(monkeypatch):
     assert compiled == [model.network]
     Small().setup("fit")
     assert len(compiled) == 1, "not without the option"
+
+
+@pytest.mark.parametrize(("given", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_the_network_is_compiled_in_the_given_mode(given, mode, monkeypatch):
+    modes = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: modes.append(mode))
+    Small(compile=given).setup("fit")
+    assert modes == [mode]
+
+
+def test_an_unknown_mode_of_compilation_is_one_line():
+    with pytest.raises(UserError, match="compile is 'fast'; choose one of true, false, default, reduce-overhead"):
+        check_compile("fast")
+
+
+def test_validation_and_sampling_in_between_compile_nothing_anew(monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode: compile(function, backend=counter))
+    model = MLPClassifier((1, 8, 8), 10, width=8, depth=1, ema_half_life=100, compile=True)
+    options = {"max_epochs": 3, "limit_train_batches": 2, "limit_val_batches": 2}
+    frames = []
+
+    class Count(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            frames.append(counter.frame_count)
+
+    quiet_trainer(callbacks=[Count()], **options).fit(model, datamodule=Digits(batch_size=10))
+    assert frames[0] > 0
+    assert frames == frames[:1] * 3
 
 
 def test_a_resumed_run_repeats_the_random_numbers_and_the_parameters_of_an_uninterrupted_one(tmp_path):

@@ -1,9 +1,14 @@
 """The moving average against its closed form."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
+from tests.helpers.meta import CountedTransfers
+from zoo.models import CIFARResNet, UNet
 from zoo.models.ema import EMA
 
 
@@ -122,3 +127,91 @@ def test_constant_buffers_are_kept_exactly_also_infinite_ones():
     for _ in range(5):
         ema.update(network, images=64)
     assert ema.network.mask.equal(network.mask)
+
+
+def test_an_update_of_a_network_is_one_operator_for_each_group_of_tensors():
+    network = CIFARResNet((3, 8, 8), depth=8, widths=(4, 4, 4))
+    ema = EMA(network, half_life=1000)
+    ema.update(network, images=64)
+    with CountedTransfers() as counted:
+        ema.update(network, images=64)
+    # Weights; statistics of batch normalization; the numbers of batches they are of.
+    assert dict(counted.step.operators) == {"aten::_foreach_lerp_.Scalar": 1, "aten::_foreach_copy_": 2}
+
+
+def test_an_average_is_the_same_to_the_bit_as_of_each_tensor_alone():
+    torch.manual_seed(0)
+    network = UNet((1, 8, 8), widths=(16,), blocks=1)
+    ema, expected = EMA(network, half_life=1000, warmup=1.0), copy.deepcopy(network)
+    for _ in range(3):
+        for parameter in network.parameters():
+            nn.init.normal_(parameter)
+        ema.update(network, images=100)
+        for mine, its in zip(expected.parameters(), network.parameters(), strict=True):
+            mine.data.lerp_(its.data, 1 - ema.decay(100))
+    assert all(a.equal(b) for a, b in zip(ema.network.parameters(), expected.parameters(), strict=True))
+
+
+def test_tensors_that_are_replaced_between_two_updates_are_found():
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    ema = EMA(network, half_life=1000)
+    ema.update(network, images=64)
+    network.double()
+    network[0].weight = nn.Parameter(torch.full((1, 1), 3.0, dtype=torch.float64))
+    network[1].running_mean = torch.full((1,), 5.0, dtype=torch.float64)
+    ema.double()
+    ema.images = 0  # the next update takes the weights over
+    ema.warmup = 0
+    ema.update(network, images=64)
+    assert ema.network[0].weight.item() == 3.0
+    assert ema.network[1].running_mean.item() == 5.0
+
+
+def test_layers_that_are_replaced_before_a_run_are_found():
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    ema = EMA(network, half_life=1000, warmup=0.0)
+    ema.update(network, images=64)
+    network[1] = constant(4.0)
+    ema.start()
+    ema.update(network, images=64)
+    assert ema.network[1].weight.item() == 4.0
+
+
+def test_a_copy_of_an_average_leaves_the_trained_network_behind():
+    network = constant(1.0)
+    ema = EMA(network, half_life=1000)
+    ema.update(network, images=64)
+    other = copy.deepcopy(ema)
+    assert vars(other)["_pairs"] is None
+    other.update(network, images=64)
+    assert other.images == 128
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_network_in_shards_is_averaged_beside_buffers_that_are_whole():
+    network = constant(1.0)
+    network.register_buffer("positions", torch.ones(2))
+    ema = EMA(network, half_life=1000, warmup=0.0)
+    ema.update(network, images=64)
+    for whole in (network, ema.network):
+        fully_shard(whole)
+    nn.init.constant_(network.weight, 3.0)
+    network.positions.fill_(2.0)
+    ema.update(network, images=64)
+    assert ema.network.weight.full_tensor().item() == 3.0
+    assert ema.network.positions.tolist() == [2.0, 2.0]
+
+
+def test_the_number_of_images_is_written_when_the_state_is_read():
+    ema = EMA(constant(1.0), half_life=1000)
+    owner = nn.ModuleDict({"ema": ema})
+    ema.update(constant(1.0), images=64)
+    assert owner.state_dict()["ema.images_seen"].item() == 64

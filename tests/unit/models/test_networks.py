@@ -229,9 +229,9 @@ def test_a_network_of_another_shape_is_refused_when_the_model_is_built(build, me
 class Parallel(Block):
     """A block whose attention and feed-forward network see the same input."""
 
-    def forward(self, x, mask=None, causal=False, angles=None, memory=None, memory_mask=None, cache=None):
+    def forward(self, x, mask=None, causal=False, rotation=None, memory=None, memory_mask=None, cache=None):
         h = self.attention_norm(x)
-        return x + self.attention(h, None, mask, causal, angles, cache) + self.feed_forward(h)
+        return x + self.attention(h, None, mask, causal, rotation, cache) + self.feed_forward(h)
 
 
 def test_a_language_model_takes_blocks_of_ones_own_and_generates_with_their_caches(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.contracts import ReferenceSamples, attached_trainer, data_of, offers
 from zoo.errors import UserError, check_at_least
 from zoo.metrics import Mean, WindowedMetrics
-from zoo.models.base import eval_mode
+from zoo.models.base import Compile, check_compile, eval_mode
 from zoo.models.diffusion.denoiser import Denoiser, append_dims
 from zoo.models.diffusion.dit import DiT
 from zoo.models.diffusion.network import ResidualMLP, UNet
@@ -25,7 +25,7 @@ from zoo.models.generative import GenerativeModule
 from zoo.models.networks import build_network, check_output
 from zoo.models.precision import float64_device
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, diffusion_optimizer
-from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator
+from zoo.seeding import SampleNoise, sample_seeds, seeds_at, spawn_generator, upload
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 CALIBRATION = 10_000  # training samples on which mean and standard deviation are measured, at most
@@ -60,8 +60,10 @@ class DenoisingModule(GenerativeModule):
         steps: number of sampling steps.
         sigma_data: standard deviation of the data about its mean; by default measured when training starts.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average.
-        channels_last: use the channels-last memory format, which is faster on most devices.
-        compile: compile the network with torch.compile; the first steps take minutes.
+        channels_last: use the channels-last memory format, which is faster on most devices. On a GPU, group norm
+            converts to NCHW, and the next convolution back, unless the network is compiled.
+        compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
+            "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         extractor: feature extractor of the Fréchet distance; see `zoo.metrics.distance_for`.
         optimizer: factory of the optimizer; weight decay is applied to matrices and kernels, not to biases and norms.
         lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
@@ -89,7 +91,7 @@ class DenoisingModule(GenerativeModule):
         sigma_data: float | None = None,
         ema_half_life: float = 20_000,
         channels_last: bool = True,
-        compile: bool = False,
+        compile: Compile = False,
         extractor: str = "auto",
         optimizer: OptimizerCallable = diffusion_optimizer,
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
@@ -106,7 +108,7 @@ class DenoisingModule(GenerativeModule):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.steps = steps
         self.channels_last = channels_last and len(self.input_shape) == 3
-        self.compile_network = compile
+        self.compile_network = check_compile(compile)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.register_buffer("calibrated", torch.tensor(False))
@@ -282,10 +284,11 @@ class DenoisingModule(GenerativeModule):
         The quantiles of the noise levels are the fractional parts of multiples of the golden ratio, which fill the unit
         interval evenly for any number of samples.
         """
-        noise = SampleNoise(seeds_at(self._indices, seed=1), self.input_shape)
+        noise = SampleNoise(seeds_at(self._indices, seed=1), self.input_shape, x.device)
         quantile = ((self._indices.double() + 0.5) * GOLDEN_RATIO) % 1
         sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp()
-        return noise().to(x), sigma.to(x)
+        with self.noise_memory.use():
+            return noise().to(x.dtype), upload(sigma, x.device).to(x.dtype)
 
     def _log_mean(self, name: str, values: Tensor) -> None:
         metric = cast(Mean, self.val_metrics[name])

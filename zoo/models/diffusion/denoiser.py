@@ -10,6 +10,7 @@ A network does not learn E[x_0 | x] itself, but a target from which it follows: 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError, check_choice
-from zoo.models.precision import cast_to, keep_precision, widen
+from zoo.models.precision import cast_to, full_float32, keep_precision, widen
+from zoo.seeding import upload
 
 CHUNK = 2**24  # distances in memory at a time
 UNLABELLED = "this ideal denoiser was built without labels, so it cannot denoise by label"
@@ -134,22 +136,21 @@ class Denoiser(ScoreModel, nn.Module):
         """Compiles the network; see `torch.nn.Module.compile`."""
         self.network.compile(*args, **kwargs)
 
-    def outputs(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The network's output, float32 (N, ...), for samples `x` (N, ...) of noise levels `sigma` (N,)."""
-        scalings = self.scalings(sigma, self.sigma_data)
+    def outputs(self, x: Tensor, scalings: Scalings, labels: Tensor | None) -> Tensor:
+        """The network's output, float32 (N, ...), for samples `x` (N, ...) and the scalings of their noise levels."""
         inputs = cast_to(self.network, (x - self.mean) * append_dims(scalings.c_in, x))
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return widen(self.network(inputs, cast_to(self.network, scalings.c_noise), labels))
 
-    def combine(self, outputs: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor, x: Tensor, scalings: Scalings) -> Tensor:
         """E[x_0 | x], (N, ...), from the network's output for `x`."""
-        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        c_skip, c_out = (append_dims(factor, x) for factor in scalings[:2])
         return self.mean + c_skip * (x - self.mean) + c_out * outputs
 
-    def target(self, x_0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def target(self, x_0: Tensor, x: Tensor, scalings: Scalings) -> Tensor:
         """Output (N, ...) for which `combine` returns the clean samples `x_0`."""
-        c_skip, c_out = (append_dims(factor, x) for factor in self.scalings(sigma, self.sigma_data)[:2])
+        c_skip, c_out = (append_dims(factor, x) for factor in scalings[:2])
         return (x_0 - self.mean - c_skip * (x - self.mean)) / c_out
 
     def forward(
@@ -165,10 +166,12 @@ class Denoiser(ScoreModel, nn.Module):
         """
         x = x.to(self.mean.dtype)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        outputs = self.outputs(x, sigma, labels)
+        scalings = self.scalings(sigma, self.sigma_data)
+        outputs = self.outputs(x, scalings, labels)
         if guidance_scale:
-            outputs = outputs + guidance_scale * (outputs - self.outputs(x, sigma, None))
-        return self.combine(outputs, x, sigma)
+            outputs = outputs.clone()  # a network in a CUDA graph writes its next output over this one
+            outputs = outputs + guidance_scale * (outputs - self.outputs(x, scalings, None))
+        return self.combine(outputs, x, scalings)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         return self(x, sigma, labels)
@@ -182,7 +185,8 @@ class Denoiser(ScoreModel, nn.Module):
             sigma: noise levels, (N,).
             labels: classes, int64 (N,), or None.
         """
-        return (self.outputs(x, sigma, labels) - self.target(x_0, x, sigma)).square().flatten(1).mean(1)
+        scalings = self.scalings(sigma, self.sigma_data)
+        return (self.outputs(x, scalings, labels) - self.target(x_0, x, scalings)).square().flatten(1).mean(1)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight (N,) of the denoiser's squared error in the loss: 1 / c_out^2."""
@@ -215,11 +219,17 @@ class IdealDenoiser(ScoreModel):
         if len(data) == 0:
             raise UserError("the ideal denoiser needs at least one sample")
         self.data = data
-        self.labels = labels
+        self.labels = None if labels is None else labels.cpu()  # where a class is found without waiting for the device
         self.std = std
         self.temperature = temperature
         weights = torch.ones(len(data)) if weights is None else weights
         self.log_weights = (weights.double() / weights.double().sum()).log().to(data)
+
+    def to(self, device: torch.device) -> IdealDenoiser:
+        """The denoiser with its data on another device."""
+        moved = copy.copy(self)
+        moved.data, moved.log_weights = self.data.to(device), self.log_weights.to(device)
+        return moved
 
     def _log_joint(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """ln(weight * kernel), unnormalized, for x (N, ...) and sigma (N, 1), of shape (N, number of centers)."""
@@ -238,18 +248,18 @@ class IdealDenoiser(ScoreModel):
             return self._denoise(x, sigmas)
         if self.labels is None:
             raise UserError(UNLABELLED)
-        denoised = torch.full_like(x, math.nan)
+        denoised, labels = torch.full_like(x, math.nan), labels.cpu()
         for label in labels.unique().tolist():
-            own = self.labels == label
-            if own.any():
-                rows = (labels == label).to(x.device)
+            own = (self.labels == label).nonzero().squeeze(1)
+            if len(own):
+                rows = upload((labels == label).nonzero().squeeze(1), x.device)
                 denoised[rows] = self._of_class(own)._denoise(x[rows], sigmas[rows])
         return denoised
 
     def _of_class(self, own: Tensor) -> IdealDenoiser:
-        """The denoiser of some of the centers, given as a mask (number of centers,)."""
-        weights = self.log_weights.exp()[own.to(self.log_weights.device)]
-        return IdealDenoiser(self.data[own.to(self.data.device)], None, weights, self.std, self.temperature)
+        """The denoiser of some of the centers, by their indices."""
+        weights = self.log_weights.exp()[upload(own, self.log_weights.device)]
+        return IdealDenoiser(self.data[upload(own, self.data.device)], None, weights, self.std, self.temperature)
 
     def _denoise(self, x: Tensor, sigmas: Tensor) -> Tensor:
         """E[x_0 | x] for x (N, ...) and noise levels (N,), from all centers."""
@@ -257,7 +267,8 @@ class IdealDenoiser(ScoreModel):
         rows = max(1, CHUNK // len(centers))
         parts = []
         for piece, s in zip(x.split(rows), sigmas.unsqueeze(1).split(rows), strict=True):
-            mean = self._log_joint(piece, s).softmax(1) @ centers
+            with full_float32():  # rounded centers would be far away at low noise
+                mean = self._log_joint(piece, s).softmax(1) @ centers
             # The mean given one Gaussian of finite width is between its center and x.
             weight = self.std**2 / (self.std**2 + s.square())
             parts.append((mean + weight * (piece.flatten(1) - mean)).view_as(piece))

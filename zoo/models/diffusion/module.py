@@ -26,6 +26,7 @@ from zoo.models.diffusion.process import Process
 from zoo.models.diffusion.solvers import DETERMINISTIC, SOLVERS, Denoise, Noise, Solution, karras_sigmas, solve
 from zoo.models.exports import Export, Input, label_inputs
 from zoo.models.generative import slerp
+from zoo.seeding import upload
 
 
 class Diffusion(DenoisingModule, ScoreModel):
@@ -45,7 +46,7 @@ class Diffusion(DenoisingModule, ScoreModel):
             sigma^2 / 2D. Only the solver reverse_process runs in time, and its samples do not depend on D.
         temperature: thermal energy k_B T, which sets the unit of the force.
         excess_samples: number of validation samples on which the network is compared with the ideal denoiser, and of
-            generated samples that are compared with the training data; 0 for none.
+            generated samples that are compared with the training data, which is then kept on the device; 0 for none.
         likelihood_samples: number of validation samples whose likelihood is measured, in bits per dimension for images
             and as negative log-likelihood in nats for points; 0 for none. It needs hundreds of evaluations. Of a
             conditional model it is that of p(x | class) for the sample's own class, not of p(x).
@@ -276,6 +277,10 @@ class Diffusion(DenoisingModule, ScoreModel):
                 return
             self._ideal = IdealDenoiser(x, y if self.conditional else None, temperature=self.temperature)
 
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self._ideal = None  # with the training data
+
     def _compares_with_ideal(self, stage: str) -> bool:
         return self.excess_samples > 0 and stage in ("fit", "validate")
 
@@ -339,12 +344,21 @@ class Diffusion(DenoisingModule, ScoreModel):
         self._log_mean("loss", loss)
         self._log_mean("force_loss", (2 * self.temperature / sigma.square()).square() * error)
         if self._ideal is not None and not self.trainer.sanity_checking:
-            kept = self._indices < self.excess_samples
-            if kept.any():
-                chosen = None if labels is None else labels[kept]
-                self._compare_with_ideal(self._indices[kept], x[kept], chosen, noise[kept], sigma[kept], loss[kept])
+            n = self._count_compared()
+            if n:
+                chosen = None if labels is None else labels[:n]
+                self._compare_with_ideal(self._indices[:n], x[:n], chosen, noise[:n], sigma[:n], loss[:n])
             for name in ("excess", "distance_to_ideal"):  # on every rank, also without samples
                 self.log(f"val/{name}", cast(Mean, self.val_metrics[name]))
+
+    def _count_compared(self) -> int:
+        """Number of the batch's samples, its first ones, that are among the `excess_samples` first of the split."""
+        return int((self._indices < self.excess_samples).sum())
+
+    def _ideal_on(self, device: torch.device) -> IdealDenoiser:
+        """The ideal denoiser, with its data on a device, where it stays until the run ends."""
+        self._ideal = cast(IdealDenoiser, self._ideal).to(device)
+        return self._ideal
 
     def _compare_with_ideal(
         self, indices: Tensor, x: Tensor, labels: Tensor | None, noise: Tensor, sigma: Tensor, loss: Tensor
@@ -355,16 +369,16 @@ class Diffusion(DenoisingModule, ScoreModel):
         mean squared distance from it (`val/distance_to_ideal`). On held-out data the ideal denoiser is not optimal: a
         network that generalizes has a lower loss (`val/excess` below 0).
         """
-        ideal = cast(IdealDenoiser, self._ideal)
+        ideal = self._ideal_on(x.device)
         best = ideal.denoise(x + append_dims(sigma, x) * noise, sigma, labels)
         excess = loss - self.denoiser.weight(sigma) * (best - x).square().flatten(1).mean(1)
-        excess = excess[~best.flatten(1).isnan().any(1)]  # of a class without training samples
-        cast(Mean, self.val_metrics["excess"]).update(excess)
+        known = ~best.flatten(1).isnan().any(1)  # NaN for a class without training samples
+        cast(Mean, self.val_metrics["excess"]).update(excess.where(known, 0.0), known.float())
         indices = indices[indices < len(ideal.data)]
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
             return
-        train = ideal.data[indices].to(x)
-        labels = None if ideal.labels is None else ideal.labels[indices].to(x.device)
+        train = ideal.data[upload(indices, x.device)].to(x)
+        labels = None if ideal.labels is None else ideal.labels[indices]
         noise, sigma = noise[: len(train)], sigma[: len(train)]
         noisy = train + append_dims(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
@@ -375,16 +389,16 @@ class Diffusion(DenoisingModule, ScoreModel):
         """Looks for memorization: distances of samples, and of held-out data, to the nearest training sample."""
         if split != "val" or self._ideal is None or self.trainer.sanity_checking:
             return
-        kept = self._indices < self.excess_samples
-        if kept.any() or batch_idx == 0:
-            data = self._ideal.data.to(fake)
-            self.near_copies.update(*(nearest_distances(x[kept], data) for x in (fake, real.to(fake))))
+        n = self._count_compared()
+        if n or batch_idx == 0:
+            data = self._ideal_on(fake.device).data.to(fake)
+            self.near_copies.update(*(nearest_distances(x[:n], data) for x in (fake, real.to(fake))))
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self._ideal is None or self.distance is None or self.trainer.sanity_checking:
             return
-        share, expected, limit = self.near_copies.compute()
+        share, expected, limit = torch.stack(self.near_copies.compute()).tolist()
         self.near_copies.reset()
         self.log("val/near_copies", share, sync_dist=True)
         if share > limit:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count, unscaled_by_step
 from zoo.errors import UserError, check_at_least, check_choice
-from zoo.metrics import Throughput, log_is_due
+from zoo.metrics import Throughput, log_is_due, log_values
 from zoo.models.base import eval_mode
 from zoo.models.ema import EMA
 from zoo.models.exports import Export, Input, Part, label_inputs
@@ -451,9 +451,8 @@ class GAN(GenerativeModule):
             values |= {"d_real": probability[0].mean(), "d_fake": probability[1].mean()}
             values |= {"value": self.adversarial_loss.value(real_logits, fake_logits), "value_optimum": -math.log(4)}
         values["images_per_second"] = self._throughput.per_second(self.trainer.world_size)
-        shown = [name for name in ("d_real", "d_fake", "logit_real", "logit_fake") if name in values]
-        self.log_dict({f"train/{name}": values.pop(name) for name in shown}, prog_bar=True)
-        self.log_dict({f"train/{name}": number for name, number in values.items()})
+        shown = [f"train/{name}" for name in ("d_real", "d_fake", "logit_real", "logit_fake")]
+        log_values(self, {f"train/{name}": value for name, value in values.items()}, shown)
 
 
 def _run(network: Callable[..., Tensor], x: Tensor, labels: Tensor | None) -> Tensor:

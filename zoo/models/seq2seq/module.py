@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.metrics import Mean, WindowedMetrics
-from zoo.models.base import ZooModule, eval_mode
+from zoo.models.base import Compile, ZooModule, check_compile, eval_mode
 from zoo.models.exports import Export, Input, Part
 from zoo.models.precision import widen
 from zoo.models.seq2seq.network import EncoderDecoder
@@ -41,7 +41,8 @@ class Seq2Seq(ZooModule):
         start: first input token of the decoder, which is not part of the target.
         end: last token of a sequence.
         activation_checkpointing: recompute activations in the backward pass, which saves memory and takes more time.
-        compile: compile the network with torch.compile; the first steps take minutes.
+        compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
+            "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         optimizer: factory of the optimizer; weight decay is applied to matrices only.
         lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
             learning rate.
@@ -68,7 +69,7 @@ class Seq2Seq(ZooModule):
         start: int = 1,
         end: int = 2,
         activation_checkpointing: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         optimizer: OptimizerCallable = seq2seq_optimizer,
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
     ) -> None:
@@ -94,7 +95,7 @@ class Seq2Seq(ZooModule):
         self.output_length = output_length
         self.label_smoothing = label_smoothing
         self.padding, self.start, self.end = padding, start, end
-        self.compile_network = compile
+        self.compile_network = check_compile(compile)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.network = EncoderDecoder(

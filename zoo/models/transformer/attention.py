@@ -87,7 +87,7 @@ class MultiHeadAttention(nn.Module):
         memory: Tensor | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
-        angles: Tensor | None = None,
+        rotation: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """x (N, T, W) to (N, T, W).
@@ -97,15 +97,16 @@ class MultiHeadAttention(nn.Module):
             memory: sequence that is attended to, (N, S, W); x itself by default.
             mask: positions that may be attended to, broadcast against (N, H, T, S).
             causal: attend to no later position; instead of a mask.
-            angles: angles of rotary embeddings, (T, C / 2).
+            rotation: factors of rotary embeddings, (2, T, C), see `zoo.models.transformer.positions.rotation`.
             cache: keys and values of earlier positions; extended by those of x.
         """
         q = self._heads(self.q(x))
         k, v = (self._heads(part) for part in self.kv(x if memory is None else memory).chunk(2, dim=-1))
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if rotation is not None:
+            rotation = rotation.to(q.dtype)
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
         if causal and (self.recorded is not None or q.shape[2] != k.shape[2]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.models.transformer.attention import KVCache, MultiHeadAttention
-from zoo.models.transformer.positions import PosEncoding, frequencies, sinusoids
+from zoo.models.transformer.positions import PosEncoding, encode_range, rotation, sinusoids
 
 Norm = Literal["pre", "post"]
 NORMS = ("pre", "post")
@@ -87,14 +87,14 @@ class Block(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
-        angles: Tensor | None = None,
+        rotation: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """x (N, T, W), memory (N, S, W) to (N, T, W); see `MultiHeadAttention` for the arguments."""
         pre = self.norm == "pre"
-        h = self.attention(self.attention_norm(x) if pre else x, None, mask, causal, angles, cache)
+        h = self.attention(self.attention_norm(x) if pre else x, None, mask, causal, rotation, cache)
         x = x + self.dropout(h)
         x = x if pre else self.attention_norm(x)
         if self.cross_attention is not None and self.memory_norm is not None:
@@ -174,15 +174,14 @@ class TransformerStack(nn.Module):
     ) -> Tensor:
         """Embeddings x (N, T, W) to (N, T, W); with caches, x follows the positions that these hold."""
         start = len(caches[0]) if caches else 0
-        indices = torch.arange(start, start + x.shape[1], device=x.device)
-        angles = None
+        factors = None
         if self.pos_encoding == "rotary":
-            angles = torch.outer(indices.float(), frequencies(self.head_width).to(x.device))
+            factors = encode_range(rotation, start, x.shape[1], self.head_width, x.device)
         elif self.pos_encoding == "sinusoidal":
-            x = x + sinusoids(start + x.shape[1], self.width)[start:].to(x)
+            x = x + encode_range(sinusoids, start, x.shape[1], self.width, x.device).to(x.dtype)
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
-            arguments = (x, mask, causal, angles, memory, memory_mask, caches[index] if caches else None)
+            arguments = (x, mask, causal, factors, memory, memory_mask, caches[index] if caches else None)
             recompute = self.activation_checkpointing and self.training
             x = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
         return self.final_norm(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError, check_at_least, check_choice, check_fraction
 from zoo.metrics import Mean, WindowedMetrics
-from zoo.models.base import ZooModule, eval_mode
+from zoo.models.base import Compile, ZooModule, check_compile, eval_mode
 from zoo.models.exports import Export, Input, Part
 from zoo.models.networks import check_output, find_factory
 from zoo.models.precision import widen
@@ -50,7 +50,8 @@ class TransformerLM(ZooModule):
             and `qk_norm` apply; see `zoo.models.transformer.blocks.Block.forward` for the arguments that it is called
             with. None for the zoo's own.
         activation_checkpointing: recompute activations in the backward pass, which saves memory and takes more time.
-        compile: compile the network with torch.compile; the first steps take minutes.
+        compile: compile the network with torch.compile; the first steps take minutes. True, or a mode of it, such as
+            "reduce-overhead" for CUDA graphs, which launch the operators of a small network together.
         optimizer: factory of the optimizer; weight decay is applied to matrices only.
         lr_scheduler: factory of the learning-rate schedule, stepped with every optimizer step; None for a constant
             learning rate.
@@ -76,7 +77,7 @@ class TransformerLM(ZooModule):
         qk_norm: bool = True,
         block: Callable[[int, int], nn.Module] | None = None,
         activation_checkpointing: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         optimizer: OptimizerCallable = language_model_optimizer,
         lr_scheduler: LRSchedulerCallable | None = WarmupDecay,
     ) -> None:
@@ -101,7 +102,7 @@ class TransformerLM(ZooModule):
         self.input_shape = tuple(input_shape)
         self.context_length = input_shape[0]
         self.num_classes = num_classes
-        self.compile_network = compile
+        self.compile_network = check_compile(compile)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         build, self.hparams["block"] = (None, None) if block is None else find_factory("block", block)

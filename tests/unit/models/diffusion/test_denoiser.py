@@ -111,8 +111,9 @@ def test_the_network_that_outputs_the_target_denoises_exactly(parametrization):
     denoiser = Denoiser(Recorder(), (3, 2), 0.7, parametrization)
     denoiser.mean.fill_(0.4)
     x = x_0 + sigma.view(-1, 1, 1) * noise
-    target = denoiser.target(x_0, x, sigma)
-    torch.testing.assert_close(denoiser.combine(target, x, sigma), x_0, rtol=1e-3, atol=1e-3)
+    scalings = denoiser.scalings(sigma, denoiser.sigma_data)
+    target = denoiser.target(x_0, x, scalings)
+    torch.testing.assert_close(denoiser.combine(target, x, scalings), x_0, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(denoiser.loss(x_0, x, sigma), target.square().flatten(1).mean(1))
     error = (denoiser(x, sigma) - x_0).square().flatten(1).mean(1)
     torch.testing.assert_close(denoiser.weight(sigma) * error, denoiser.loss(x_0, x, sigma), rtol=1e-4, atol=1e-6)
@@ -143,7 +144,9 @@ def test_flow_matchings_input_lies_on_the_line_to_the_noise_and_its_target_is_th
     line = torch.lerp(x_0, z, t.unsqueeze(1))
     torch.testing.assert_close(denoiser.network.inputs, line)
     torch.testing.assert_close(denoiser.network.c_noise, t.logit() / 4)
-    torch.testing.assert_close(denoiser.target(x_0, x, sigma), z - x_0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        denoiser.target(x_0, x, denoiser.scalings(sigma, denoiser.sigma_data)), z - x_0, rtol=1e-4, atol=1e-5
+    )
 
 
 class GaussianVelocity(nn.Module):
@@ -193,3 +196,19 @@ def test_a_solver_takes_the_ideal_denoiser_as_it_is(solver):
     x = torch.randn(5, 1)
     end = solve(ideal, 1.5 + 10 * x, [10.0, 3.0, 1.0, 0.0], solver).x
     torch.testing.assert_close(end, torch.full((5, 1), 1.5, dtype=torch.float64))
+
+
+def test_the_ideal_denoiser_is_not_rounded_where_a_run_allows_it(monkeypatch):
+    precisions = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda *a: precisions.append(torch.get_float32_matmul_precision()) or softmax(*a)
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        IdealDenoiser(torch.randn(5, 2)).denoise(torch.randn(3, 2), 0.1)
+        assert precisions == ["highest"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
