@@ -288,7 +288,7 @@ class DenoisingModule(GenerativeModule):
         quantile = ((self._indices.double() + 0.5) * GOLDEN_RATIO) % 1
         sigma = (self.noise_mean + self.noise_std * torch.special.ndtri(quantile)).exp()
         with self.noise_memory.use():
-            return noise().to(x.dtype), upload(sigma, x.device).to(x.dtype)
+            return noise().to(x.dtype), upload(sigma.to(x.dtype), x.device)
 
     def _log_mean(self, name: str, values: Tensor) -> None:
         metric = cast(Mean, self.val_metrics[name])

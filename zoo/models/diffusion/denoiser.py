@@ -258,8 +258,11 @@ class IdealDenoiser(ScoreModel):
 
     def _of_class(self, own: Tensor) -> IdealDenoiser:
         """The denoiser of some of the centers, by their indices."""
-        weights = self.log_weights.exp()[upload(own, self.log_weights.device)]
-        return IdealDenoiser(self.data[upload(own, self.data.device)], None, weights, self.std, self.temperature)
+        part = copy.copy(self)
+        part.data, part.labels = self.data[upload(own, self.data.device)], None
+        log_weights = self.log_weights[upload(own, self.log_weights.device)]
+        part.log_weights = log_weights - log_weights.logsumexp(0)
+        return part
 
     def _denoise(self, x: Tensor, sigmas: Tensor) -> Tensor:
         """E[x_0 | x] for x (N, ...) and noise levels (N,), from all centers."""

@@ -378,7 +378,7 @@ class Diffusion(DenoisingModule, ScoreModel):
         if not len(indices):  # fewer training samples; torch's pixel_unshuffle returns an empty batch unchanged
             return
         train = ideal.data[upload(indices, x.device)].to(x)
-        labels = None if ideal.labels is None else ideal.labels[indices]
+        labels = None if ideal.labels is None else upload(ideal.labels[indices], x.device)
         noise, sigma = noise[: len(train)], sigma[: len(train)]
         noisy = train + append_dims(sigma, x) * noise
         distance = self.denoise(noisy, sigma, labels) - ideal.denoise(noisy, sigma, labels)
