@@ -4,7 +4,7 @@ Trains a generative recipe for a number of minutes, with samples, validation, cu
 stopping, and measures every `--every` seconds. Printed is the change from the second sixth of the time to the last
 one; the first sixth is warm-up. It reads /proc, so it needs Linux. Usage:
 
-    python benchmarks/soak.py gan.yaml --minutes 60
+    python benchmarks/soak.py gan_digits.yaml --minutes 60
     python benchmarks/soak.py diffusion.yaml --minutes 60
 
 Other options are those of `zoo fit`.
