@@ -53,9 +53,13 @@ def print_summary(trainer: Trainer, model: Any) -> None:
             options = f"--images FOLDER{_config_option(model, folder)}"
             rank_zero_info(f"Next: {program()} predict --ckpt_path {as_word(path)} {options}")
     if path and callable(getattr(model, "sample", None)):
-        text = callable(getattr(model, "stream", None))
-        options = ("--max_new_tokens 500" if text else "--n 64") + _config_option(model, folder)
-        rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}")
+        if callable(getattr(model, "stream", None)):
+            options = "--max_new_tokens 500"
+        else:
+            options = "--n 8 --per_class true" if getattr(model, "conditional", False) else "--n 64"
+        rank_zero_info(
+            f"Next: {program()} sample --ckpt_path {as_word(path)} {options}{_config_option(model, folder)}"
+        )
 
 
 def _config_option(model: Any, folder: Path) -> str:

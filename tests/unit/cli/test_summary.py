@@ -92,6 +92,11 @@ def test_a_generative_model_is_followed_by_the_command_sample_and_its_images(lin
     fit(5, GAN((1, 8, 8), **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
     assert "to look at: run/samples, run/curves.png" in lines()
     assert "Next: zoo sample --ckpt_path run/checkpoints/last.ckpt --n 64" in lines()
+
+
+def test_a_conditional_model_is_followed_by_the_command_that_draws_every_class(lines):
+    fit(5, GAN((1, 8, 8), 10, conditional=True, **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
+    assert "Next: zoo sample --ckpt_path run/checkpoints/last.ckpt --n 8 --per_class true" in lines()
     assert "zoo test" not in lines()
 
 
