@@ -57,9 +57,7 @@ def print_summary(trainer: Trainer, model: Any) -> None:
             options = "--max_new_tokens 500"
         else:
             options = "--n 8 --per_class true" if getattr(model, "conditional", False) else "--n 64"
-        rank_zero_info(
-            f"Next: {program()} sample --ckpt_path {as_word(path)} {options}{_config_option(model, folder)}"
-        )
+        rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}{_config_option(model, folder)}")
 
 
 def _config_option(model: Any, folder: Path) -> str:

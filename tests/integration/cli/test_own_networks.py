@@ -124,7 +124,7 @@ def test_the_line_printed_after_training_names_the_configuration(run, importable
     options = ["--run.root", "again", "--trainer.max_steps=3"]
     main(["fit", "--config", "gan_digits.yaml", *OPTIONS, *TINY, *QUIET, *options])
     printed = capsys.readouterr().out + capsys.readouterr().err + caplog.text
-    assert "--config again/gan/version_0/config.yaml" in printed
+    assert "--config again/gan_digits/version_0/config.yaml" in printed
 
 
 @pytest.mark.parametrize(

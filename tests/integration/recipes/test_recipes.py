@@ -18,9 +18,9 @@ RECIPES = sorted(recipe_files())
 #: Overlays are stacked on a recipe, as their first line says.
 STACKED = {
     "fashion_mnist.yaml": "resnet.yaml",
-    "ddp.yaml": "gan.yaml",
+    "ddp.yaml": "gan_digits.yaml",
     "fsdp.yaml": "transformer.yaml",
-    "gpu.yaml": "gan.yaml",
+    "gpu.yaml": "gan_digits.yaml",
 }
 #: Options of recipes that need files, or more than a laptop.
 OPTIONS = {
