@@ -32,7 +32,6 @@ FINAL = 0.1  # learning rate at the end, as a fraction of that at the start
 GAMMA = 0.5  # weight of the penalties, applied as gamma / 2
 PENALTY_INTERVAL = 4  # steps between two penalized steps; the weight is multiplied by it
 HALF_LIFE = 10_000  # images after which an old value's weight in the moving average of G has halved
-PRINT_EVERY = 100  # steps
 
 
 class Generator(nn.Module):
@@ -81,22 +80,22 @@ class Discriminator(nn.Module):
 
 
 def training_data():
-    """Training images, uint8 (N, 1, 28, 28), and labels, int64 (N,), without those held out for validation."""
+    """Training images in [-1, 1], (N, 1, 28, 28), and labels, int64 (N,), without those held out."""
     with np.load(DATA) as file:
         x, y = torch.from_numpy(file["train_images"]).unsqueeze(1), torch.from_numpy(file["train_labels"]).long()
     index = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[VALIDATION:]
-    return x[index], y[index]
+    return x[index].float().div(127.5).sub(1), y[index]
 
 
 def batches(x, y, batch_size):
-    """Batches without end: floats in [-1, 1] and labels, every epoch in a new random order."""
+    """Batches without end; every epoch has a new random order."""
     while True:
         # Two draws per epoch from torch's global generator: the seed that a DataLoader draws for its worker processes,
         # which is not used here, and the seed of the order.
         _, seed = (int(torch.empty((), dtype=torch.int64).random_()) for _ in range(2))
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
         for index in order.split(batch_size)[: len(x) // batch_size]:  # the incomplete last batch is left out
-            yield x[index].float().div_(127.5).sub_(1), y[index]
+            yield x[index], y[index]
 
 
 @torch.no_grad()
@@ -121,7 +120,7 @@ def train(steps=STEPS, batch_size=BATCH_SIZE, width=WIDTH, seed=0, device="cpu")
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + (FINAL - 1) * step / steps)
 
-        # D learns that of the pair (real, fake) the first is real, with a small gradient where the data and samples are.
+        # D learns that of each pair (real, fake) the first is real, with a small gradient at data and at samples.
         with torch.no_grad():
             fake = generator(torch.randn(batch_size, LATENT, device=device), labels)
         penalized = step % PENALTY_INTERVAL == 0
@@ -148,19 +147,18 @@ def train(steps=STEPS, batch_size=BATCH_SIZE, width=WIDTH, seed=0, device="cpu")
         optimizers[0].zero_grad()
         update_average(average, generator, batch_size, (step + 1) * batch_size)
 
-        if step % PRINT_EVERY == 0:
+        if step % 100 == 0:
             print(f"step {step:5}   loss of D {loss_d.item():.3f}   of G {loss_g.item():.3f}", flush=True)
     return generator, discriminator, average
 
 
 def write_png(path, images, columns):
     """Writes images (N, 1, H, W) in [-1, 1] as a grid of gray pixels."""
-    n, _, height, width = images.shape
-    pixels = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-    grid = pixels.view(n // columns, columns, height, width).transpose(1, 2).reshape(n // columns * height, -1)
-    rows = b"".join(b"\0" + bytes(row.tolist()) for row in grid)  # each row begins with the number of its filter
-    head = struct.pack(">IIBBBBB", grid.shape[1], grid.shape[0], 8, 0, 0, 0, 0)
-    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    height, width = images.shape[2:]
+    pixels = images.add(1).mul(127.5).round().to(torch.uint8).cpu().view(-1, columns, height, width).transpose(1, 2)
+    rows = [b"\0" + bytes(row.tolist()) for row in pixels.reshape(-1, columns * width)]  # 0: no filter
+    head = struct.pack(">IIBBBBB", columns * width, len(rows), 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""))
     chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
     Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 

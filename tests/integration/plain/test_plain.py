@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from tests.helpers.command import CHECKOUT
 from zoo.cli.fit import run_trainer
-
-FOLDER = CHECKOUT / "plain"
-FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -28,6 +26,18 @@ def recipe(name: str, steps: int, *options: str) -> LightningModule:
     return run_trainer(["fit", "--config", f"{name}.yaml", *trainer, *options]).model
 
 
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Any]:
+    """Function that imports a file and has it hold out more images, so that its epochs are short."""
+
+    def load(name: str, held_out: int) -> Any:
+        module = import_module(name)
+        monkeypatch.setattr(module, "VALIDATION", held_out)
+        return module
+
+    return load
+
+
 def check_equal(ours: nn.Module, theirs: nn.Module) -> None:
     """Fails unless both have the same parameters in the same order."""
     pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
@@ -35,12 +45,25 @@ def check_equal(ours: nn.Module, theirs: nn.Module) -> None:
     assert not different
 
 
-def test_gan():
-    steps, batch_size, width = 6, 2500, 2  # two epochs, of four batches
-    options = [f"--data.batch_size={batch_size}"]
+def test_gan(few_images):
+    plain = few_images("plain.gan", 11_900)
+    steps, batch_size, width = 6, 24, 2  # two epochs, the first of four batches
+    options = ["--data.val_size=11900", f"--data.batch_size={batch_size}"]
     for role in ("generator", "discriminator"):
         options += [f"--model.{role}=Conv{role.capitalize()}", f"--model.{role}.width={width}"]
     model = recipe("gan", steps, *options)
-    networks = import_module("plain.gan").train(steps, batch_size, width)
+    networks = plain.train(steps, batch_size, width)
     for theirs, ours in zip((model.generator, model.discriminator, model.ema.network), networks, strict=True):
         check_equal(ours, theirs)
+
+
+def test_diffusion(few_images):
+    plain = few_images("plain.diffusion", 1480)
+    steps, batch_size, width = 6, 200, 8  # two epochs, the first of four batches
+    options = ["--data.val_size=1480", f"--data.batch_size={batch_size}", f"--model.network.widths=[{width}]"]
+    model = recipe("diffusion", steps, *options)
+    denoiser, average = plain.train(steps, batch_size, width)
+    check_equal(denoiser, model.denoiser)
+    check_equal(average, model.ema.network)
+    assert torch.equal(denoiser.mean, model.denoiser.mean)
+    assert torch.equal(denoiser.sigma_data, model.denoiser.sigma_data)
