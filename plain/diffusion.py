@@ -170,14 +170,14 @@ def sample(denoiser, labels):
     """Draws an image of each class in `labels`, (N,), by DPM-Solver++(2M); (N, 1, H, W) in [-1, 1]."""
     high, low = SIGMA_MAX ** (1 / 7), SIGMA_MIN ** (1 / 7)  # noise levels in equal steps of their seventh root
     sigmas = [(high + index / (SAMPLING_STEPS - 1) * (low - high)) ** 7 for index in range(SAMPLING_STEPS)] + [0.0]
-    x = denoiser.mean + SIGMA_MAX * torch.randn(len(labels), *denoiser.mean.shape, device=labels.device)
+    x, now = denoiser.mean + SIGMA_MAX * torch.randn(len(labels), *denoiser.mean.shape, device=labels.device), None
     for index, sigma in enumerate(sigmas[:-1]):
-        after = sigmas[index + 1]
+        before, after = now, sigmas[index + 1]
         now = target = denoiser(x, torch.full((len(x),), sigma, device=x.device), labels)
         if 0 < index < SAMPLING_STEPS - 1:  # extrapolates the denoiser along -ln sigma
             ratio = math.log(sigma / after) / math.log(sigmas[index - 1] / sigma)
             target = now + ratio / 2 * (now - before)
-        x, before = torch.lerp(target, x, after / sigma), now
+        x = torch.lerp(target, x, after / sigma)
     return x.clamp(-1, 1)
 
 

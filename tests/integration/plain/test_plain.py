@@ -6,12 +6,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from zoo.cli.fit import run_trainer
+from zoo.models.diffusion.solvers import dpmpp_2m, karras_sigmas
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -67,3 +70,43 @@ def test_diffusion(few_images):
     check_equal(average, model.ema.network)
     assert torch.equal(denoiser.mean, model.denoiser.mean)
     assert torch.equal(denoiser.sigma_data, model.denoiser.sigma_data)
+
+
+def test_the_diffusion_file_samples_as_the_solver_of_the_zoo():
+    plain = import_module("plain.diffusion")
+    torch.manual_seed(0)
+    denoiser = plain.Denoiser(8, torch.rand(1, 8, 8) - 0.5, torch.tensor(0.5))
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    labels, noise = torch.arange(4), torch.randn(4, 1, 8, 8)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        with torch.no_grad():
+            return denoiser(x.float(), torch.full((4,), sigma), labels).double()
+
+    x = (denoiser.mean + 80 * noise).double()
+    *_, expected = dpmpp_2m(denoise, x, karras_sigmas(8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *shape, device=None: noise)
+        samples = plain.sample(denoiser, labels)
+    torch.testing.assert_close(samples, expected.float().clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gan", "diffusion"])
+def test_pictures_are_png_files(name):
+    images = torch.linspace(-1, 1, 6 * 4 * 5).view(6, 1, 4, 5)
+    import_module(f"plain.{name}").write_png("grid.png", images, columns=3)
+    with Image.open("grid.png") as file:
+        pixels = torch.from_numpy(np.array(file)).float().div(127.5).sub(1)
+    expected = torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in images.split(3)])
+    torch.testing.assert_close(pixels, expected, atol=1 / 255 + 1e-6, rtol=0)
+
+
+def test_mlp(few_images):
+    plain = few_images("plain.mlp", 11_900)
+    steps, batch_size, width = 6, 24, 16  # two epochs, the first of four batches
+    model = recipe("mlp", steps, "--data.val_size=11900", f"--data.batch_size={batch_size}", f"--model.width={width}")
+    network = plain.train(steps, batch_size, width)
+    check_equal(network, model.network)
+    for ours, theirs in zip(network.buffers(), model.network.buffers(), strict=True):
+        assert torch.equal(ours, theirs), "statistics of batch normalization"
