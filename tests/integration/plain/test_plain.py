@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,28 +31,36 @@ def recipe(name: str, steps: int, *options: str) -> LightningModule:
 
 
 @pytest.fixture
-def few_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Any]:
-    """Function that imports a file and has it hold out more images, so that its epochs are short."""
+def few_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str, int], Any]:
+    """Function that imports a file of plain/, and gives it and a data module of the zoo the first images of their data.
 
-    def load(name: str, held_out: int) -> Any:
-        module = import_module(name)
-        monkeypatch.setattr(module, "VALIDATION", held_out)
-        return module
+    20 of them are held out for validation.
+    """
+
+    def load(name: str, data: str, count: int) -> Any:
+        plain, zoo = import_module(f"plain.{name}"), import_module(f"zoo.datamodules.{data}")
+        with np.load(zoo.FILE) as file:
+            np.savez(tmp_path / "few.npz", **{key: file[key][:count] for key in file.files})
+        monkeypatch.setattr(zoo, "FILE", tmp_path / "few.npz")
+        monkeypatch.setattr(plain, "DATA", tmp_path / "few.npz")
+        monkeypatch.setattr(plain, "VALIDATION", 20)
+        return plain
 
     return load
 
 
 def check_equal(ours: nn.Module, theirs: nn.Module) -> None:
-    """Fails unless both have the same parameters in the same order."""
-    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
-    different = [index for index, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
-    assert not different
+    """Fails unless both have the same parameters, and statistics of batch normalization, in the same order."""
+    for kind in ("parameters", "buffers"):
+        pairs = zip(getattr(ours, kind)(), getattr(theirs, kind)(), strict=True)
+        different = [index for index, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
+        assert not different, kind
 
 
 def test_gan(few_images):
-    plain = few_images("plain.gan", 11_900)
+    plain = few_images("gan", "fashion_subset", 120)
     steps, batch_size, width = 6, 24, 2  # two epochs, the first of four batches
-    options = ["--data.val_size=11900", f"--data.batch_size={batch_size}"]
+    options = ["--data.val_size=20", f"--data.batch_size={batch_size}"]
     for role in ("generator", "discriminator"):
         options += [f"--model.{role}=Conv{role.capitalize()}", f"--model.{role}.width={width}"]
     model = recipe("gan", steps, *options)
@@ -61,15 +70,13 @@ def test_gan(few_images):
 
 
 def test_diffusion(few_images):
-    plain = few_images("plain.diffusion", 1480)
+    plain = few_images("diffusion", "digits", 297 + 40)
     steps, batch_size, width = 6, 200, 8  # two epochs, the first of four batches
-    options = ["--data.val_size=1480", f"--data.batch_size={batch_size}", f"--model.network.widths=[{width}]"]
+    options = ["--data.val_size=20", f"--data.batch_size={batch_size}", f"--model.network.widths=[{width}]"]
     model = recipe("diffusion", steps, *options)
     denoiser, average = plain.train(steps, batch_size, width)
     check_equal(denoiser, model.denoiser)
     check_equal(average, model.ema.network)
-    assert torch.equal(denoiser.mean, model.denoiser.mean)
-    assert torch.equal(denoiser.sigma_data, model.denoiser.sigma_data)
 
 
 def test_the_diffusion_file_samples_as_the_solver_of_the_zoo():
@@ -103,10 +110,30 @@ def test_pictures_are_png_files(name):
 
 
 def test_mlp(few_images):
-    plain = few_images("plain.mlp", 11_900)
+    plain = few_images("mlp", "fashion_subset", 120)
     steps, batch_size, width = 6, 24, 16  # two epochs, the first of four batches
-    model = recipe("mlp", steps, "--data.val_size=11900", f"--data.batch_size={batch_size}", f"--model.width={width}")
-    network = plain.train(steps, batch_size, width)
+    model = recipe("mlp", steps, "--data.val_size=20", f"--data.batch_size={batch_size}", f"--model.width={width}")
+    check_equal(plain.train(steps, batch_size, width), model.network)
+
+
+def test_resnet(few_images):
+    plain = few_images("resnet", "fashion_subset", 120)
+    steps, batch_size, width = 6, 24, 4  # two epochs, the first of four batches
+    options = ["--data.val_size=20", f"--data.batch_size={batch_size}", "--model.widths=[4, 8, 16]"]
+    model = recipe("resnet", steps, *options)
+    network, average = plain.train(steps, batch_size, width)
     check_equal(network, model.network)
-    for ours, theirs in zip(network.buffers(), model.network.buffers(), strict=True):
-        assert torch.equal(ours, theirs), "statistics of batch normalization"
+    check_equal(average, model.ema.network)
+
+
+def test_transformer(monkeypatch, tmp_path):
+    for name in ("first.py", "second.py"):
+        (tmp_path / "text" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "text" / name).write_text("".join(chr(97 + index * index % 23) for index in range(400)) + "µ" * 100)
+    plain = import_module("plain.transformer")
+    monkeypatch.setattr(plain, "FOLDER", tmp_path / "text")
+    monkeypatch.setattr(plain, "CONTEXT", 16)
+    steps, batch_size, width = 6, 16, 16  # two epochs, the first of four batches
+    options = [f"--data.path={tmp_path / 'text'}", "--data.context_length=16", f"--data.batch_size={batch_size}"]
+    model = recipe("transformer", steps, *options, f"--model.width={width}")
+    check_equal(plain.train(steps, batch_size, width), model.network)
