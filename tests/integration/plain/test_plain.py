@@ -2,20 +2,82 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
+from functools import reduce
 from importlib import import_module
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+import yaml
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.helpers.command import CHECKOUT
 from zoo.cli.fit import run_trainer
 from zoo.models.diffusion.solvers import dpmpp_2m, karras_sigmas
+
+FOLDER = CHECKOUT / "plain"
+#: Constants of each file, and the options of its recipe that have the same values.
+MODEL, DATA, TRAINER = "model.init_args", "data.init_args", "trainer"
+OPTIMIZER, SCHEDULE = f"{MODEL}.optimizer.init_args", f"{MODEL}.lr_scheduler.init_args"
+CONSTANTS = {
+    "gan": {
+        "STEPS": f"{TRAINER}.max_steps",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "LATENT": f"{MODEL}.latent_dim",
+        "LEARNING_RATE": f"{MODEL}.optimizer_g.init_args.lr",
+        "GAMMA": f"{MODEL}.penalty_weight",
+        "PENALTY_INTERVAL": f"{MODEL}.penalty_interval",
+        "HALF_LIFE": f"{MODEL}.ema_half_life",
+    },
+    "diffusion": {
+        "STEPS": f"{TRAINER}.max_steps",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "REPEATS": f"{DATA}.repeats",
+        "BLOCKS": f"{MODEL}.network.init_args.blocks",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+        "HALF_LIFE": f"{MODEL}.ema_half_life",
+        "SAMPLING_STEPS": f"{MODEL}.steps",
+    },
+    "mlp": {
+        "EPOCHS": f"{TRAINER}.max_epochs",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "WIDTH": f"{MODEL}.width",
+        "DEPTH": f"{MODEL}.depth",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+    },
+    "resnet": {
+        "EPOCHS": f"{TRAINER}.max_epochs",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+        "HALF_LIFE": f"{MODEL}.ema_half_life",
+    },
+    "transformer": {
+        "STEPS": f"{TRAINER}.max_steps",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "CONTEXT": f"{DATA}.context_length",
+        "LAYERS": f"{MODEL}.layers",
+        "WIDTH": f"{MODEL}.width",
+        "HEADS": f"{MODEL}.heads",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+        "CLIP": f"{TRAINER}.gradient_clip_val",
+    },
+}
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -55,6 +117,29 @@ def check_equal(ours: nn.Module, theirs: nn.Module) -> None:
         pairs = zip(getattr(ours, kind)(), getattr(theirs, kind)(), strict=True)
         different = [index for index, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
         assert not different, kind
+
+
+def test_every_file_has_a_test_and_constants_here():
+    files = {path.stem for path in FOLDER.glob("*.py")}
+    assert files == set(CONSTANTS)
+    assert files <= {name.removeprefix("test_") for name in globals()}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_file_is_short_and_needs_torch_and_numpy_only(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert text.count("\n") <= 200
+    imported = re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)
+    assert {module for module in imported if module not in sys.stdlib_module_names} <= {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_are_those_of_the_recipe(name):
+    """The short runs below have other sizes, and cannot see a half-life that is longer than they are."""
+    plain = import_module(f"plain.{name}")
+    options = yaml.safe_load((CHECKOUT / "zoo" / "configs" / f"{name}.yaml").read_text())
+    for constant, path in CONSTANTS[name].items():
+        assert getattr(plain, constant) == reduce(getitem, path.split("."), options), constant
 
 
 def test_gan(few_images):
@@ -136,4 +221,8 @@ def test_transformer(monkeypatch, tmp_path):
     steps, batch_size, width = 6, 16, 16  # two epochs, the first of four batches
     options = [f"--data.path={tmp_path / 'text'}", "--data.context_length=16", f"--data.batch_size={batch_size}"]
     model = recipe("transformer", steps, *options, f"--model.width={width}")
-    check_equal(plain.train(steps, batch_size, width), model.network)
+    network = plain.train(steps, batch_size, width)
+    check_equal(network, model.network)
+    (metrics,) = Trainer(accelerator="cpu", logger=False).validate(model, model.trainer.datamodule, verbose=False)
+    assert plain.evaluate(network, plain.load_text()[1]) == pytest.approx(metrics["val/loss"], rel=1e-6)
+    assert len(plain.generate(network, 20, "cpu").encode()) >= 20
