@@ -77,6 +77,32 @@ CONSTANTS = {
         "WARMUP": f"{SCHEDULE}.warmup_steps",
         "CLIP": f"{TRAINER}.gradient_clip_val",
     },
+    "vit": {
+        "EPOCHS": f"{TRAINER}.max_epochs",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "PATCH": f"{MODEL}.patch_size",
+        "LAYERS": f"{MODEL}.layers",
+        "WIDTH": f"{MODEL}.width",
+        "HEADS": f"{MODEL}.heads",
+        "DROPOUT": f"{MODEL}.dropout",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+        "CLIP": f"{TRAINER}.gradient_clip_val",
+        "HALF_LIFE": f"{MODEL}.ema_half_life",
+    },
+    "seq2seq": {
+        "STEPS": f"{TRAINER}.max_steps",
+        "BATCH_SIZE": f"{DATA}.batch_size",
+        "DIGITS": f"{DATA}.digits",
+        "LAYERS": f"{MODEL}.layers",
+        "WIDTH": f"{MODEL}.width",
+        "HEADS": f"{MODEL}.heads",
+        "LEARNING_RATE": f"{OPTIMIZER}.lr",
+        "EPS": f"{OPTIMIZER}.eps",
+        "WARMUP": f"{SCHEDULE}.warmup_steps",
+        "CLIP": f"{TRAINER}.gradient_clip_val",
+    },
 }
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -226,3 +252,26 @@ def test_transformer(monkeypatch, tmp_path):
     (metrics,) = Trainer(accelerator="cpu", logger=False).validate(model, model.trainer.datamodule, verbose=False)
     assert plain.evaluate(network, plain.load_text()[1]) == pytest.approx(metrics["val/loss"], rel=1e-6)
     assert len(plain.generate(network, 20, "cpu").encode()) >= 20
+
+
+def test_vit(few_images):
+    plain = few_images("vit", "fashion_subset", 120)
+    steps, batch_size, width = 6, 24, 12  # two epochs, the first of four batches
+    options = ["--data.val_size=20", f"--data.batch_size={batch_size}", f"--model.width={width}"]
+    model = recipe("vit", steps, *options)
+    network, average = plain.train(steps, batch_size, width)
+    check_equal(network, model.network)
+    check_equal(average, model.ema.network)
+
+
+def test_seq2seq(monkeypatch):
+    plain = import_module("plain.seq2seq")
+    for name, count in {"TRAIN": 120, "TEST": 10, "VALIDATION": 20}.items():
+        monkeypatch.setattr(plain, name, count)
+    steps, batch_size, width = 6, 24, 16  # two epochs, the first of four batches
+    options = ["--data.num_train=120", "--data.num_test=10", "--data.val_size=20", f"--data.batch_size={batch_size}"]
+    model = recipe("seq2seq", steps, *options, f"--model.width={width}")
+    network = plain.train(steps, batch_size, width)
+    check_equal(network, model.network)
+    source, _ = plain.load_data()[1]
+    assert torch.equal(plain.translate(network, source), model.greedy_decode(source))
