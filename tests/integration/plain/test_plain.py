@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tests.helpers.command import CHECKOUT
 from zoo.cli.fit import run_trainer
+from zoo.datamodules import Digits, FashionMNISTSubset, Sequences
 from zoo.models.diffusion.solvers import dpmpp_2m, karras_sigmas
 
 FOLDER = CHECKOUT / "plain"
@@ -153,7 +154,7 @@ def test_every_file_has_a_test_and_constants_here():
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_file_is_short_and_needs_torch_and_numpy_only(name):
-    text = (FOLDER / f"{name}.py").read_text()
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     assert text.count("\n") <= 200
     imported = re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)
     assert {module for module in imported if module not in sys.stdlib_module_names} <= {"torch", "numpy"}
@@ -163,9 +164,25 @@ def test_a_file_is_short_and_needs_torch_and_numpy_only(name):
 def test_constants_are_those_of_the_recipe(name):
     """The short runs below have other sizes, and cannot see a half-life that is longer than they are."""
     plain = import_module(f"plain.{name}")
-    options = yaml.safe_load((CHECKOUT / "zoo" / "configs" / f"{name}.yaml").read_text())
+    options = yaml.safe_load((CHECKOUT / "zoo" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
     for constant, path in CONSTANTS[name].items():
         assert getattr(plain, constant) == reduce(getitem, path.split("."), options), constant
+
+
+@pytest.mark.parametrize("name", ["gan", "diffusion", "mlp", "resnet", "vit"])
+def test_training_images_are_those_of_the_data_module(name):
+    plain = import_module(f"plain.{name}")
+    x, y = plain.training_data() if hasattr(plain, "training_data") else plain.load_data()[0]
+    data = Digits() if name == "diffusion" else FashionMNISTSubset()
+    data.setup("fit")
+    images, labels = data.split("train")
+    assert torch.equal(plain.to_floats(x) if name == "resnet" else x, images.view_as(x))
+    assert torch.equal(y, labels)
+
+
+def test_numbers_of_sequences_are_those_of_the_data_module():
+    plain, data = import_module("plain.seq2seq"), Sequences()
+    assert (data.num_train, data.num_test, data.val_size) == (plain.TRAIN, plain.TEST, plain.VALIDATION)
 
 
 def test_gan(few_images):
@@ -238,9 +255,10 @@ def test_resnet(few_images):
 
 
 def test_transformer(monkeypatch, tmp_path):
+    (tmp_path / "text").mkdir()
+    text = "".join(chr(97 + index * index % 23) for index in range(400)) + "µ" * 100
     for name in ("first.py", "second.py"):
-        (tmp_path / "text" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "text" / name).write_text("".join(chr(97 + index * index % 23) for index in range(400)) + "µ" * 100)
+        (tmp_path / "text" / name).write_text(text, encoding="utf-8")
     plain = import_module("plain.transformer")
     monkeypatch.setattr(plain, "FOLDER", tmp_path / "text")
     monkeypatch.setattr(plain, "CONTEXT", 16)
