@@ -45,9 +45,9 @@ def by_loops(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, ...]:
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_the_scores_are_those_of_the_definitions(k, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    real, fake = normal(40, 3), 1.2 * normal(30, 3, seed=1) + 0.8
+    real, fake = normal(40, 3), normal(30, 3, seed=1) + 1
     expected = by_loops(real.double().numpy(), fake.double().numpy(), k)
-    assert len(set(expected)) == 4 and max(expected[0], expected[1], expected[3]) < 1
+    assert max(expected[0], expected[1], expected[3]) < 1
     torch.testing.assert_close(torch.stack(measure(real, fake, neighbors=k)), torch.tensor(expected).float())
 
 
