@@ -28,8 +28,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from zoo import MLPClassifier
+from zoo import GAN, MLPClassifier
 from zoo.callbacks import ClassReport, GradientFlow, PredictionWriter
+from zoo.contracts import data_of
 from zoo.datamodules import Digits
 from zoo.distributed.fsdp import FSDP2Strategy
 from zoo.errors import UserError
@@ -68,6 +69,29 @@ def report_classes(folder: Path, devices: int = 1) -> None:
     (metrics,) = run.test(model, datamodule=Digits(eval_batch_size=40, val_size=101), verbose=False)
     if run.is_global_zero:
         (folder / "report" / "metrics.json").write_text(json.dumps(metrics | {"T": model.temperature.item()}))
+
+
+# Metrics of generated samples
+
+
+class NoisyTraining(GAN):
+    """Draws training digits with noise on them, chosen by the seeds."""
+
+    def sample(self, n, *, labels=None, generator=None, seeds=None):
+        x = data_of(self.trainer).reference(1000)
+        return torch.stack(
+            [
+                x[s % 1000] + 0.2 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(s))
+                for s in seeds.tolist()
+            ]
+        )
+
+
+def measure_generator(devices: int = 1) -> dict[str, float]:
+    """Metrics of these samples on the 297 test digits."""
+    run = trainer(devices, logger=False)
+    (metrics,) = run.test(NoisyTraining((1, 8, 8)), datamodule=Digits(eval_batch_size=40), verbose=False)
+    return metrics
 
 
 # GradientFlow
@@ -205,6 +229,7 @@ def run_rank(rank: int, folder: Path, port: int) -> None:
     train_with_gradient_flow(folder / "sharded_flow", devices=2, strategy=FSDP2Strategy())
     write_predictions(folder / "predictions.csv", devices=2)
     report_classes(folder, devices=2)
+    (folder / f"generator_{rank}.json").write_text(json.dumps(measure_generator(devices=2)))
     dist.destroy_process_group()
 
 

@@ -1,8 +1,9 @@
-"""Distances between generated and real samples, near copies and temperature scaling as metrics, and windowed means."""
+"""Distance, fidelity and diversity of generated samples, near copies, temperature scaling, and windowed means."""
 
 from zoo.metrics.device import FixedPrecisionMetric, Mean
 from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
+from zoo.metrics.fidelity import FidelityDiversity, FidelityScores, fidelity_scores
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
 from zoo.metrics.near_copies import NearCopies, nearest_distances
 from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
@@ -12,6 +13,8 @@ from zoo.metrics.windowed import Throughput, WindowedMetrics, log_is_due, log_va
 
 __all__ = [
     "FeatureExtractor",
+    "FidelityDiversity",
+    "FidelityScores",
     "FixedPrecisionMetric",
     "FrechetDistance",
     "Mean",
@@ -23,6 +26,7 @@ __all__ = [
     "WindowedMetrics",
     "distance_for",
     "extractor_for",
+    "fidelity_scores",
     "fit_temperature",
     "frechet_distance",
     "load_extractor",

@@ -48,9 +48,20 @@ class FrechetDistance(FixedPrecisionMetric, FrechetInceptionDistance):
         return self.__dict__["inception"]
 
     def update(self, imgs: Tensor, real: bool) -> None:
-        """Adds images (N, C, H, W), floats in [-1, 1], to the real or the generated ones."""
+        """Adds images to the real or the generated ones.
+
+        Args:
+            imgs: images (N, C, H, W), floats in [-1, 1], or their features (N, d), where the caller has them already.
+            real: whether the images are real.
+
+        Raises:
+            ValueError: `imgs` has neither shape.
+        """
+        features = imgs if imgs.ndim == 2 else self.extractor(imgs)
+        if features.shape[1] != self.extractor.num_features:
+            raise ValueError(f"features of shape {tuple(features.shape)}; expected (N, {self.extractor.num_features})")
         # To the device first, then to float64, which Apple's GPUs lack.
-        features = self.extractor(imgs).to(self.real_features_sum.device).double()
+        features = features.to(self.real_features_sum.device).double()
         side = "real" if real else "fake"
         for name, value in (
             ("features_sum", features.sum(dim=0)),

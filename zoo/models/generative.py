@@ -6,6 +6,11 @@ distance is measured on equal numbers of samples and data: the Fréchet distance
 between training and held-out data, which a generator cannot be expected to beat: the mean over several draws of
 training samples. A conditional model is asked for samples of the held-out data's own classes, so its floor is that of
 training samples of these classes, which is lower than that of an unconditional model.
+
+A test of an image model also measures precision, recall, density and coverage in the same features (`test/recall` and
+so on; see `zoo.metrics.fidelity`), which tell poor samples from missing kinds of them. Their floors
+(`test/recall_floor`) are the values of training samples as well, but these scores are higher for better samples: a
+generator approaches them from below. Validation leaves them out, because they would slow down training.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from torchmetrics import Metric
 
 from zoo.contracts import ReferenceSamples, TrainingSamples, check_condition, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
-from zoo.metrics import FrechetDistance, distance_for
+from zoo.metrics import FidelityDiversity, FrechetDistance, distance_for
 from zoo.models.base import ZooModule
 from zoo.models.precision import widen
 from zoo.seeding import NoiseMemory, seeds_at
@@ -94,10 +99,14 @@ class GenerativeModule(ZooModule):
         self.distance_name = distance[0] if distance else None
         self.distance = distance[1] if distance else None
         self.floor = distance[1].clone() if distance else None
+        has_features = isinstance(self.distance, FrechetDistance)
+        self.fidelity = FidelityDiversity() if has_features else None
+        self.fidelity_floor = FidelityDiversity() if has_features else None
         self.noise_memory = NoiseMemory()  # of validation
         self._floors: dict[str, float] = {}
         self._floor_is_due = False
         self._floor_labels: list[Tensor] = []
+        self._floor_seeds: list[Tensor] = []
         self._checked = False
 
     @abstractmethod
@@ -200,46 +209,70 @@ class GenerativeModule(ZooModule):
         if self.distance is None:
             return
         x, labels = self.unpack(batch)
+        seeds = seeds_at(self._indices, seed=0)
         # The same noise in every validation, with separate seeds: only the model changes between two validations, and
         # validation does not change the random numbers of training.
         with self.noise_memory.use():
-            fake = self.sample(len(x), labels=labels, seeds=seeds_at(self._indices, seed=0))
-        self.distance.update(x, real=True)
-        self.distance.update(fake, real=False)
+            fake = self.sample(len(x), labels=labels, seeds=seeds)
+        real_features = self._features(x)
+        for features, real in ((real_features, True), (self._features(fake), False)):
+            self._update(self.distance, self.fidelity, features, real, split, seeds)
         name = f"{split}/{self.distance_name}"
         self.log(name, self.distance, on_epoch=True, prog_bar=True)
-        self._prepare_floor(x, labels, batch_idx, name)
+        self._prepare_floor(real_features, labels, batch_idx, split, seeds)
         self.inspect_samples(fake, x, batch_idx, split)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """What the metrics compare: features of images (N, d), or points as they are."""
+        return self.distance.extractor(x) if isinstance(self.distance, FrechetDistance) else x
+
+    @staticmethod
+    def _update(
+        distance: Metric, fidelity: Metric | None, features: Tensor, real: bool, split: str, seeds: Tensor
+    ) -> None:
+        """Adds samples to the metrics that are measured on the split."""
+        distance.update(features, real=real)
+        if fidelity is not None and split == "test":
+            fidelity.update(features, real=real, seeds=seeds)
 
     def inspect_samples(self, fake: Tensor, real: Tensor, batch_idx: int, split: str) -> None:
         """Called with the samples that are compared with each batch, for further measurements in a subclass."""
 
-    def _prepare_floor(self, x: Tensor, labels: Tensor | None, batch_idx: int, name: str) -> None:
-        """Adds a batch of held-out samples to the floor, which is measured once."""
+    def _prepare_floor(
+        self, features: Tensor, labels: Tensor | None, batch_idx: int, split: str, seeds: Tensor
+    ) -> None:
+        """Adds a batch of held-out samples to the floors, which are measured once."""
         data = data_of(self.trainer)
-        if name in self._floors or self.trainer.sanity_checking or not offers(data, ReferenceSamples):
+        measured = f"{split}/{self.distance_name}" in self._floors
+        if measured or self.trainer.sanity_checking or not offers(data, ReferenceSamples):
             return
-        floor = cast(Metric, self.floor)
         if batch_idx == 0:
-            floor.reset()
-            self._floor_labels = []
-            n = self._count_held_out(name)
-            # The distance depends on the number of samples, so the floor needs as many.
+            self._reset_floor()
+            n = self._count_held_out(split)
+            # The metrics depend on the number of samples, so the floor needs as many.
             self._floor_is_due = len(data.reference(n)) == n
         if self._floor_is_due:
-            floor.update(x, real=True)
-            self._floor_labels.append((torch.zeros(len(x), dtype=torch.int64) if labels is None else labels).cpu())
+            self._update(cast(Metric, self.floor), self.fidelity_floor, features, True, split, seeds)
+            self._floor_labels.append((seeds.new_zeros(len(seeds)) if labels is None else labels).cpu())
+            self._floor_seeds.append(seeds)
 
-    def _count_held_out(self, name: str) -> int:
-        """Number of samples in the validation or the test split, by the name of the distance."""
-        loaders = self.trainer.val_dataloaders if name.startswith("val") else self.trainer.test_dataloaders
+    def _reset_floor(self) -> None:
+        """Forgets the held-out samples that a floor is measured against."""
+        self._floor_is_due, self._floor_labels, self._floor_seeds = False, [], []
+        for metric in (self.floor, self.fidelity_floor):
+            if metric is not None:
+                metric.reset()
+
+    def _count_held_out(self, split: str) -> int:
+        """Number of samples in the validation or the test split."""
+        loaders = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
         return len(cast(Any, loaders).dataset)
 
-    def _draw_training_samples(self, name: str) -> Iterator[Tensor]:
+    def _draw_training_samples(self, split: str) -> Iterator[Tensor]:
         """Draws of as many training samples as held-out ones were seen by this process, of their classes."""
         data, labels = data_of(self.trainer), torch.cat(self._floor_labels)
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
-        n = self._count_held_out(name)
+        n = self._count_held_out(split)
         if not offers(data, TrainingSamples):
             yield data.reference(n)[rank::ranks][: len(labels)]
             return
@@ -249,35 +282,53 @@ class GenerativeModule(ZooModule):
             else:
                 yield data.training_samples(n, seed=draw)[rank::ranks][: len(labels)]
 
-    def _measure_floor(self, name: str) -> list[float]:
-        """Distances between held-out data and each draw of training samples."""
-        values = []
-        for samples in self._draw_training_samples(name):
-            floor = cast(Metric, self.floor).clone()  # the held-out samples are in it
-            for part in samples.split(CHUNK):
-                floor.update(part.to(self.device), real=False)
-            values.append(floor.compute().item())
-        return values
+    def _measure_floor(self, split: str) -> dict[str, list[float]]:
+        """Values of each metric between held-out data and each draw of training samples, by the metric's name."""
+        found: dict[str, list[float]] = {}
+        for samples in self._draw_training_samples(split):
+            # The held-out samples are in these.
+            floor, fidelity = (metric and metric.clone() for metric in (self.floor, self.fidelity_floor))
+            seeds = torch.cat(self._floor_seeds)[: len(samples)]
+            for part, part_seeds in zip(samples.split(CHUNK), seeds.split(CHUNK), strict=True):
+                features = self._features(part.to(self.device))
+                self._update(cast(Metric, floor), fidelity, features, False, split, part_seeds)
+            values = {f"{split}/{self.distance_name}": cast(Metric, floor).compute().item()}
+            for name, value in (values | self._scores(fidelity, split)).items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    @staticmethod
+    def _scores(fidelity: Metric | None, split: str) -> dict[str, float]:
+        """Precision, recall, density and coverage by the metric's name; nothing where they are not measured."""
+        if fidelity is None or split != "test":
+            return {}
+        scores = fidelity.compute()
+        return dict(zip((f"{split}/{name}" for name in scores._fields), torch.stack(scores).tolist(), strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_floor("val")
+        self._log_floors("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_floor("test")
+        for name, score in self._scores(self.fidelity, "test").items():
+            self.log(name, score, sync_dist=True)
+        if self.fidelity is not None:
+            self.fidelity.reset()
+        self._log_floors("test")
 
-    def _log_floor(self, split: str) -> None:
-        name = f"{split}/{self.distance_name}"
-        if self._floor_is_due and self.floor is not None and not self.trainer.sanity_checking:
-            values = self._measure_floor(name)
-            self._floor_is_due, self._floor_labels = False, []
-            self.floor.reset()
-            mean = self._floors[name] = statistics.mean(values)
+    def _log_floors(self, split: str) -> None:
+        if self._floor_is_due and not self.trainer.sanity_checking:
+            found = self._measure_floor(split)
+            self._reset_floor()
+            self._floors |= {name: statistics.mean(values) for name, values in found.items()}
+            name, values = next(iter(found.items()))
             spread = f" ± {statistics.stdev(values):.2g} ({len(values)} draws)" if len(values) > 1 else ""
             which = " of the same classes" if self.conditional and len(values) > 1 else ""
             meaning = f"{name} is the {self._describe_distance()}"
-            rank_zero_info(f"{meaning}; floor, training against held-out data{which}: {mean:.4g}{spread}")
-        if name in self._floors:
-            self.log(f"{name}_floor", self._floors[name], sync_dist=True)
+            mean = f"{self._floors[name]:.4g}"
+            rank_zero_info(f"{meaning}; floor, training against held-out data{which}: {mean}{spread}")
+        for name, floor in self._floors.items():
+            if name.startswith(f"{split}/"):
+                self.log(f"{name}_floor", floor, sync_dist=True)
 
     def _describe_distance(self) -> str:
         if isinstance(self.distance, FrechetDistance):

@@ -1,5 +1,6 @@
 """The distance between samples and data, and the interpolation of latent vectors."""
 
+import json
 import math
 import re
 from functools import partial
@@ -12,12 +13,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.helpers.networks import mlps, unet
 from tests.unit.models.diffusion.small import untrained
 from tests.unit.training import quiet_trainer
+from tests.unit.two_ranks import measure_generator
 from zoo import GAN, ConsistencyModel, Diffusion
 from zoo.datamodules import Digits, Points
 from zoo.errors import UserError
+from zoo.metrics import fidelity_scores, load_extractor
 from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.solvers import SOLVERS
-from zoo.models.generative import slerp
+from zoo.models.generative import FLOOR_DRAWS, slerp
 from zoo.seeding import sample_seeds
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
@@ -68,6 +71,97 @@ def test_the_floor_of_a_conditional_model_is_that_of_the_held_out_classes(caplog
     lines = [line for line in caplog.messages if "floor" in line]
     assert re.search(r"training against held-out data: \S+ ± \S+ \(4 draws\)$", lines[0])
     assert re.search(r"training against held-out data of the same classes: \S+ ± \S+ \(4 draws\)$", lines[1])
+
+
+SCORES = ("precision", "recall", "density", "coverage")
+
+
+def test_a_test_tells_poor_samples_from_missing_ones_beside_the_floors_of_training_data():
+    data = Digits()
+    data.setup()
+    x, y = data.split("train")
+
+    class Threes(GAN):
+        """Draws training digits of one class."""
+
+        def sample(self, n, *, labels=None, generator=None, seeds=None):
+            return x[y == 3][seeds % int((y == 3).sum())]
+
+    results = {}
+    for model in (GAN(**SMALL), Threes(**SMALL)):
+        (results[type(model)],) = quiet_trainer().test(model, datamodule=Digits(eval_batch_size=100), verbose=False)
+    noise, threes = results[GAN], results[Threes]
+    assert list(noise) == [f"test/{name}{end}" for end in ("", "_floor") for name in ("fd", *SCORES)]
+    for name in SCORES:
+        floor = noise[f"test/{name}_floor"]
+        assert floor == threes[f"test/{name}_floor"]
+        assert 0.85 < floor < 1.1
+        assert noise[f"test/{name}"] < 0.05
+    assert threes["test/precision"] > 0.85
+    assert max(threes["test/recall"], threes["test/coverage"]) < 0.2
+
+
+def test_the_floors_of_the_scores_are_means_over_draws_of_the_held_out_classes():
+    """A test split of two classes: training samples of all ten are mostly outside of its balls."""
+
+    class Few(Digits):
+        def setup(self, stage=None):
+            super().setup(stage)
+            test = self._splits["test"]
+            test.index = (test.y < 2).nonzero().flatten()
+
+    data = Few()
+    data.setup()
+    x, y = data.split("test")
+    found = {}
+    for conditional in (False, True):
+        model = GAN(**SMALL, conditional=conditional)
+        (found[conditional],) = quiet_trainer().test(model, datamodule=Few(), verbose=False)
+    draws = [data.training_samples(len(x), labels=y, seed=seed) for seed in range(4)]
+    real, *fakes = (load_extractor("digits")(images) for images in (x, *draws))
+    expected = torch.stack([torch.stack(fidelity_scores(real, fake)) for fake in fakes]).mean(0)
+    for name, value in zip(SCORES, expected.tolist(), strict=True):
+        assert found[True][f"test/{name}_floor"] == pytest.approx(value, abs=1e-5)
+    assert found[False]["test/precision_floor"] < 0.4 < 0.8 < found[True]["test/precision_floor"]
+
+
+def test_features_are_extracted_once_for_all_metrics():
+    model, seen = GAN(**SMALL), []
+    model.distance.extractor.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    quiet_trainer().test(model, datamodule=Digits(eval_batch_size=297), verbose=False)
+    assert seen == [297] * (2 + FLOOR_DRAWS), "data, samples and the draws of the floors"
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (lambda: GAN((1,)), lambda: Points("gaussians", num_train=1100, val_size=100)),
+        (lambda: GAN(**SMALL, extractor="none"), Digits),
+    ],
+    ids=["points", "no extractor"],
+)
+def test_without_features_there_are_no_scores(model, data):
+    (metrics,) = quiet_trainer().test(model(), datamodule=data(), verbose=False) or [{}]
+    assert not [name for name in metrics if name.removesuffix("_floor").endswith(SCORES)]
+
+
+def test_validation_leaves_out_the_scores_and_a_second_test_begins_anew():
+    model = GAN(**SMALL)
+    (validated,) = quiet_trainer().validate(model, datamodule=Digits(), verbose=False)
+    assert list(validated) == ["val/fd", "val/fd_floor"]
+    first, second = (quiet_trainer().test(model, datamodule=Digits(), verbose=False) for _ in range(2))
+    assert first == second
+    assert not model.fidelity.real and not model.fidelity_floor.real, "the features are not kept"
+
+
+def test_two_ranks_have_the_scores_of_one(two_ranks):
+    one = measure_generator()
+    first, second = (json.loads((two_ranks / f"generator_{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    for name in SCORES:
+        assert first[f"test/{name}"] == pytest.approx(one[f"test/{name}"], abs=1e-5)
+        assert 0.2 < first[f"test/{name}"] < 1.5
+        assert first[f"test/{name}_floor"] == pytest.approx(one[f"test/{name}_floor"], abs=0.01)
 
 
 def test_a_floor_is_the_mean_distance_of_independent_draws():
