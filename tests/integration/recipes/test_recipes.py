@@ -69,7 +69,8 @@ def test_recipe_trains_and_what_it_monitors_is_logged(recipe, request, cheap_rep
     if recipe == "fashion_mnist.yaml":  # an overlay replaces the data and nothing else
         assert config["data"]["class_path"].endswith("FashionMNIST")
         assert config["data"]["init_args"]["batch_size"] == 128
-        assert config["data"]["init_args"]["augment"]["init_args"] == {"crop": 0, "flip": True, "cutout": 8}
+        augment = config["data"]["init_args"]["augment"]["init_args"]
+        assert (augment["flip"], augment["cutout"]) == (True, 8)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
