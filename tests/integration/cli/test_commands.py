@@ -52,9 +52,8 @@ def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
     assert "stopped early" in last[1]
     assert "best val/fd" in last[2]
     assert "runs/gan_digits/version_0/samples" in last[3] and "curves.png" in last[3]
-    assert re.search(
-        r"^Next: \S+ \S+cli\.py sample --ckpt_path runs/gan_digits/version_0/checkpoints/\w+\.ckpt --n 64$", last[4]
-    )
+    command = r"sample --ckpt_path runs/gan_digits/version_0/checkpoints/\w+\.ckpt --n 8 --per_class true"
+    assert re.search(rf"^Next: \S+ \S+cli\.py {command}$", last[4])
 
 
 def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):
