@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.datamodules.augment import Augment, BatchTransform
 from zoo.datamodules.base import InMemoryDataModule
+from zoo.datamodules.device_cache import CacheMode
 from zoo.datamodules.torchvision_sets import FashionMNIST
 
 FILE = Path(__file__).with_name("fashion_mnist.npz")  # fashion_mnist.txt has its source and its license
@@ -40,8 +41,9 @@ class FashionMNISTSubset(InMemoryDataModule):
         drop_last: bool = True,
         seed: int = 0,
         augment: Augment | BatchTransform | None = None,
+        cache: CacheMode = "auto",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment)
+        super().__init__(batch_size, eval_batch_size, val_size, repeats, drop_last, seed, augment, cache)
 
     def load_split(self, train: bool) -> tuple[Tensor, Tensor]:
         split = "train" if train else "test"

@@ -29,12 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 #: What C++ takes the device for: one that needs no initialization, and whose backward passes run in the same thread.
 INNER = torch.device("lazy", 0)
 COPIES = ("_to_copy", "copy_")
-INDEXING = (
-    "index",
-    "index_put",
-    "index_put_",
-    "_index_put_impl_",
-)  # whose indices, the second argument, may be on the CPU
+#: Operators whose indices, the second argument, may be on the CPU.
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 COLLECTIVES = ("c10d", "_c10d_functional")
 
 

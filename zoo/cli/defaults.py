@@ -103,7 +103,8 @@ def starts_on_all_devices(strategy: Any) -> bool:
         strategy: the Trainer's option of this name.
     """
     names = ["WORLD_SIZE", *(["SLURM_NTASKS"] if SLURMEnvironment.detect() else [])]
-    return strategy not in (None, "auto") or any(int(os.environ.get(name) or 1) > 1 for name in names)
+    counts = [os.environ.get(name, "") for name in names]  # other words are for whoever starts the processes to refuse
+    return strategy not in (None, "auto") or any(count.isdecimal() and int(count) > 1 for count in counts)
 
 
 def _has(given: list[Any], kind: type) -> bool:

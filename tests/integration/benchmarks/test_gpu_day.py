@@ -15,6 +15,7 @@ import pytest
 from benchmarks.gpu_day import __main__ as gpu_day
 from benchmarks.gpu_day import report, supervise
 from benchmarks.gpu_day.checkout import CheckoutFinder
+from benchmarks.gpu_day.recipes import set_up
 from benchmarks.gpu_day.results import Options, Results
 from benchmarks.gpu_day.supervise import Item, run_apart, run_here
 from benchmarks.gpu_day.tests_on_gpu import run_pytest
@@ -238,6 +239,13 @@ def test_what_pytest_says_is_kept(tmp_path):
     assert len(found["failed"]) == 1
     assert "test_bad - assert 1 == 2" in found["failed"][0]
     assert any("assert 1 == 2" in line for line in found["last lines"])
+
+
+def test_the_clothes_in_the_package_stand_in_for_all_of_them_with_every_cache():
+    for cache in ("memory", "auto"):
+        setup = set_up("mlp.yaml", Options("cpu"), data={"cache": cache})
+        assert (type(setup.data()).__name__, setup.data().cache) == ("FashionMNISTSubset", cache)
+    assert setup.source == "the part of Fashion-MNIST in the package"
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ NAMES: dict[str, tuple[Case, str]] = {
     "an option of the model": ([*FIT, "--model.los", "hinge"], r"--model\.los is not an option of GAN; did you mean loss\?"),
     "an option of another model": ([*FIT, "--model.heads", "4"], r"--model\.heads is not an option of GAN; Seq2Seq, TransformerLM, ViTClassifier have it"),
     "an option of the data": ([*FIT, "--data.batchsize", "3"], r"--data\.batchsize is not an option of Digits; did you mean batch_size\?"),
-    "an option of other data": ([*FIT, "--data.cache", "disk"], r"--data\.cache is not an option of Digits; CIFAR10, FashionMNIST, ImageFolder, MNIST, Text have it"),
+    "an option of other data": ([*FIT, "--data.cache", "disk"], r"--data\.cache is not an option of Digits; CIFAR10, FashionMNIST, FashionMNISTSubset, ImageFolder, MNIST, Text have it"),
     "an option of the augmentation": ([*FIT, "--data.augment.flp", "true"], r"--data\.augment\.flp is not an option of Augment; did you mean flip\?"),
     "an augmentation": ([*FIT, "--data.augment", "Augmen"], r"--data\.augment Augmen is not a callable that can be imported; did you mean Augment\?"),
     "an augmentation by its short name": ([*FIT, "--data.augment", "PerSample"], r"did you mean zoo\.datamodules\.PerSample\?"),

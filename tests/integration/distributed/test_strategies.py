@@ -211,7 +211,7 @@ def train_and_evaluate(args: list[str], backend: str) -> ZooCLI:
 
     Args:
         args: arguments of `fit`.
-        backend: that of the collectives, by which the strategy is seen to have some.
+        backend: name of the library that must carry out the collectives, "gloo" or "nccl".
     """
     cli = run_trainer(["fit", *args])
     measured = metrics(cli)

@@ -102,6 +102,12 @@ def test_a_run_of_several_processes_is_on_all_devices(variables, devices_of, mon
     assert devices_of() == "1"
 
 
+@pytest.mark.parametrize("value", ["", "0", "two", "-3"])
+def test_a_variable_that_counts_no_processes_leaves_the_default(value, devices_of, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert devices_of() == "1"
+
+
 def test_a_strategy_without_devices_is_on_all_of_them_and_says_so(devices_of, caplog):
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         assert devices_of("--trainer.strategy=ddp") == "auto"
