@@ -2,7 +2,9 @@
 
 Residual blocks y = relu(F(x, w) + x) (the lecture's section on residual networks; He et al. 2015, arXiv 1512.03385) in
 stages that begin with a convolution and max-pooling, as in D. Page's ResNet-9 (DAWNBench, 2018). With a one-cycle
-learning rate, label smoothing, and a moving average of the weights it learns in few passes over the data.
+learning rate, label smoothing, and a moving average of the weights it learns in few passes over the data. The first
+convolution whitens patches of the training images and is not trained (Jordan 2024, arXiv 2404.00498); in the first half
+of the run the images are smaller, where they cost less (J. Howard et al., DAWNBench 2018).
 
     python plain/resnet.py    # 22 epochs; prints the accuracy on the validation images
 
@@ -24,11 +26,13 @@ VALIDATION = 2000  # images held out of the 12,000 for training
 EPOCHS = 22
 BATCH_SIZE = 128
 WIDTH = 32  # channels of the first stage; the other two have 2 and 4 times as many
+SMALL = 20  # side in pixels of the images in the first half of the run
 CUTOUT = 8  # side in pixels of a square that is blanked in each image
 LABEL_SMOOTHING = 0.1
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.5, 0.9, 5e-4
 WARMUP = 0.2  # fraction of the run in which the learning rate rises; then it falls to zero, both linearly
 HALF_LIFE = 20_000  # images after which an old value's weight in the moving average has halved
+WHITENED = 5000  # images from whose patches the filters of the first convolution are computed
 MEASURED = 512  # images on which the statistics of the averaged network's batch normalization are measured
 
 
@@ -47,12 +51,12 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 2x2 convolution, three stages, the maximum of each channel over the image, and a linear layer."""
+    """A 2x2 convolution that whitens, three stages, the maximum of each channel over the image, and a linear layer."""
 
     def __init__(self, width):
         super().__init__()
-        self.stem = nn.Conv2d(1, width // 2, 2)  # (N, W / 2, 27, 27)
-        self.stages = nn.Sequential(Stage(width // 2, width), Stage(width, 2 * width), Stage(2 * width, 4 * width))
+        self.stem = nn.Conv2d(1, 8, 2)  # (N, 8, 27, 27)
+        self.stages = nn.Sequential(Stage(8, width), Stage(width, 2 * width), Stage(2 * width, 4 * width))
         self.head = nn.Linear(4 * width, CLASSES)
         for module in self.modules():  # variance 2 / fan_out, which preserves that of the gradient through ReLUs
             if isinstance(module, nn.Conv2d):
@@ -62,6 +66,15 @@ class ResNet(nn.Module):
     def forward(self, x):
         x = F.relu(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.head(self.stages(x).amax((2, 3)))  # logits (N, 10)
+
+
+@torch.no_grad()
+def whiten(convolution, x):
+    """Sets filters 2x2 to the principal directions of patches, scaled to unit variance, each with both signs."""
+    patches = F.unfold(to_floats(x).double().cpu(), 2).transpose(1, 2).flatten(0, 1)  # (patches, 4)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values + 0.01).sqrt()).T.view(4, 1, 2, 2)
+    convolution.weight.requires_grad_(False).copy_(torch.cat([filters, -filters]))
 
 
 def load_data():
@@ -95,6 +108,13 @@ def batches(x, y, batch_size):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
         for index in order.split(batch_size)[: len(x) // batch_size]:  # the incomplete last batch is left out
             yield to_floats(augment(x[index])), y[index]
+
+
+def shrink(x):
+    """Images (N, 1, H, W) to (N, 1, SMALL, SMALL): bilinear interpolation as a product with a matrix on either side."""
+    lines = torch.eye(x.shape[-1]).view(1, 1, x.shape[-1], x.shape[-1])
+    matrix = F.interpolate(lines, (SMALL, x.shape[-1]), mode="bilinear", antialias=True)[0, 0].to(x.device)
+    return matrix @ x @ matrix.T
 
 
 def learning_rate(step, steps):
@@ -134,15 +154,19 @@ def train(steps=None, batch_size=BATCH_SIZE, width=WIDTH, seed=0, device="cpu"):
     per_epoch = len(x) // batch_size
     steps = steps or EPOCHS * per_epoch
     torch.manual_seed(seed)
-    network = ResNet(width).to(device)
+    network = ResNet(width)
+    whiten(network.stem, x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:WHITENED]])
+    network.to(device)
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    matrices, vectors = ([p for p in network.parameters() if (p.ndim >= 2) == wanted] for wanted in (True, False))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.ndim >= 2) == wanted] for wanted in (True, False))
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]  # no decay of biases and norms
     options = {"momentum": MOMENTUM, "nesterov": True, "weight_decay": WEIGHT_DECAY}
     optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, **options)
     for step, (images, labels) in zip(range(steps), batches(x, y, batch_size), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
+        images = shrink(images) if step < steps / 2 else images
         loss = F.cross_entropy(network(images), labels, label_smoothing=LABEL_SMOOTHING)
         loss.backward()
         optimizer.step()

@@ -49,9 +49,14 @@ TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
         "--model.generator=MLPGenerator", "--model.generator.width=32", "--model.discriminator=MLPDiscriminator",
         "--model.discriminator.width=32", "--model.latent_dim=8", *DIGITS,
     ],
-    "Classifier": lambda _: ["--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]", *DIGITS],
+    "Classifier": lambda _: [
+        "--model.network=CIFARResNet", "--model.network.depth=8", "--model.network.widths=[4, 4, 4]", *DIGITS,
+    ],
     "MLPClassifier": lambda _: ["--model.width=16", "--model.depth=2", *DIGITS],
-    "ResNetClassifier": lambda _: ["--model.depth=8", "--model.widths=[4, 4, 4]", *DIGITS],
+    "ResNetClassifier": lambda _: [
+        "--model.backbone=pooled", "--model.depth=8", "--model.widths=[4, 4, 4]", "--model.whitening=true",
+        "--model.low_resolution=6", *DIGITS,
+    ],
     "Seq2Seq": lambda _: [
         "--model.layers=1", "--model.width=16", "--model.heads=2",
         "--data=Sequences", "--data.digits=4", "--data.num_train=1000", "--data.num_test=101", "--data.val_size=101",

@@ -44,6 +44,7 @@ from zoo.models.inputs import input_batches
 from zoo.models.networks import build_network, check_output
 from zoo.models.precision import cast_to, widen
 from zoo.models.predictions import Predictions, entropy
+from zoo.models.resizing import resize, scaled_sides
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
 from zoo.seeding import stream_keys, upload
 
@@ -90,6 +91,9 @@ class Classifier(ZooModule):
         class_weights: weight of each class in the training loss, not in what validation and test measure: a list of
             positive numbers, or "balanced" for n / (k n_c) with n_c of the n training samples in each of k classes.
         mixup: parameter alpha of mixup's Beta distribution; 0 for no mixup.
+        low_resolution: shorter side in pixels to which training images are reduced in the first part of the run, where
+            they cost less; 0 for none. For networks that take images of any size (Howard et al., DAWNBench 2018).
+        low_resolution_fraction: length of that part, as a fraction of the run.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average. The average, if there is
             one, is what is validated, tested and used for predictions.
         flip_tta: average the logits of each image and its mirror image at test and prediction time; ignored for data
@@ -117,6 +121,7 @@ class Classifier(ZooModule):
     class_weight: Tensor | None
     temperature: Tensor
     _built_groups = 0
+    _low_until = 0.0  # optimizer step from which images have their own size
     _calibrated = False
 
     def __init__(
@@ -128,6 +133,8 @@ class Classifier(ZooModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         mixup: float = 0.0,
+        low_resolution: int = 0,
+        low_resolution_fraction: float = 0.5,
         ema_half_life: float = 0.0,
         flip_tta: bool = False,
         calibrate: bool = False,
@@ -142,8 +149,10 @@ class Classifier(ZooModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble", "init_from"])
-        check_fraction(label_smoothing=label_smoothing)
-        check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_samples=mc_samples)
+        check_fraction(label_smoothing=label_smoothing, low_resolution_fraction=low_resolution_fraction)
+        check_at_least(
+            0, mixup=mixup, low_resolution=low_resolution, ema_half_life=ema_half_life, mc_samples=mc_samples
+        )
         if not 0 < layer_decay <= 1:
             raise UserError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1")
         if num_classes < 2:
@@ -160,6 +169,8 @@ class Classifier(ZooModule):
         self.class_weights = class_weights
         self.register_buffer("class_weight", self._given_weights(), persistent=False)
         self.mixup = mixup
+        self.low_sides = self._check_low_resolution(low_resolution)
+        self.low_resolution_fraction = low_resolution_fraction
         self.flip_tta = flip_tta
         self.register_buffer("temperature", torch.ones(()))
         self.calibration = TemperatureScaling() if calibrate else None
@@ -197,6 +208,20 @@ class Classifier(ZooModule):
             network.to(memory_format=torch.channels_last)
         check_output("network", network, (torch.zeros(2, *self.input_shape),), (2, self.num_classes))
         return network
+
+    def _check_low_resolution(self, shorter: int) -> tuple[int, int] | None:
+        """Height and width of the smaller images, after a forward pass with one; None for no such images."""
+        if not shorter:
+            return None
+        if len(self.input_shape) != 3 or shorter >= min(self.input_shape[1:]):
+            raise UserError(
+                f"low_resolution {shorter} does not reduce samples of the shape {self.input_shape}; give a smaller "
+                "side, or 0"
+            )
+        sides = scaled_sides(self.input_shape, shorter)
+        x = torch.zeros(2, self.input_shape[0], *sides)
+        check_output("low_resolution: the network", self.network, [x], (2, self.num_classes))
+        return sides
 
     def _given_weights(self) -> Tensor | None:
         """Weights of the classes that are known before training: all but "balanced"."""
@@ -387,11 +412,21 @@ class Classifier(ZooModule):
         follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
         super().on_fit_start()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.low_sides is not None:
+            steps = self.trainer.estimated_stepping_batches
+            if not math.isfinite(steps):
+                raise UserError("low_resolution needs a run of a known length: give trainer.max_steps or max_epochs")
+            self._low_until = self.low_resolution_fraction * steps
+
     def on_train_epoch_start(self) -> None:
         follow_unfreezing(self, self.network, self.layer_decay, self._built_groups)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = widen(batch[0]), batch[1]
+        if self.low_sides is not None and self.trainer.global_step < self._low_until:
+            x = resize(x, self.low_sides)
         target: Tensor = y
         if self.mixup:
             x, target = mixup(x, y, self.num_classes, self.mixup)

@@ -256,6 +256,39 @@ def test_with_log_every_n_steps_0_it_trains_and_logs_nothing():
     assert "train/loss" not in trainer.callback_metrics
 
 
+class SizeRecorder(nn.Module):
+    """A classifier of images of any size, which remembers the sizes that it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.sizes = nn.Linear(1, 10), []
+
+    def forward(self, x):
+        if self.training:
+            self.sizes.append(tuple(x.shape[2:]))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("accumulated", "smaller"), [(1, 4), (2, 8)])
+def test_images_are_smaller_in_the_first_part_of_the_run(accumulated, smaller):
+    network = SizeRecorder()
+    model = small_classifier(network, low_resolution=6, low_resolution_fraction=0.5)
+    quiet(max_steps=8, accumulate_grad_batches=accumulated).fit(model, datamodule=Digits(batch_size=32))
+    assert model.network.sizes == [(6, 6)] * smaller + [(8, 8)] * smaller
+
+
+def test_low_resolution_is_refused_where_it_cannot_be():
+    with pytest.raises(UserError, match=r"low_resolution: the network Sequential does not run on .*\(2, 1, 6, 6\)"):
+        small_classifier(low_resolution=6)
+    with pytest.raises(UserError, match=r"low_resolution 8 does not reduce samples of the shape \(1, 8, 8\)"):
+        small_classifier(SizeRecorder(), low_resolution=8)
+    with pytest.raises(UserError, match=r"low_resolution 2 does not reduce samples of the shape \(4,\)"):
+        logits_classifier(low_resolution=2)
+    endless = small_classifier(SizeRecorder(), low_resolution=6)
+    with pytest.raises(UserError, match="low_resolution needs a run of a known length"):
+        quiet(max_steps=-1, max_epochs=-1).fit(endless, datamodule=Digits(batch_size=32))
+
+
 def test_two_accumulated_batches_equal_one_of_twice_the_size():
     states, images = [], []
     for size, accumulate in ((64, 1), (32, 2)):

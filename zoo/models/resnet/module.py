@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-from zoo.errors import check_choice
+from zoo.contracts import TrainingSamples, data_of, offers
+from zoo.errors import UserError, check_choice
 from zoo.models.classifier import Classifier
 from zoo.models.resnet.network import CIFARResNet, PooledResNet
 
 BACKBONES = {"cifar": CIFARResNet, "pooled": PooledResNet}
+WHITENED_SAMPLES = 5000  # training images from whose patches the filters are computed
 
 
 class ResNetClassifier(Classifier):
@@ -28,6 +30,8 @@ class ResNetClassifier(Classifier):
         block_type: blocks with or without shortcuts and batch normalization.
         init: initialization of the convolutions.
         patch_size: side of the squares of pixels that become channels.
+        whitening: for the backbone "pooled": compute the filters of the first convolution from training images, such
+            that they whiten patches, and do not train them. The data module needs the method `training_samples`.
         **kwargs: arguments of `zoo.models.classifier.Classifier`.
     """
 
@@ -41,10 +45,28 @@ class ResNetClassifier(Classifier):
         block_type: Literal["plain", "batch_norm", "residual", "residual_batch_norm"] = "residual_batch_norm",
         init: Literal["default", "he"] = "he",
         patch_size: int = 1,
+        whitening: bool = False,
         **kwargs: Any,
     ) -> None:
         check_choice("backbone", backbone, BACKBONES)
+        if whitening and backbone != "pooled":
+            raise UserError("whitening is for the backbone pooled: leave it out, or give backbone pooled")
         network = partial(
             BACKBONES[backbone], depth=depth, widths=widths, block_type=block_type, init=init, patch_size=patch_size
         )
+        if whitening:
+            network = partial(network, whitening=True)
         super().__init__(input_shape, num_classes, network, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.hparams["whitening"]:
+            data = data_of(self.trainer)
+            if data is None or not offers(data, TrainingSamples):
+                raise UserError(
+                    "whitening needs training images, which the data does not give (a method training_samples of the "
+                    "data module); leave whitening out"
+                )
+            samples = data.training_samples(WHITENED_SAMPLES)
+            for network in (self.network, *([] if self.ema is None else [self.ema.network])):
+                network.whiten(samples)

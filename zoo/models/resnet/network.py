@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -125,6 +126,38 @@ class CIFARResNet(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class WhiteningConv(nn.Conv2d):
+    """A 2x2 convolution whose filters whiten patches of training images, without padding.
+
+    The filters are the eigenvectors of E[p p^T] over patches p, each divided by the root of its eigenvalue, with both
+    signs, so that nothing is lost in the ReLU that follows: 8 of gray images, 24 of color. They are not trained; the
+    biases are. From Jordan 2024 (arXiv 2404.00498), section 3.2. Before `whiten` the filters are random.
+
+    Args:
+        in_channels: channels of an image.
+        regularizer: number that is added to the eigenvalues, for images in [-1, 1].
+    """
+
+    whitened: Tensor
+
+    def __init__(self, in_channels: int, regularizer: float = 0.01) -> None:
+        super().__init__(in_channels, 8 * in_channels, 2)
+        self.regularizer = regularizer
+        self.weight.requires_grad_(False)
+        self.register_buffer("whitened", torch.tensor(False))
+
+    @torch.no_grad()
+    def whiten(self, x: Tensor) -> None:
+        """Sets the filters from images (N, in_channels, H, W), unless they are set already, as by a checkpoint."""
+        if self.whitened:
+            return
+        patches = F.unfold(x.double().cpu(), 2).transpose(1, 2).flatten(0, 1)  # (patches, 4 in_channels)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + self.regularizer).sqrt()).T.view(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+        self.whitened.fill_(True)
+
+
 class PooledStage(nn.Module):
     """A convolution, max-pooling by 2, and blocks y = relu(F(x, w) + x) of one convolution each.
 
@@ -169,8 +202,7 @@ class PooledResNet(nn.Module):
 
     A 2x2 convolution without normalization; stages, each of which halves the image; and the maximum of each channel
     over the image, followed by a linear layer. Pooling as in D. Page's ResNet-9 (DAWNBench, 2018). The shape of the
-    first convolution, 2x2 without padding, is that of Jordan 2024 (arXiv 2404.00498); there it is a frozen whitening of
-    patches, computed from training images, while here it is initialized as the others and trained.
+    first convolution, 2x2 without padding, is that of Jordan 2024 (arXiv 2404.00498).
 
     Args:
         input_shape: shape of an image, (C, H, W), at least 2x2 pixels after `patch_size`.
@@ -181,6 +213,8 @@ class PooledResNet(nn.Module):
         block_type: see `CIFARResNet`, as for the other arguments.
         init: initialization of the convolutions.
         patch_size: side of the squares of pixels that become channels.
+        whitening: let the first convolution be a `WhiteningConv`, whose filters are computed from training images by
+            `whiten`; it has 8 filters for each channel of its input.
 
     Raises:
         ValueError: the depth does not fit the number of stages, a name is unknown, or the shape does not fit.
@@ -195,16 +229,16 @@ class PooledResNet(nn.Module):
         block_type: str = "residual_batch_norm",
         init: str = "he",
         patch_size: int = 1,
+        whitening: bool = False,
     ) -> None:
         super().__init__()
-        in_channels = _channels(input_shape, patch_size, least=2)
+        in_channels = _channels(input_shape, patch_size, least=2) * patch_size**2
         blocks = _blocks_in_stage(depth, widths, head=2 + len(widths), block=1)
         norm, residual = _parts(block_type, init)
-        channels = max(1, widths[0] // 2)
+        first = WhiteningConv(in_channels) if whitening else nn.Conv2d(in_channels, max(1, widths[0] // 2), 2)
+        channels = first.out_channels
         self.stem = nn.Sequential(
-            nn.PixelUnshuffle(patch_size) if patch_size > 1 else nn.Identity(),
-            nn.Conv2d(in_channels * patch_size**2, channels, 2),
-            nn.ReLU(inplace=True),
+            nn.PixelUnshuffle(patch_size) if patch_size > 1 else nn.Identity(), first, nn.ReLU(inplace=True)
         )
         stages: list[nn.Module] = []
         for width in widths:
@@ -217,6 +251,12 @@ class PooledResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, in_channels, H, W) to logits (N, num_classes)."""
         return self.head(self.stages(self.stem(x)).amax((2, 3)))
+
+    def whiten(self, x: Tensor) -> None:
+        """Computes the filters of a first convolution that whitens from training images (N, in_channels, H, W)."""
+        unshuffle, first = self.stem[0], self.stem[1]
+        if isinstance(first, WhiteningConv):
+            first.whiten(unshuffle(x))
 
 
 def _channels(input_shape: Sequence[int], patch_size: int, least: int = 1) -> int:

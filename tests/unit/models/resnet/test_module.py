@@ -34,6 +34,7 @@ def test_a_depth_that_does_not_fit_is_refused_with_the_nearest_ones_that_do(dept
         ),
         ({"init": "xavier"}, "init is 'xavier'; choose one of default, he"),
         ({"backbone": "resnet18"}, "backbone is 'resnet18'; choose one of cifar, pooled"),
+        ({"whitening": True}, "whitening is for the backbone pooled"),
         ({"widths": ()}, r"widths \[\] must have at least one stage"),
         ({"widths": (4, 0, 4)}, r"widths \[4, 0, 4\] must have .* at least 1 channel each"),
     ],
@@ -82,3 +83,36 @@ def test_it_learns_digits(backbone, widths):
 
 def adam(parameters):
     return torch.optim.Adam(parameters, lr=0.01)
+
+
+# Whitening
+
+
+def whitening(**options):
+    return ResNetClassifier((1, 8, 8), 10, "pooled", 8, (4, 4, 4), whitening=True, **options)
+
+
+def test_training_starts_with_filters_that_whiten_training_images_in_the_network_and_in_its_average(tmp_path):
+    torch.manual_seed(0)
+    model, data = whitening(ema_half_life=100), Digits(batch_size=32)
+    quiet_trainer(max_steps=3, limit_val_batches=0).fit(model, datamodule=data)
+    expected = whitening()
+    expected.network.whiten(data.training_samples(5000))
+    for network in (model.network, model.ema.network):
+        assert torch.equal(network.stem[1].weight, expected.network.stem[1].weight)
+
+
+def test_a_classifier_that_starts_from_another_one_keeps_its_filters(tmp_path):
+    first = whitening()
+    first.network.whiten(torch.randn(50, 1, 8, 8))
+    torch.save({"state_dict": first.state_dict(), "hyper_parameters": dict(first.hparams)}, tmp_path / "first.ckpt")
+    model = whitening(init_from=str(tmp_path / "first.ckpt"))
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=Digits(batch_size=32))
+    assert torch.equal(model.network.stem[1].weight, first.network.stem[1].weight)
+
+
+def test_whitening_needs_training_images():
+    x, y = torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    with pytest.raises(UserError, match="whitening needs training images, which the data does not give"):
+        quiet_trainer(max_steps=1, limit_val_batches=0).fit(whitening(), loader)

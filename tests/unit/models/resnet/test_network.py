@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.models.resnet.network import BLOCK_TYPES, Block, CIFARResNet, PooledResNet, PooledStage, Shortcut
+from zoo.models.resnet.network import (
+    BLOCK_TYPES,
+    Block,
+    CIFARResNet,
+    PooledResNet,
+    PooledStage,
+    Shortcut,
+    WhiteningConv,
+)
 
 # The networks of He et al.
 
@@ -183,3 +191,64 @@ def test_a_pooled_network_is_stem_stages_maximum_and_linear_layer():
     assert sizes == [(2, 8, 8), (4, 4, 4), (6, 2, 2)]
     expected = y.flatten(2).max(2).values @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(x), expected)
+
+
+# Whitening
+
+
+def patches_of(x):
+    """All patches of 2x2 pixels, (patches, 4 C), each channel's pixels row by row."""
+    corners = [x[:, :, i : x.shape[2] - 1 + i, j : x.shape[3] - 1 + j] for i in (0, 1) for j in (0, 1)]
+    return torch.stack(corners, 2).permute(0, 3, 4, 1, 2).flatten(3).flatten(0, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_patches_have_the_identity_as_second_moment(channels):
+    torch.manual_seed(0)
+    x = F.avg_pool2d(torch.randn(50, channels, 20, 20), 3, stride=1)  # neighbors are correlated
+    convolution = WhiteningConv(channels, regularizer=0.0)
+    nn.init.zeros_(convolution.bias)
+    convolution.whiten(x)
+    found = convolution(x).permute(0, 2, 3, 1).flatten(0, 2)
+    half = found[:, : 4 * channels]
+    torch.testing.assert_close(half.T @ half / len(half), torch.eye(4 * channels), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found[:, 4 * channels :], -half)
+    moments = patches_of(x).T @ patches_of(x) / len(half)
+    assert (moments - torch.eye(4 * channels) * moments.diagonal().mean()).norm() > 0.5 * moments.diagonal().norm(), (
+        "the patches themselves are not white"
+    )
+
+
+def test_the_regularizer_bounds_directions_in_which_patches_do_not_vary():
+    x = torch.randn(20, 1, 1, 1).expand(-1, 1, 6, 6)  # only the mean of a patch varies
+    convolution = WhiteningConv(1, regularizer=0.01)
+    convolution.whiten(x)
+    torch.testing.assert_close(convolution.weight.flatten(1).norm(dim=1).max(), torch.tensor(10.0), rtol=1e-4, atol=0)
+
+
+def test_filters_are_computed_once_and_never_trained():
+    torch.manual_seed(0)
+    network = PooledResNet((1, 8, 8), 10, whitening=True, widths=(4, 4, 4))
+    network.whiten(torch.randn(20, 1, 8, 8))
+    filters = network.stem[1].weight.clone()
+    network.whiten(torch.randn(20, 1, 8, 8).cumsum(3))
+    assert torch.equal(network.stem[1].weight, filters)
+    network(torch.randn(2, 1, 8, 8)).sum().backward()
+    assert network.stem[1].weight.grad is None and network.stem[1].bias.grad.norm() > 0
+    assert network.stem[1].out_channels == network.stages[0].conv.in_channels == 8
+
+
+def test_patches_are_those_after_pixels_became_channels():
+    x = torch.randn(20, 1, 8, 8)
+    network = PooledResNet((1, 8, 8), 10, whitening=True, widths=(4, 4, 4), patch_size=2)
+    network.whiten(x)
+    expected = WhiteningConv(4)
+    expected.whiten(F.pixel_unshuffle(x, 2))
+    assert torch.equal(network.stem[1].weight, expected.weight)
+
+
+def test_a_network_without_whitening_ignores_it():
+    network = PooledResNet((1, 8, 8), 10, widths=(4, 4, 4))
+    before = network.stem[1].weight.clone()
+    network.whiten(torch.randn(20, 1, 8, 8))
+    assert torch.equal(network.stem[1].weight, before) and network.stem[1].weight.requires_grad
