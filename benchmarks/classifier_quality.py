@@ -3,10 +3,10 @@
 Each row trains the recipe with some options changed, by the command line's own code and for the same number of epochs.
 Checkpoints are selected on the validation split; the test split is measured at the end. Usage:
 
-    python benchmarks/classifier_quality.py mlp --root data --seeds 3
-    python benchmarks/classifier_quality.py resnet --root data --seeds 3 --precision bf16-mixed
-    python benchmarks/classifier_quality.py resnet_options --root data --seeds 1 --epochs 3
-    python benchmarks/classifier_quality.py resnet_speed
+    python -m benchmarks.classifier_quality mlp --root data --seeds 3
+    python -m benchmarks.classifier_quality resnet --root data --seeds 3 --precision bf16-mixed
+    python -m benchmarks.classifier_quality resnet_options --root data --seeds 1 --epochs 3
+    python -m benchmarks.classifier_quality resnet_speed
 
 Each run prints a line of JSON; the table of means and standard deviations over the seeds follows. CPU seconds are those
 of the whole process during training, validation and start included. Other options are those of `zoo fit`.
@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from common import markdown_table, mean_std, new_parser, read_recipe, run_recipe
+from benchmarks.common import read_recipe, run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo.cli.fit import run_trainer
 from zoo.models.resnet.network import PooledResNet
 

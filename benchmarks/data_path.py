@@ -6,8 +6,8 @@ The torchvision dataset makes each sample a PIL image and applies RandomCrop, Ra
 Normalize in persistent workers, by default one per core. The two take turns after a warm-up round; medians of images
 per second are printed. Usage:
 
-    python benchmarks/data_path.py
-    python benchmarks/data_path.py --root data
+    python -m benchmarks.data_path
+    python -m benchmarks.data_path --root data
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common import new_parser
+from benchmarks.output import new_parser
 from zoo.datamodules import CIFAR10, Augment, FashionMNIST, InMemoryDataModule
 
 Epoch = Callable[[], Iterable[tuple[Tensor, Tensor]]]

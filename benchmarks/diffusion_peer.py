@@ -11,7 +11,7 @@ and an average by its own `EMA` class whose half-life is 5% of the images seen s
 is the one of `--lr` whose best set of weights has the lowest Fréchet distance on validation images at the first seed;
 then it is trained with the other seeds, and only the table at the end is measured on the test split. Usage:
 
-    python benchmarks/diffusion_peer.py --root data --steps 2750 --seeds 3
+    python -m benchmarks.diffusion_peer --root data --steps 2750 --seeds 3
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 from torch import Tensor
 
-from common import frechet, markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import frechet, run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo import Diffusion
 from zoo.metrics import load_extractor
 from zoo.metrics.features import FeatureExtractor

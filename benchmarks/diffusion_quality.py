@@ -7,11 +7,11 @@ over `--draws` sets of samples, beside the floor, the distance of training image
 model. `label_accuracy` is the percentage of samples that the extractor's own classifier, which was trained on real
 images, assigns to the requested class. Usage:
 
-    python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion_fashion.yaml --data FashionMNIST --data.root data
-    python benchmarks/diffusion_quality.py --ckpt_path best.ckpt --data FashionMNIST --data.root data
-    python benchmarks/diffusion_quality.py consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
+    python -m benchmarks.diffusion_quality diffusion.yaml --seeds 3
+    python -m benchmarks.diffusion_quality diffusion.yaml diffusion_fashion.yaml --seeds 3
+    python -m benchmarks.diffusion_quality diffusion_fashion.yaml --data FashionMNIST --data.root data
+    python -m benchmarks.diffusion_quality --ckpt_path best.ckpt --data FashionMNIST --data.root data
+    python -m benchmarks.diffusion_quality consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
 
 The last one measures a consistency model, which has no choice of solver. Other options are those of `zoo fit`.
 """
@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from common import markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo import ConsistencyModel
 from zoo.metrics import FrechetDistance
 from zoo.models.diffusion.solvers import SOLVERS

@@ -12,8 +12,8 @@ builds every cache. Each mode trains nothing: it reads shuffled training batches
 
 Usage:
 
-    python benchmarks/disk_cache.py
-    python benchmarks/disk_cache.py --images 100000 --channels 3
+    python -m benchmarks.disk_cache
+    python -m benchmarks.disk_cache --images 100000 --channels 3
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common import new_parser
+from benchmarks.output import new_parser
 from zoo.datamodules import ImageFolder, InMemoryDataModule
 from zoo.datamodules.device_cache import CacheMode
 from zoo.datamodules.sources import Chunk, SplitSource

@@ -1,8 +1,8 @@
 """Fine-tuning of a small pretrained network on few images of new classes, against training it from scratch. Usage:
 
-    python benchmarks/finetune.py --root data/cifar10-jpeg --seeds 3
-    python benchmarks/finetune.py --images 10
-    python benchmarks/finetune.py --root data/cifar10-jpeg --first_seed 100 --lr 0.001 0.003 0.01 --choose
+    python -m benchmarks.finetune --root data/cifar10-jpeg --seeds 3
+    python -m benchmarks.finetune --images 10
+    python -m benchmarks.finetune --root data/cifar10-jpeg --first_seed 100 --lr 0.001 0.003 0.01 --choose
 
 `PooledResNet` is trained on all classes but three; its checkpoint is the start (`init_from`) for the other three, of
 which there are few images. Without `--root` the images are the digits that the package ships. Every row has the same
@@ -30,7 +30,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor
 
-from common import markdown_table, mean_std, new_parser
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo import Classifier
 from zoo.datamodules import Digits, ImageFolder, InMemoryDataModule
 from zoo.datamodules.augment import Augment

@@ -13,10 +13,10 @@ generator, and tuned: with the learning rate of `--lr`, with or without the reci
 distance to the validation split with the first seed. The averaged and the raw generator come from the same training.
 The test split is measured for the rows of the table only and chooses nothing. Usage:
 
-    python benchmarks/gan_quality.py digits --seeds 3
-    python benchmarks/gan_quality.py clothes --seeds 3
-    python benchmarks/gan_quality.py fashion_mnist --root data --seeds 3
-    python benchmarks/gan_quality.py points --seeds 3
+    python -m benchmarks.gan_quality digits --seeds 3
+    python -m benchmarks.gan_quality clothes --seeds 3
+    python -m benchmarks.gan_quality fashion_mnist --root data --seeds 3
+    python -m benchmarks.gan_quality points --seeds 3
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
-from common import markdown_table, mean_std, new_parser, read_recipe
+from benchmarks.common import read_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo import GAN
 from zoo.callbacks.mode_coverage import mode_coverage
 from zoo.datamodules import Digits, FashionMNIST, FashionMNISTSubset, InMemoryDataModule, Points

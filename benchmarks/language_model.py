@@ -5,8 +5,8 @@ when the model overfits. nanoGPT's published losses for the same text, sizes and
 and 1.4697 (for a GPU), estimated on 20 and 200 random batches. `speed` trains the same network on the same kind of
 batches in turn by Lightning, as the recipe does, and by a bare loop of plain torch. Usage:
 
-    python benchmarks/language_model.py quality shakespeare_cpu.yaml --path tinyshakespeare.txt --seeds 3
-    python benchmarks/language_model.py speed shakespeare_cpu.yaml --path tinyshakespeare.txt
+    python -m benchmarks.language_model quality shakespeare_cpu.yaml --path tinyshakespeare.txt --seeds 3
+    python -m benchmarks.language_model speed shakespeare_cpu.yaml --path tinyshakespeare.txt
 
 Other options are those of `zoo fit`.
 """
@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 
-from common import markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo import TransformerLM
 from zoo.datamodules import Text
 

@@ -6,8 +6,8 @@ the table reports these runs. All use the same batches, the same linear decay to
 the training and validation splits are read. With `--text` the network is a Transformer of four layers and 128 channels
 on characters, and the accuracy that of the next character. Usage:
 
-    python benchmarks/optimizer_quality.py --root data
-    python benchmarks/optimizer_quality.py --text tinyshakespeare.txt --steps 400 --batch_size 12
+    python -m benchmarks.optimizer_quality --root data
+    python -m benchmarks.optimizer_quality --text tinyshakespeare.txt --steps 400 --batch_size 12
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import image_data, markdown_table, mean_std, new_parser
+from benchmarks.common import image_data
+from benchmarks.output import markdown_table, mean_std, new_parser
 from zoo.datamodules import Text
 from zoo.datamodules.text import TokenWindows
 from zoo.models.mlp.network import DropoutMLP

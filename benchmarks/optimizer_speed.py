@@ -6,8 +6,8 @@ Adam's foreach form in the same round. One thread; only the step is timed, the g
 the shapes of a ResNet with batch norm (a 3x3 convolution, a scale and a shift, repeated): 65 tensors make a ResNet-20
 with two projections and the final linear layer. Usage:
 
-    python benchmarks/optimizer_speed.py
-    python benchmarks/optimizer_speed.py --tensors 200 --width 64
+    python -m benchmarks.optimizer_speed
+    python -m benchmarks.optimizer_speed --tensors 200 --width 64
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from common import markdown_table, new_parser
+from benchmarks.output import markdown_table, new_parser
 from zoo.optim import ScalarAdam
 
 BASELINE = "Adam, foreach"

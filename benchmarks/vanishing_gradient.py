@@ -6,8 +6,8 @@ convolution before training, and the validation accuracy after it. SGD with mome
 learning rates 0.1 and 0.01 (warm-up over a tenth of the steps, cosine decay); the run with the lower training loss
 counts. An optimizer that rescales gradients, such as Adam, would hide part of the effect. Usage:
 
-    python benchmarks/vanishing_gradient.py --out vanishing_gradient.png
-    python benchmarks/vanishing_gradient.py --root data --out vanishing_gradient.png  # on Fashion-MNIST
+    python -m benchmarks.vanishing_gradient --out vanishing_gradient.png
+    python -m benchmarks.vanishing_gradient --root data --out vanishing_gradient.png  # on Fashion-MNIST
 
 Each network prints a line of JSON with the verdict of `zoo.gradients.verdict` on its convolutions.
 """
@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import check_new, image_data, markdown_table, mean_std, new_parser
+from benchmarks.common import image_data
+from benchmarks.output import check_new, markdown_table, mean_std, new_parser
 from zoo.gradients import execution_order, first_last_ratio, gradient_profile, verdict
 from zoo.models.resnet.network import BLOCK_TYPES, INITS, CIFARResNet
 from zoo.optim import WarmupDecay

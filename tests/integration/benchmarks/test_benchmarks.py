@@ -52,7 +52,7 @@ TRANSFORMER = f"{CPU} --model.layers=1 --model.width=16 --model.heads=2"
 
 def row(name: str, *cells: str) -> str:
     """Regular expression of a row of a Markdown table."""
-    return "".join(rf"\| {cell} " for cell in (re.escape(name), *cells)) + r"\|\n"
+    return "".join(rf"\| {cell} " if cell else r"\| " for cell in (re.escape(name), *cells)) + r"\|\n"
 
 
 RUNS = {
@@ -214,6 +214,7 @@ RUNS = {
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
         )
     ],
+    "tables": [Run("--check", (r"\d+ tables in \d+ pages agree with their data",))],
     "train_extractors": [
         Run(
             "digits --epochs 1 --out .",
@@ -268,12 +269,11 @@ def load_script(
     """Function that imports a script; afterwards its global settings are undone."""
     threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = logger.level
-    monkeypatch.syspath_prepend(FOLDER)
     for name, module in peer_library().items():
         monkeypatch.setitem(sys.modules, name, module)
-    yield import_module
-    for name in ("common", *SCRIPTS):
-        sys.modules.pop(name, None)
+    yield lambda name: import_module(f"benchmarks.{name}")
+    for name in SCRIPTS:
+        sys.modules.pop(f"benchmarks.{name}", None)
     torch.set_num_threads(threads)
     logger.setLevel(level)
 
