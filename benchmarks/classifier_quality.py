@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import read_recipe, run_recipe
-from benchmarks.output import markdown_table, mean_std, new_parser
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo.cli.fit import run_trainer
 from zoo.models.resnet.network import PooledResNet
 
@@ -154,6 +154,8 @@ def speed(names: Sequence[str], rounds: int, batch_size: int, warmup: int = 3) -
             if number >= warmup:
                 seconds[name].append(time.process_time() - start)
     rates = {name: batch_size / statistics.median(values) for name, values in seconds.items()}
+    for name, rate in rates.items():
+        report(name, images_per_cpu_second=rate, speedup=rate / rates[names[0]])
     rows = [[name, f"{rate:.0f}", f"{rate / rates[names[0]]:.2f}"] for name, rate in rates.items()]
     return markdown_table(["", "images per CPU second", "speed-up"], rows)
 
@@ -208,8 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
             for row in rows:
                 result = runs.test(row, seed)
                 results[row.name].append(result)
-                rounded = {name: round(value, 4) for name, value in result.items()}
-                print(json.dumps({"row": row.name, "seed": seed, **rounded}), flush=True)
+                report(row.name, seed, **result)
     print(table(results))
 
 

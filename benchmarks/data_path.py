@@ -13,7 +13,6 @@ per second are printed. Usage:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.output import new_parser
+from benchmarks.output import new_parser, report
 from zoo.datamodules import CIFAR10, Augment, FashionMNIST, InMemoryDataModule
 
 Epoch = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -143,7 +142,6 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = sorted(a / b for a, b in zip(rates["zoo"], rates["torchvision"], strict=True))
     return {
-        "shape": list(case.shape),
         "images": source,
         "zoo": round(medians["zoo"]),
         "torchvision": round(medians["torchvision"]),
@@ -164,7 +162,7 @@ def main(args: Sequence[str] | None = None) -> None:
     threads = f"{torch.get_num_threads()} threads of torch {torch.__version__}"
     print(f"{os.cpu_count()} cores, {threads}, {options.workers} workers")
     for case in CASES:
-        print(json.dumps(measure(case, options)), flush=True)
+        report("x".join(map(str, case.shape)), **measure(case, options))
 
 
 if __name__ == "__main__":

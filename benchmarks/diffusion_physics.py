@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.output import check_new, markdown_table, mean_std, new_parser
+from benchmarks.output import check_new, markdown_table, mean_std, new_parser, report
 from zoo.datamodules.points import MIXTURES
 from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.denoiser import IdealDenoiser
@@ -93,6 +93,8 @@ def distances(n: int, steps: int, seeds: int) -> str:
         for name, (drift, noise) in VARIANTS.items():
             returned = reverse(diffused, steps, drift, noise, generator)[-1]
             results[name].append(wasserstein1(returned, other).item())
+        for name, values in results.items():
+            report(name, seed, w1=values[-1])
     rows = [[name, mean_std(values, 4)] for name, values in results.items()]
     return markdown_table(["reverse process", "Wasserstein-1 distance"], rows)
 

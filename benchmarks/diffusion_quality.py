@@ -19,7 +19,6 @@ The last one measures a consistency model, which has no choice of solver. Other 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from torch import Tensor
 
 import zoo
 from benchmarks.common import run_recipe
-from benchmarks.output import markdown_table, mean_std, new_parser
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import ConsistencyModel
 from zoo.metrics import FrechetDistance
 from zoo.models.diffusion.solvers import SOLVERS
@@ -124,11 +123,9 @@ def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: 
 
 
 def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> tuple[float, float]:
-    """Mean distance and label accuracy over sets of samples; prints them."""
+    """Mean distance and label accuracy over sets of samples."""
     values = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(draws)]
     fd, accuracy = (statistics.mean(part) for part in zip(*values, strict=True))
-    row = {"fd": round(fd, 3), "label_accuracy": round(accuracy, 2)}
-    print(json.dumps({"seed": seed, "split": evaluator.split, **setting, **row}), flush=True)
     return fd, accuracy
 
 
@@ -170,11 +167,17 @@ def main(args: Sequence[str] | None = None) -> None:
             model, data, cost = (*load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
             data.setup()
             evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
-            floors = {f"{split}_floor": mean_std(one.floors, 3) for split, one in evaluators.items()}
-            print(json.dumps({"seed": seed, **floors, **cost}, ensure_ascii=False), flush=True)
-            for key, setting in settings(model, options):
-                results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)[0])
+            for split, evaluator in evaluators.items():
+                report(
+                    f"{split} floor", seed, fd=statistics.mean(evaluator.floors), std=statistics.stdev(evaluator.floors)
+                )
+            for (solver, scale, count), setting in settings(model, options):
+                fd, accuracy = measure(evaluators["val"], seed, options.draws, setting)
+                results.setdefault((solver, scale, count), []).append(fd)
+                found = {f"fd_{count}": fd, f"label_accuracy_{count}": accuracy}
+                report(f"{solver}, guidance {scale:g}" if scale else solver, seed, **found)
             chosen.append(measure(evaluators["test"], seed, options.draws, {}))
+            report("test", seed, fd=chosen[-1][0], label_accuracy=chosen[-1][1], **cost)
     print(f"Validation split\n\n{table(results, options.evaluations)}\n\nTest split, the model's own settings\n")
     distances, accuracies = zip(*chosen, strict=True)
     print(markdown_table(["FD", "label accuracy, %"], [[mean_std(distances, 2), mean_std(accuracies, 1)]]))

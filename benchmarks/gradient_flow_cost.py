@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.output import new_parser
+from benchmarks.output import new_parser, report
 from zoo.callbacks import GradientFlow
 
 GPU = torch.cuda.is_available()
@@ -178,6 +178,7 @@ def compare(name: str, new_network: Callable[[], nn.Module], options: argparse.N
         f"(interquartile range of the blocks without it: {100 * (quarters[2] - quarters[0]) / without:.1f}%)"
     )
     if any(inside):
+        report(name, share_inside=within / with_callback, share=with_callback / without - 1)
         print(f"  inside the callback {1000 * within:.2f} ms per block: {100 * within / with_callback:.2f}%")
 
 

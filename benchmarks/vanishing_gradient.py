@@ -14,7 +14,6 @@ Each network prints a line of JSON with the verdict of `zoo.gradients.verdict` o
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import image_data
-from benchmarks.output import check_new, markdown_table, mean_std, new_parser
+from benchmarks.output import check_new, markdown_table, mean_std, new_parser, report
 from zoo.gradients import execution_order, first_last_ratio, gradient_profile, verdict
 from zoo.models.resnet.network import BLOCK_TYPES, INITS, CIFARResNet
 from zoo.optim import WarmupDecay
@@ -182,7 +181,9 @@ def main(args: Sequence[str] | None = None) -> None:
         network_options = {"depth": depth, "block_type": block_type, "init": init, "patch_size": patch_size}
         result: dict[str, Any] = {"depth": depth - 2, "block_type": block_type, "init": init, "seed": seed}
         result |= measure(network_options, seed, splits, options.steps, options.batch_size)
-        print(json.dumps(result | {"gradient": [float(f"{norm:.3g}") for norm in result["gradient"]]}), flush=True)
+        row = f"{result['depth']} convolutions, {init}, {block_type}"
+        found = {name: result[name] for name in ("accuracy", "loss", "lr", "verdict")}
+        report(row, seed, **found, gradient=[float(f"{norm:.3g}") for norm in result["gradient"]])
         results.append(result)
     title = f"{type(data).__name__}, {options.steps} steps of {options.batch_size} images, {options.seeds} seed(s)"
     save_png(options.out, plot(results, 1 / data.num_classes, title))
