@@ -219,7 +219,8 @@ def main(argv: list[str] | None = None) -> None:
                     accuracy = fine_tune(row, few, path, options.widths, options.steps, lr, seed)
                     found.setdefault((row, lr, images), []).append(100 * accuracy)
                     seconds = time.process_time() - start
-                    report(f"{ROWS[row].name}, lr {lr:g}, {images} images", seed, acc=accuracy, cpu_seconds=seconds)
+                    measured = {f"acc_{images}": accuracy, f"cpu_seconds_{images}": seconds}
+                    report(f"{ROWS[row].name}, lr {lr:g}", seed, **measured)
     lines = [
         [ROWS[row].name, f"{lr:g}", *(mean_std(found[row, lr, n], 1) for n in options.images)] for row, lr in settings
     ]

@@ -6,12 +6,13 @@ With a spread on record, the mean of m new seeds must lie in the 95% prediction 
 
 with the 97.5% quantile t of Student's t distribution with n - 1 degrees of freedom: 4.30 for three seeds. The interval
 holds for seeds of both sides that are independent draws from one normal distribution; if all is equal, one metric in 20
-falls outside of it. Rounding of what is on record widens it by half a unit of the last digit. The noise of a finite
-number of samples, such as that of a Fréchet distance, is in the spread over the seeds already.
+falls outside of it. Rounding of what is on record widens it by half a unit of the last digit. What a finite
+number of samples adds to a Fréchet distance is in the spread over the seeds, which draw different samples. Where the
+standard deviation of that noise is on record (`noise`), a smaller spread, which few seeds can have by chance, is taken
+for it.
 
 With one value on record there is no spread, and the new mean may differ by a share of it, the `tolerance` of the
-record or `TOLERANCE`. The spread of a floor (`floor: 2.4 ± 0.4`) is that of the distance's sampling noise: twice it is
-added for `fd`. Of a range (`34 to 38`) both ends count.
+record or `TOLERANCE`, and by twice the noise. Of a range (`34 to 38`) both ends count.
 """
 
 from __future__ import annotations
@@ -56,18 +57,18 @@ def judge(old: Metric, new: Sequence[float], n: int, tolerance: float = TOLERANC
         new: value of each new seed.
         n: number of seeds on record.
         tolerance: relative tolerance where no spread is on record.
-        noise: standard deviation of the sampling noise, used where no spread is on record.
+        noise: standard deviation of the sampling noise of one seed's value.
     """
     mean, m = statistics.mean(new), len(new)
     counts = bool(old.values) and not old.decimals  # whole numbers are not rounded
     rounding = 0.0 if counts else 0.5 * 10.0**-old.decimals
     if old.std is not None and n > 1:
-        width = t_quantile((1 + LEVEL) / 2, n - 1) * (old.std + rounding) * math.sqrt(1 / n + 1 / m) + rounding
+        width = t_quantile((1 + LEVEL) / 2, n - 1) * max(old.std + rounding, noise) * math.sqrt(1 / n + 1 / m) + rounding
         rule = f"{LEVEL:.0%} prediction interval of {m} new from {n} old seeds"
     else:
         width = tolerance * abs(old.mean) + 2 * noise + rounding
         what = "a range" if old.low is not None else "one value"
-        rule = f"{what} on record, ± {tolerance:.0%}{' and twice the noise of the floor' if noise else ''}"
+        rule = f"{what} on record, ± {tolerance:.0%}{' and twice the sampling noise' if noise else ''}"
     low, high = (old.mean, old.mean) if old.low is None or old.high is None else (old.low, old.high)
     return Judgment(mean, low - width, high + width, rule)
 

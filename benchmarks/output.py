@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """Parser that shows a module's docstring and the default of each option."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = f"python -m {spec.name}" if spec is not None and spec.name.startswith("benchmarks.") else None
+    return argparse.ArgumentParser(prog, description=description, formatter_class=_HelpFormatter)
 
 
 def check_new(parser: argparse.ArgumentParser, path: Path) -> None:

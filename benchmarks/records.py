@@ -12,18 +12,22 @@ A file has `page`, what is true of all its tables (such as `torch` and `hardware
 
 The name of a row is TABLE/ROW. `output` is its name in the lines of JSON that the command prints. A metric is
 
-    3.69 ± 0.54       mean and standard deviation over the seeds, where no more was kept
+    3.69 ± 0.54       mean and standard deviation over the seeds, followed by the values in parentheses where these have
+                      fewer decimals
     [3.1, 3.9, 4.2]   a value for each seed
     34 to 38          the smallest and the largest value
     1.3               a single value
 
 in the units of the lines of JSON; numbers keep the decimals that they are written with. `{fd}` in a template is a
 metric as it is written, `{fd:.2f}` the mean with its standard deviation, `{acc:p}` the same in percent, `{acc:%}` with
-the sign, `{fd.each}` the values. In `lines` and `prose` metrics are named in full, `{gan-digits/recipe.fd}`.
+the sign, `{fd.each}` the values, `{n}` the number of seeds. In `lines` and `prose` metrics are named in full, such as
+`{gan-digits/recipe.fd}`.
 
 Placeholders: {seeds} is the number of seeds; a command with {seed} is run for each seed; {data} is the folder of the
 datasets, of which `needs` names files or folders, and `packages` the modules that must be installed; {ckpt_path} is a
-checkpoint that the reader has trained. `tolerance` has the relative tolerances of metrics without a spread.
+checkpoint that the reader has trained. `tolerance` and `noise` have a number for each metric that
+`benchmarks/judgment.py` needs one of; `not_judged` lists metrics that say more of the hardware, besides all seconds;
+`cost` has the CPU seconds of all seeds, where `cpu_seconds` is no metric; `note` and `source` are for the reader.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +49,7 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "docs" / "results" / "data"
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+PAIR = re.compile(rf"({NUMBER}) (±|to) ({NUMBER})(?: \(({NUMBER}(?:, {NUMBER})+)\))?")
 SPEC = re.compile(r"(?P<comma>,?)(?:\.(?P<digits>\d+))?(?P<kind>[fp%]?)")
 
 
@@ -93,13 +98,14 @@ class Metric:
             UserError: it has none of the forms.
         """
         texts = [value] if isinstance(value, str) else list(value)
-        if isinstance(value, str) and (found := re.fullmatch(rf"({NUMBER}) (±|to) ({NUMBER})", value)):
-            first, word, second = found.groups()
+        if isinstance(value, str) and (found := re.fullmatch(PAIR, value)):
+            first, word, second, each = found.groups()
             decimals = max(_decimals(first), _decimals(second))
             a, b = float(first), float(second)
             if word == "to":
                 return cls((a + b) / 2, low=a, high=b, decimals=decimals, text=value)
-            return cls(a, b, decimals=decimals, text=value)
+            values = tuple(map(float, each.split(", "))) if each else ()
+            return cls(a, b, values, decimals=decimals, text=value)
         if not texts or not all(isinstance(text, str) and re.fullmatch(NUMBER, text) for text in texts):
             raise UserError(f"a metric is {value!r}; write 3.69 ± 0.54, [3.1, 3.9], 34 to 38 or 1.3")
         return cls.of([float(text) for text in texts], max(map(_decimals, texts)), ", ".join(texts))
@@ -117,6 +123,13 @@ class Metric:
             raise UserError(f"the values of {self.text!r} are not on record one by one")
         return Values(self)
 
+    @property
+    def complement(self) -> Metric:
+        """One minus the metric, such as an error for an accuracy."""
+        if self.values:
+            return Metric.of([1 - value for value in self.values], self.decimals)
+        return replace(self, mean=1 - self.mean, text="")
+
     def written(self, value: float, spec: str) -> str:
         """A number by a format: ".2f", "p" (percent), "%" (percent with its sign), with "," for thousands."""
         found = SPEC.fullmatch(spec)
@@ -128,7 +141,7 @@ class Metric:
         return f"{value * (100 if percent else 1):{found['comma']}.{digits}f}{sign}"
 
     def __format__(self, spec: str) -> str:
-        if not spec and len(self.values) < 2:
+        if self.text and not spec and (len(self.values) < 2 or "±" in self.text):
             return self.text
         if self.low is not None and self.high is not None:
             return f"{self.written(self.low, spec)} to {self.written(self.high, spec)}"
@@ -165,13 +178,15 @@ class Row:
     @property
     def cost(self) -> float | None:
         """CPU seconds of all seeds, if they are on record."""
+        if "cost" in self.fields:
+            return float(self.fields["cost"])
         metric = self.metrics.get("cpu_seconds")
         return None if metric is None else metric.mean * max(1, len(self.seeds))
 
     @cached_property
     def namespace(self) -> SimpleNamespace:
         """Metrics and texts as attributes, for templates."""
-        return SimpleNamespace(**self.fields, **self.metrics)
+        return SimpleNamespace(n=len(self.seeds), **self.fields, **self.metrics)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ from benchmarks.output import new_parser
 from benchmarks.records import CHECKOUT, Metric, Records, Row
 from zoo.errors import UserError
 
+#: Entries of a row about single metrics, and what holds for the others.
+OF_RECORD = {"tolerance": TOLERANCE, "noise": 0.0}
+
 #: Values of a metric by seed, by metric, by name of a row in the output.
 Found = dict[str, dict[str, dict[int | None, float]]]
 
@@ -195,11 +198,11 @@ def compare(row: Row, new: dict[str, list[float]]) -> tuple[list[str], bool]:
             ratio = statistics.mean(values) / old.mean
             lines.append(f"  {name}: {now}, {ratio:.2f} times the {old} on record (not judged)")
             continue
-        shares = row.fields.get("tolerance", {})
-        noise = Metric.parse(row.fields["floor"]).std if name == "fd" and "floor" in row.fields else None
-        found = judge(old, values, len(row.seeds), float(shares.get(name, TOLERANCE)), noise or 0.0)
+        tolerance, noise = (row.fields.get(key, {}).get(name, default) for key, default in OF_RECORD.items())
+        found = judge(old, values, len(row.seeds), float(tolerance), float(noise))
         agree &= found.agrees
-        where = f"{found.low:.4g} to {found.high:.4g}, {found.rule}"
+        digits = old.decimals + 1
+        where = f"{found.low:.{digits}f} to {found.high:.{digits}f}, {found.rule}"
         lines.append(f"  {name}: {now}, on record {old}: {'agrees with' if found.agrees else 'OUTSIDE of'} {where}")
     return lines, agree
 
@@ -242,7 +245,7 @@ def reproduce(row: Row, measurements: Measurements, options: argparse.Namespace)
             print(f"  {name}: {environment[name]}; on record {row.fields[name]}")
     result: dict[str, Any] = {"row": row.name, "command": row.command, "seeds": seeds, "metrics": new, **environment}
     print(json.dumps(result))
-    rounded = (f"{name}: [{', '.join(f'{value:.5g}' for value in values)}]" for name, values in new.items())
+    rounded = (f"{name}: [{', '.join(f'{value:.6g}' for value in values)}]" for name, values in new.items())
     print(f"metrics: {{{', '.join(rounded)}}}", flush=True)
     return agree
 
@@ -265,7 +268,7 @@ def main(args: Sequence[str] | None = None, run: Execute = execute) -> None:
             print(f"{'row':<45} {'CPU s':>8}  on record")
             print("\n".join(overview(records, options.data)))
             return
-        rows = list(dict.fromkeys(row for name in options.rows for row in records.find(name)))
+        rows = list({row.name: row for name in options.rows for row in records.find(name)}.values())
         for row in rows:  # before anything is computed
             check_needs(row, options.data)
             list(commands_of(row, row.seeds[: options.seeds], options.data, options.ckpt_path))

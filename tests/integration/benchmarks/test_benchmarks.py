@@ -151,7 +151,7 @@ RUNS = {
             "--epochs 1 --widths 4 8 --images 10 --steps 6 --seeds 2",
             (
                 rf'"row": "pretraining", "seed": 1, "val_acc": {N}',
-                rf'"row": "from scratch, lr 0.01, 10 images", "seed": 1, "acc": {N}',
+                rf'"row": "from scratch, lr 0.01", "seed": 1, "acc_10": {N}',
                 row("from scratch", "0.01", MEAN),
                 row("head first, then all layers, layer_decay 0.75", "0.003", MEAN),
             ),
