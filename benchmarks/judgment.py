@@ -63,7 +63,9 @@ def judge(old: Metric, new: Sequence[float], n: int, tolerance: float = TOLERANC
     counts = bool(old.values) and not old.decimals  # whole numbers are not rounded
     rounding = 0.0 if counts else 0.5 * 10.0**-old.decimals
     if old.std is not None and n > 1:
-        width = t_quantile((1 + LEVEL) / 2, n - 1) * max(old.std + rounding, noise) * math.sqrt(1 / n + 1 / m) + rounding
+        width = (
+            t_quantile((1 + LEVEL) / 2, n - 1) * max(old.std + rounding, noise) * math.sqrt(1 / n + 1 / m) + rounding
+        )
         rule = f"{LEVEL:.0%} prediction interval of {m} new from {n} old seeds"
     else:
         width = tolerance * abs(old.mean) + 2 * noise + rounding

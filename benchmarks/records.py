@@ -23,6 +23,9 @@ metric as it is written, `{fd:.2f}` the mean with its standard deviation, `{acc:
 the sign, `{fd.each}` the values, `{n}` the number of seeds. In `lines` and `prose` metrics are named in full, such as
 `{gan-digits/recipe.fd}`.
 
+Of a row that `cli.py fit` measures, metrics have the names that the run logs: the last value counts, or as `take` says
+(min, max); with `test: best` also those of the test of that checkpoint, and `cpu_seconds` are those of the fit.
+
 Placeholders: {seeds} is the number of seeds; a command with {seed} is run for each seed; {data} is the folder of the
 datasets, of which `needs` names files or folders, and `packages` the modules that must be installed; {ckpt_path} is a
 checkpoint that the reader has trained. `tolerance` and `noise` have a number for each metric that

@@ -10,7 +10,7 @@ code is 1 if a figure does not agree. Usage:
     python -m benchmarks.reproduce gan-digits/recipe --seeds 1
     python -m benchmarks.reproduce gan-digits --data data
 
-A line of JSON at the end of each row has its values, and a line of YAML what docs/results/data/ keeps of a row.
+The last line of each row is what docs/results/data/ keeps of it. `--out` appends the same to a file as a line of JSON.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ from benchmarks.output import new_parser
 from benchmarks.records import CHECKOUT, Metric, Records, Row
 from zoo.errors import UserError
 
+CLI = "python cli.py "
+
 #: Entries of a row about single metrics, and what holds for the others.
 OF_RECORD = {"tolerance": TOLERANCE, "noise": 0.0}
 
-#: Values of a metric by seed, by metric, by name of a row in the output.
-Found = dict[str, dict[str, dict[int | None, float]]]
+#: Values of a metric by seed, None for what has none.
+Values = dict[int | None, float]
+#: Values by metric, by name of a row in the output.
+Found = dict[str, dict[str, Values]]
 
-#: Runs a command, whose first word is "python", and returns what it prints, its folder of runs, and its CPU seconds.
+#: Runs a command, whose first word is "python", in a folder; returns the lines that it prints, and its CPU seconds.
 Execute = Callable[[Sequence[str], Path], tuple[list[str], float]]
 
 
@@ -80,8 +84,8 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def commands_of(row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None) -> Iterator[tuple[int | None, str]]:
-    """Commands of a row, each with its seed, or None where a command has several or none.
+def commands_of(row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None) -> Iterator[str]:
+    """Commands of a row: one for each seed, or one for all.
 
     Raises:
         UserError: it needs a checkpoint, and none is given.
@@ -92,7 +96,7 @@ def commands_of(row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None
     known = {"data": shlex.quote(str(Path(data).resolve())), "seeds": len(seeds)}
     known["ckpt_path"] = shlex.quote(str(Path(ckpt_path or "").resolve()))
     for seed in seeds if "{seed}" in command else [None]:
-        yield seed, command.format(**known, seed=seed)
+        yield command.format(**known, seed=seed)
 
 
 def check_needs(row: Row, data: str) -> None:
@@ -143,7 +147,7 @@ class Measurements:
 
     def __init__(self, run: Execute = execute) -> None:
         self.run = run
-        self._done: dict[str, tuple[Found, float]] = {}
+        self._printed_by: dict[str, Found] = {}
 
     def measure(self, row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None) -> dict[str, list[float]]:
         """New values of the metrics of a row, one for each seed.
@@ -152,35 +156,42 @@ class Measurements:
             UserError: a command fails, or does not print the row or one of its metrics.
         """
         values: dict[str, list[float]] = {}
-        for seed, command in commands_of(row, seeds, data, ckpt_path):
-            of_output, seconds = self._found(command, row.fields.get("take", "last"))
-            of_row = of_output.get("" if command.startswith("python cli.py") else row.fields.get("output", ""))
-            if of_row is None:
-                raise UserError(f"the command of {row.name} prints no row {row.fields.get('output')!r}")
-            if seed is not None:
-                of_row = {**of_row, "cpu_seconds": {None: seconds}}
+        for command in commands_of(row, seeds, data, ckpt_path):
+            if command.startswith(CLI):
+                of_row = self._run_folder(command, row.fields.get("test", ""), row.fields.get("take", "last"))
+            else:
+                of_output, output = self._printed(command), row.fields.get("output", "")
+                if output not in of_output:
+                    raise UserError(f"the command of {row.name} prints no row {output!r}, but {', '.join(of_output)}")
+                of_row = of_output[output]
             for name in row.metrics:
                 if name not in of_row:
                     raise UserError(f"the command of {row.name} measures no {name}, but {', '.join(of_row)}")
                 values.setdefault(name, []).extend(of_row[name].values())
         return values
 
-    def _found(self, command: str, take: str) -> tuple[Found, float]:
-        if command not in self._done:
+    def _printed(self, command: str) -> Found:
+        """What a benchmark prints."""
+        if command not in self._printed_by:
             print(command, flush=True)
             with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                words = shlex.split(command)
-                by_cli = words[1] == "cli.py"
-                if by_cli:
-                    words = [words[0], str(CHECKOUT / "cli.py"), *words[2:], "--run.root", str(folder / "runs")]
-                lines, seconds = self.run(words, folder)
-                found = found_in(lines)
-                if by_cli:
-                    of_run = found_in_run(folder, take)
-                    found = {"": {name: {None: value} for name, value in of_run.items()}}
-            self._done[command] = found, seconds
-        return self._done[command]
+                lines, _ = self.run(shlex.split(command), Path(name))
+            self._printed_by[command] = found_in(lines)
+        return self._printed_by[command]
+
+    def _run_folder(self, command: str, checkpoint: str, take: str) -> dict[str, Values]:
+        """What a run of `cli.py` has logged, its test included where a checkpoint is named."""
+        print(command, flush=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            cli = ["python", str(CHECKOUT / "cli.py")]
+            _, seconds = self.run([*cli, *shlex.split(command.removeprefix(CLI)), "--run.root", "runs"], folder)
+            if checkpoint:
+                (path,) = folder.glob(f"runs/*/*/checkpoints/{checkpoint}.ckpt")
+                logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs"]
+                self.run([*cli, "test", "--ckpt_path", str(path), *logger], folder)
+            found = {**found_in_run(folder, take), "cpu_seconds": seconds}
+        return {metric: {None: value} for metric, value in found.items()}
 
 
 def is_time(metric: str, row: Row) -> bool:
@@ -240,13 +251,15 @@ def reproduce(row: Row, measurements: Measurements, options: argparse.Namespace)
     environment = here()
     print(f"{row.name}, {len(seeds) or 1} of {len(row.seeds) or 1} seeds: {'agrees' if agree else 'DOES NOT AGREE'}")
     print("\n".join(lines))
-    for name in ("hardware", "torch", "python"):
-        if name in row.fields:
-            print(f"  {name}: {environment[name]}; on record {row.fields[name]}")
-    result: dict[str, Any] = {"row": row.name, "command": row.command, "seeds": seeds, "metrics": new, **environment}
-    print(json.dumps(result))
+    on_record = "; ".join(f"{name} {row.fields[name]}" for name in environment if name in row.fields)
+    print(f"  here: {'; '.join(f'{name} {value}' for name, value in environment.items())}")
+    print(f"  on record: {on_record}")
+    if options.out:
+        result: dict[str, Any] = {"row": row.name, "command": row.command, "seeds": seeds, "metrics": new}
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result | environment) + "\n")
     rounded = (f"{name}: [{', '.join(f'{value:.6g}' for value in values)}]" for name, values in new.items())
-    print(f"metrics: {{{', '.join(rounded)}}}", flush=True)
+    print(f"  metrics: {{{', '.join(rounded)}}}", flush=True)
     return agree
 
 
@@ -256,6 +269,7 @@ def main(args: Sequence[str] | None = None, run: Execute = execute) -> None:
     parser.add_argument("--list", action="store_true", help="list the rows with the CPU seconds of all their seeds")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: those on record)")
     parser.add_argument("--data", default="data", help="folder of the datasets")
+    parser.add_argument("--out", type=Path, help="file to append lines of JSON to")
     parser.add_argument("--ckpt_path", help="path to a checkpoint, for rows that start from one")
     options = parser.parse_args(args)
     if options.seeds is not None and options.seeds < 1:
