@@ -32,7 +32,7 @@ import zoo
 from benchmarks.common import run_recipe
 from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import ConsistencyModel
-from zoo.metrics import FrechetDistance
+from zoo.metrics import FrechetDistance, extractor_for
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.registry import find_class
 
@@ -62,6 +62,7 @@ class Evaluator:
         metric = model.distance
         assert isinstance(metric, FrechetDistance)
         self.metric = metric.clone()
+        self.classifier = extractor_for(data.input_shape)  # also where the distance is in other features
         self.metric.reset_real_features = False
         for images in self.x.split(CHUNK):
             self.metric.update(images, real=True)
@@ -72,11 +73,10 @@ class Evaluator:
     def measure(self, fake: Tensor) -> tuple[float, float]:
         """Fréchet distance from the split, and percentage of images classified as the split's labels."""
         self.metric.reset()
-        extractor: Any = self.metric.extractor
         correct = 0
         for images, labels in zip(fake.split(CHUNK), self.y.split(CHUNK), strict=True):
             self.metric.update(images, real=False)
-            correct += int((extractor.logits(images).argmax(1) == labels).sum())
+            correct += int((self.classifier.logits(images).argmax(1) == labels).sum())
         return self.metric.compute().item(), 100 * correct / len(self.y)
 
     def measure_samples(self, seed: int, **options: Any) -> tuple[float, float]:
