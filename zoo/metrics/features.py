@@ -130,6 +130,11 @@ def load_extractor(name: str) -> FeatureExtractor | InceptionFeatures:
     if name not in EXTRACTORS:
         known = ", ".join([*EXTRACTORS, InceptionFeatures.name])
         raise UserError(f"there is no feature extractor {name!r}; choose one of {known}")
+    return _load_shipped(name)
+
+
+def _load_shipped(name: str) -> FeatureExtractor:
+    """One of `EXTRACTORS`."""
     from safetensors.torch import load
 
     data = _read_weights(name)
@@ -176,5 +181,5 @@ def extractor_for(input_shape: Sequence[int]) -> FeatureExtractor | None:
     if len(shape) != 3 or shape[0] not in (1, 3):
         return None
     if shape == (1, 8, 8):
-        return load_extractor("digits")
-    return load_extractor("fashion_mnist" if shape[0] == 1 else "cifar10_jpeg")
+        return _load_shipped("digits")
+    return _load_shipped("fashion_mnist" if shape[0] == 1 else "cifar10_jpeg")
