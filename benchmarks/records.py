@@ -30,7 +30,8 @@ Placeholders: {seeds} is the number of seeds; a command with {seed} is run for e
 datasets, of which `needs` names files or folders, and `packages` the modules that must be installed; {ckpt_path} is a
 checkpoint that the reader has trained. `tolerance` and `noise` have a number for each metric that
 `benchmarks/judgment.py` needs one of; `not_judged` lists metrics that say more of the hardware, besides all seconds;
-`cost` has the CPU seconds of all seeds, where `cpu_seconds` is no metric; `note` and `source` are for the reader.
+`cost` has about the CPU seconds of all seeds, where `cpu_seconds` is no metric; `note` and `source` are for the
+reader.
 """
 
 from __future__ import annotations

@@ -148,6 +148,7 @@ class Measurements:
     def __init__(self, run: Execute = execute) -> None:
         self.run = run
         self._printed_by: dict[str, Found] = {}
+        self._seconds: dict[str, float] = {}
 
     def measure(self, row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None) -> dict[str, list[float]]:
         """New values of the metrics of a row, one for each seed.
@@ -170,12 +171,16 @@ class Measurements:
                 values.setdefault(name, []).extend(of_row[name].values())
         return values
 
+    def cost(self, commands: Iterable[str]) -> float:
+        """CPU seconds of commands that were run."""
+        return sum(self._seconds[command] for command in commands)
+
     def _printed(self, command: str) -> Found:
         """What a benchmark prints."""
         if command not in self._printed_by:
             print(command, flush=True)
             with tempfile.TemporaryDirectory() as name:
-                lines, _ = self.run(shlex.split(command), Path(name))
+                lines, self._seconds[command] = self.run(shlex.split(command), Path(name))
             self._printed_by[command] = found_in(lines)
         return self._printed_by[command]
 
@@ -190,6 +195,7 @@ class Measurements:
                 (path,) = folder.glob(f"runs/*/*/checkpoints/{checkpoint}.ckpt")
                 logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs"]
                 self.run([*cli, "test", "--ckpt_path", str(path), *logger], folder)
+            self._seconds[command] = seconds
             found = {**found_in_run(folder, take), "cpu_seconds": seconds}
         return {metric: {None: value} for metric, value in found.items()}
 
@@ -239,7 +245,7 @@ def overview(records: Records, data: str) -> Iterator[str]:
             lacking = ""
         except UserError as error:
             lacking = f" ({str(error).removeprefix(row.name).strip().partition(';')[0]})"
-        yield f"{row.name:<45} {cost:>8}  {metrics}{lacking}"
+        yield f"{row.name:<50} {cost:>6}  {metrics}{lacking}"
 
 
 def reproduce(row: Row, measurements: Measurements, options: argparse.Namespace) -> bool:
@@ -247,17 +253,19 @@ def reproduce(row: Row, measurements: Measurements, options: argparse.Namespace)
     check_needs(row, options.data)
     seeds = row.seeds[: options.seeds]
     new = measurements.measure(row, seeds, options.data, options.ckpt_path)
+    cost = round(measurements.cost(commands_of(row, seeds, options.data, options.ckpt_path)))
     lines, agree = compare(row, new)
     environment = here()
     print(f"{row.name}, {len(seeds) or 1} of {len(row.seeds) or 1} seeds: {'agrees' if agree else 'DOES NOT AGREE'}")
     print("\n".join(lines))
     on_record = "; ".join(f"{name} {row.fields[name]}" for name in environment if name in row.fields)
-    print(f"  here: {'; '.join(f'{name} {value}' for name, value in environment.items())}")
+    here_too = {**environment, "cost": f"{cost:,} CPU seconds"}
+    print(f"  here: {'; '.join(f'{name} {value}' for name, value in here_too.items())}")
     print(f"  on record: {on_record}")
     if options.out:
         result: dict[str, Any] = {"row": row.name, "command": row.command, "seeds": seeds, "metrics": new}
         with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result | environment) + "\n")
+            file.write(json.dumps({**result, "cost": cost, **environment}) + "\n")
     rounded = (f"{name}: [{', '.join(f'{value:.6g}' for value in values)}]" for name, values in new.items())
     print(f"  metrics: {{{', '.join(rounded)}}}", flush=True)
     return agree
@@ -279,7 +287,7 @@ def main(args: Sequence[str] | None = None, run: Execute = execute) -> None:
     try:
         records = Records()
         if options.list:
-            print(f"{'row':<45} {'CPU s':>8}  on record")
+            print(f"{'row':<50} {'CPU s':>6}  on record")
             print("\n".join(overview(records, options.data)))
             return
         rows = list({row.name: row for name in options.rows for row in records.find(name)}.values())

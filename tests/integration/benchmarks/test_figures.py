@@ -170,6 +170,7 @@ def test_row_is_measured_again_and_judged(fake, capsys):
     assert "t/a, 2 of 3 seeds: agrees" in printed
     assert "fd: 3.2 ± 0.4, on record 3.0 ± 0.5: agrees with" in printed
     assert "cpu_seconds: 15.0 ± 0.0, 1.50 times the 10 on record (not judged)" in printed
+    assert "; cost 1 CPU seconds\n  on record: torch 2.14.1\n" in printed
     assert "metrics: {fd: [3, 3.5], cpu_seconds: [15, 15]}" in printed
     assert [json.loads(line)["metrics"]["fd"] for line in out.read_text().splitlines()] == [[3.0, 3.5], [7.1]]
 
