@@ -1,7 +1,7 @@
 """Measures published rows again, and says whether they agree with what is on record.
 
 ROW is a row of a table in docs/results/, or a table for all of its rows. Each row's command is run as it stands in the
-pages, with its seeds or the first `--seeds` of them, one thread and without Weights & Biases, in a folder that is
+pages, with its seeds or as many as `--seeds` says, one thread and without Weights & Biases, in a folder that is
 deleted. Figures agree if they lie where `benchmarks/judgment.py` says: in the 95% prediction interval where a spread is
 on record. Times are not judged, they are shown as a ratio to what is on record, since they are the hardware's. The exit
 code is 1 if a figure does not agree. Usage:
@@ -84,6 +84,13 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def seeds_of(row: Row, count: int | None) -> tuple[int, ...]:
+    """The seeds of a row, or the first `count` of them and of those that follow; none for a row without seeds."""
+    if count is None or not row.seeds:
+        return row.seeds
+    return tuple(range(row.seeds[0], row.seeds[0] + count))
+
+
 def commands_of(row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None) -> Iterator[str]:
     """Commands of a row: one for each seed, or one for all.
 
@@ -91,6 +98,8 @@ def commands_of(row: Row, seeds: Sequence[int], data: str, ckpt_path: str | None
         UserError: it needs a checkpoint, and none is given.
     """
     command = row.command
+    if "{seed" not in command and len(seeds) != len(row.seeds):
+        command += " --seeds {seeds}"  # instead of the benchmark's own number
     if "{ckpt_path}" in command and ckpt_path is None:
         raise UserError(f"{row.name} needs --ckpt_path, {row.fields.get('ckpt_path', 'a checkpoint')}")
     known = {"data": shlex.quote(str(Path(data).resolve())), "seeds": len(seeds)}
@@ -251,7 +260,7 @@ def overview(records: Records, data: str) -> Iterator[str]:
 def reproduce(row: Row, measurements: Measurements, options: argparse.Namespace) -> bool:
     """Measures a row and prints how it compares; whether all figures agree."""
     check_needs(row, options.data)
-    seeds = row.seeds[: options.seeds]
+    seeds = seeds_of(row, options.seeds)
     new = measurements.measure(row, seeds, options.data, options.ckpt_path)
     cost = round(measurements.cost(commands_of(row, seeds, options.data, options.ckpt_path)))
     lines, agree = compare(row, new)
@@ -293,7 +302,7 @@ def main(args: Sequence[str] | None = None, run: Execute = execute) -> None:
         rows = list({row.name: row for name in options.rows for row in records.find(name)}.values())
         for row in rows:  # before anything is computed
             check_needs(row, options.data)
-            list(commands_of(row, row.seeds[: options.seeds], options.data, options.ckpt_path))
+            list(commands_of(row, seeds_of(row, options.seeds), options.data, options.ckpt_path))
         measurements = Measurements(run)
         results = [reproduce(row, measurements, options) for row in rows]
     except UserError as error:

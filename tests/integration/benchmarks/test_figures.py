@@ -45,6 +45,26 @@ def test_command_of_a_row_exists(row):
     assert ("{data}" in row.command) <= ("needs" in row.fields), "it reads --data and says not what it needs there"
 
 
+def test_rows_have_names_that_the_benchmarks_print():
+    from benchmarks import classifier_quality, diffusion_physics, finetune, optimizer_quality, optimizer_speed
+    from zoo.models.diffusion.solvers import SOLVERS
+
+    networks = ("MLP 2x256", "ResNet-8", "Transformer")
+    known = {
+        "classifier_quality": {row.name for rows in classifier_quality.TABLES.values() for row in rows}
+        | set(classifier_quality.SPEED_VARIANTS),
+        "diffusion_physics": {"floor", *diffusion_physics.VARIANTS},
+        "diffusion_quality": {"test", *SOLVERS},
+        "finetune": {"pretraining"} | {f"{row.name}, lr {row.lr:g}" for row in finetune.ROWS.values()},
+        "optimizer_quality": {f"{a}, {b}" for a in networks for b in optimizer_quality.OPTIMIZERS},
+        "optimizer_speed": set(optimizer_speed.OPTIMIZERS),
+    }
+    rows = [(re.search(r"benchmarks\.(\w+)", row.command), row) for row in MEASURED]
+    checked = [(found[1], row.fields["output"]) for found, row in rows if found and found[1] in known]
+    assert len(checked) > 50
+    assert [(name, output) for name, output in checked if output not in known[name]] == []
+
+
 @pytest.mark.parametrize(
     ("text", "mean", "std", "decimals"),
     [
@@ -173,6 +193,25 @@ def test_row_is_measured_again_and_judged(fake, capsys):
     assert "; cost 1 CPU seconds\n  on record: torch 2.14.1\n" in printed
     assert "metrics: {fd: [3, 3.5], cpu_seconds: [15, 15]}" in printed
     assert [json.loads(line)["metrics"]["fd"] for line in out.read_text().splitlines()] == [[3.0, 3.5], [7.1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "commands"),
+    [
+        (None, ["python -m benchmarks.diffusion_physics"]),
+        (1, ["python -m benchmarks.diffusion_physics --seeds 1"]),
+        (5, ["python -m benchmarks.diffusion_physics --seeds 5"]),
+    ],
+)
+def test_number_of_seeds_is_the_benchmark_s_or_the_user_s(count, commands):
+    (row,) = RECORDS.find("diffusion-physics/lecture")
+    assert list(reproduce.commands_of(row, reproduce.seeds_of(row, count), "data", None)) == commands
+
+
+def test_a_run_of_the_command_line_takes_each_seed():
+    (row,) = RECORDS.find("gan-theory/recipe")
+    commands = reproduce.commands_of(row, reproduce.seeds_of(row, 2), "data", None)
+    assert [command.split()[-2:] for command in commands] == [["--seed_everything", seed] for seed in "01"]
 
 
 def test_row_outside_of_its_interval_is_an_exit_code(fake, capsys):
