@@ -45,6 +45,10 @@ def test_command_of_a_row_exists(row):
     assert ("{data}" in row.command) <= ("needs" in row.fields), "it reads --data and says not what it needs there"
 
 
+def test_every_row_has_a_command_or_a_source():
+    assert [name for name, row in RECORDS.rows.items() if not row.command and "source" not in row.fields] == []
+
+
 def test_rows_have_names_that_the_benchmarks_print():
     from benchmarks import classifier_quality, diffusion_physics, finetune, optimizer_quality, optimizer_speed
     from zoo.models.diffusion.solvers import SOLVERS
