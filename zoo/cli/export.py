@@ -31,7 +31,9 @@ from zoo.files import check_output
 from zoo.hub.export import export, find_format, find_part, part_methods
 
 DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
-MODEL_DECIDES = f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help, or --model NAME --help, lists them."
+MODEL_DECIDES = (
+    f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help, or --model NAME --help, lists them."
+)
 #: Options of the command itself.
 COMMON = ("ckpt_path", "out", "format", "part", "model", "model_class", "config", "overwrite")
 

@@ -115,8 +115,7 @@ def predict_images(
     if not images:
         raise UserError("--images must be given: folders, files or patterns of pictures")
     if not ckpt_path:
-        raise UserError("--ckpt_path or --model must be given: the checkpoint of a classifier, the folder of its run, or the name of a "
-            "trained model")
+        raise UserError("--ckpt_path or --model must be given: a checkpoint, a folder, or the name of a trained model")
     target = find_device(device, "--device")
     paths = find_pictures(images)
     classifier = _load(ckpt_path, model_class, config, ensemble, mc_samples).to(target)

@@ -98,8 +98,8 @@ def _find(source: str | Path, revision: str | None, token: str | None) -> Path:
     if not is_repository(source):
         hint = nearest(str(source), names)
         raise UserError(
-            f"{source} is neither a checkpoint, the folder of a run or of a saved model, a trained model of the zoo, nor "
-            f"a repository owner/name{hint}"
+            f"{source} is neither a checkpoint, the folder of a run or of a saved model, a trained model of the zoo, "
+            f"nor a repository owner/name{hint}"
         )
     try:
         return download(str(source), revision, token)

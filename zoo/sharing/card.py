@@ -152,7 +152,7 @@ def _usage(model: Any, name: str, description: Mapping[str, Any]) -> str:
         f'model = zoo.load("{name}"{handed})',
         *_calls(model, description.get("data") or {}),
     ]
-    install = f'`pip install "{LIBRARY}[hub]"`'
+    install = f'`pip install "{LIBRARY}[hub]"`' if "/" in name else f"`pip install {LIBRARY}`"
     package = type(model).__module__.partition(".")[0]
     if package != "zoo":
         install += f", and the package `{package}`, which adds the model"
@@ -234,7 +234,8 @@ def _measured(facts: Facts) -> str:
     ]
     head = ["| metric | value | floor |", "| --- | --- | --- |"]
     return (
-        "\n".join([*head, *rows]) + f"\n\nMeasured once on the {split} split{count}. The floor is the value of real data."
+        "\n".join([*head, *rows])
+        + f"\n\nMeasured once on the {split} split{count}. The floor is the value of real data."
     )
 
 
