@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ import torch
 
 import zoo
 from benchmarks.common import run_recipe
-from benchmarks.output import new_parser
+from benchmarks.output import markdown_table, new_parser
 from zoo.checkpoints.pretrained import WEIGHTS
 from zoo.cli.fit import run_trainer
+from zoo.registry import trained_results
 from zoo.sharing.card import Facts, Result
 
 FOLDER = Path(zoo.__file__).parent / "weights"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+MARKED = re.compile(r"(<!-- models -->\n).*?(\n<!-- end -->)", re.DOTALL)
 COLUMNS = (
     "model", "class", "data", "metric", "value", "floor", "samples", "seed", "parameters", "bytes", "sha256", "command",
 )  # fmt: skip
@@ -164,6 +168,29 @@ def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(sorted([*kept, *rows], key=lambda row: row["model"]))
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Table of all models in Markdown: what each is, its size, and its metrics beside their floors."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    lines = []
+    for name, results in by_model.items():
+        first = results[0]
+        parameters = f"{int(first['parameters']):,}"
+        values = [
+            f"{one['metric'].partition('/')[2]} {float(one['value']):.3g}"
+            + (f" ({float(one['floor']):.3g})" if one["floor"] else "")
+            for one in results
+        ]
+        lines.append([f"`{name}`", f"`{first['class']}`", f"`{first['data']}`", parameters, ", ".join(values)])
+    return markdown_table(["name", "class", "data", "parameters", "measured (floor)"], lines)
+
+
+def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The text of a page with the table between its marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{table(rows)}\n{found[2]}", page)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("models", nargs="+", choices=list(SPECS), help="models to make")
@@ -180,6 +207,8 @@ def main(args: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as runs:
             rows = make(name, SPECS[name], options.root, options.out, runs)
         write_results(options.out / "results.csv", rows)
+        if options.out == FOLDER:
+            PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), trained_results()), encoding="utf-8")
         print(f"{options.out / name}: " + ", ".join(f"{row['metric']} {row['value']}" for row in rows), flush=True)
 
 
