@@ -68,6 +68,7 @@ TABLES = {
         Row("ensemble of 4 without dropout, 1/4 of the epochs each", NO_DROPOUT, members=4),
     ],
     "resnet": [Row("recipe"), Row("recipe, calibrated", test=CALIBRATED)],
+    "vit": [Row("recipe")],
     "resnet_options": [
         Row("recipe", (), "last"),
         Row("no flip TTA", (), "last", test=("--model.flip_tta=false",)),
