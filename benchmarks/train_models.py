@@ -2,11 +2,11 @@
 
     python -m benchmarks.train_models gan-digits diffusion-digits
     python -m benchmarks.train_models resnet-fashion-mnist --root data
-    python -m benchmarks.train_models gan-digits --out models    # a folder of your own
+    python -m benchmarks.train_models gan-digits --out models --trainer.max_steps 12000    # in a folder of your own
 
 Each model is the best checkpoint of one run with seed 0, chosen on the validation split; the test split, or for a
 language model the held-out text, is measured once, at the end. The same versions, kind of CPU and number of threads
-give the same weights.
+give the same weights. Other options are those of `zoo fit`; with them, `--out` must name a folder.
 """
 
 from __future__ import annotations
@@ -98,12 +98,14 @@ SPECS = {
 }  # fmt: skip
 
 
-def command(name: str, spec: Spec) -> str:
+def command(name: str, spec: Spec, extra: Sequence[str] = ()) -> str:
     """Command that makes a model, as it is typed in a checkout."""
-    return f"python -m benchmarks.train_models {name}{' --root data' if spec.root else ''}"
+    return " ".join(["python -m benchmarks.train_models", name, *(["--root data"] if spec.root else []), *extra])
 
 
-def make(name: str, spec: Spec, root: str | None, out: Path, runs: str) -> list[dict[str, Any]]:
+def make(
+    name: str, spec: Spec, root: str | None, out: Path, runs: str, extra: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Trains, measures and saves a model.
 
     Args:
@@ -112,6 +114,7 @@ def make(name: str, spec: Spec, root: str | None, out: Path, runs: str) -> list[
         root: folder of the dataset.
         out: folder in which the folder of the model is written, or replaced.
         runs: folder of the runs.
+        extra: further options of `fit`.
 
     Returns:
         Rows of `results.csv`.
@@ -119,7 +122,7 @@ def make(name: str, spec: Spec, root: str | None, out: Path, runs: str) -> list[
     options = [*spec.options, *([f"--data.{_root_option(spec)}={root}"] if spec.root else [])]
     if spec.teacher:
         options.append(f"--model.teacher={out / spec.teacher}")
-    trainer, _ = run_recipe(spec.recipes, runs, 0, *options)
+    trainer, _ = run_recipe(spec.recipes, runs, 0, *options, *extra)
     run = Path(trainer.log_dir or "")
     best = run / "checkpoints" / "best.ckpt"
     measure = "test" if spec.split == "test" else "validate"
@@ -131,7 +134,7 @@ def make(name: str, spec: Spec, root: str | None, out: Path, runs: str) -> list[
     data: Any = tested.datamodule  # type: ignore[attr-defined]
     samples = len(data.labels(spec.split)) if hasattr(data, "labels") else 0
     model = zoo.load(best)
-    facts = Facts(command(name, spec), spec.data, spec.limits, results, samples)
+    facts = Facts(command(name, spec, extra), spec.data, spec.limits, results, samples)
     folder = model.save_pretrained(out / name, name=name, license="mit", run=run, facts=facts, overwrite=True)
     weights = (folder / WEIGHTS).read_bytes()
     common = {
@@ -197,7 +200,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", help="folder of the dataset")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the models")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    options = parser.parse_args(args)
+    options, extra = parser.parse_known_args(args)
+    if extra and options.out == FOLDER:
+        parser.error(f"with {' '.join(extra)} the models are not those of the package: give --out FOLDER")
     for name in options.models:
         if SPECS[name].root and options.root is None:
             parser.error(f"{name} needs --root, the folder of its dataset")
@@ -205,7 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.models:
         with tempfile.TemporaryDirectory() as runs:
-            rows = make(name, SPECS[name], options.root, options.out, runs)
+            rows = make(name, SPECS[name], options.root, options.out, runs, extra)
         write_results(options.out / "results.csv", rows)
         if options.out == FOLDER:
             PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), trained_results()), encoding="utf-8")
