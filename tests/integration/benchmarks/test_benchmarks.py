@@ -23,7 +23,9 @@ from tests.helpers.command import CHECKOUT
 from zoo.cli.main import main
 
 FOLDER = CHECKOUT / "benchmarks"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(
+    path.stem for path in FOLDER.glob("*.py") if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
 
 
 @dataclass(frozen=True)
