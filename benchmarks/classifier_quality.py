@@ -3,10 +3,10 @@
 Each row trains the recipe with some options changed, by the command line's own code and for the same number of epochs.
 Checkpoints are selected on the validation split; the test split is measured at the end. Usage:
 
-    python benchmarks/classifier_quality.py mlp --root data --seeds 3
-    python benchmarks/classifier_quality.py resnet --root data --seeds 3 --precision bf16-mixed
-    python benchmarks/classifier_quality.py resnet_options --root data --seeds 1 --epochs 3
-    python benchmarks/classifier_quality.py resnet_speed
+    python -m benchmarks.classifier_quality mlp --root data --seeds 3
+    python -m benchmarks.classifier_quality resnet --root data --seeds 3 --precision bf16-mixed
+    python -m benchmarks.classifier_quality resnet_options --root data --seeds 1 --epochs 3
+    python -m benchmarks.classifier_quality resnet_speed
 
 Each run prints a line of JSON; the table of means and standard deviations over the seeds follows. CPU seconds are those
 of the whole process during training, validation and start included. Other options are those of `zoo fit`.
@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from common import markdown_table, mean_std, new_parser, read_recipe, run_recipe
+from benchmarks.common import read_recipe, run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo.cli.fit import run_trainer
 from zoo.models.resnet.network import PooledResNet
 
@@ -153,6 +154,8 @@ def speed(names: Sequence[str], rounds: int, batch_size: int, warmup: int = 3) -
             if number >= warmup:
                 seconds[name].append(time.process_time() - start)
     rates = {name: batch_size / statistics.median(values) for name, values in seconds.items()}
+    for name, rate in rates.items():
+        report(name, images_per_cpu_second=rate, speedup=rate / rates[names[0]])
     rows = [[name, f"{rate:.0f}", f"{rate / rates[names[0]]:.2f}"] for name, rate in rates.items()]
     return markdown_table(["", "images per CPU second", "speed-up"], rows)
 
@@ -207,8 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
             for row in rows:
                 result = runs.test(row, seed)
                 results[row.name].append(result)
-                rounded = {name: round(value, 4) for name, value in result.items()}
-                print(json.dumps({"row": row.name, "seed": seed, **rounded}), flush=True)
+                report(row.name, seed, **result)
     print(table(results))
 
 

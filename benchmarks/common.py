@@ -1,13 +1,10 @@
-"""Helpers of the benchmarks: command-line parser, data, runs of recipes, Fréchet distance, Markdown tables."""
+"""Helpers of the benchmarks: data, runs of recipes, Fréchet distance."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -21,25 +18,6 @@ from zoo.metrics.features import FeatureExtractor
 from zoo.registry import recipe_files
 
 CHUNK = 500  # images per call of the feature extractor
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the description as it stands, and the default of every option whose help does not say it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default is None or action.default is False or "(default:" in (action.help or "")
-        return action.help if said else super()._get_help_string(action)
-
-
-def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """Parser that shows a module's docstring and the default of each option."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
-
-
-def check_new(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Ends the program with a message if the file exists, before anything is computed for it."""
-    if path.exists():
-        parser.error(f"--out {path} exists already")
 
 
 def image_data(root: str | None) -> InMemoryDataModule:
@@ -80,15 +58,3 @@ def frechet(extractor: FeatureExtractor, real: Tensor, fake: Tensor) -> float:
         for chunk in images.split(CHUNK):
             metric.update(chunk, real=is_real)
     return metric.compute().item()
-
-
-def mean_std(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation, "1.23 ± 0.04"; the mean alone of a single value."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown table of one line per row."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

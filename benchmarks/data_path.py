@@ -6,14 +6,13 @@ The torchvision dataset makes each sample a PIL image and applies RandomCrop, Ra
 Normalize in persistent workers, by default one per core. The two take turns after a warm-up round; medians of images
 per second are printed. Usage:
 
-    python benchmarks/data_path.py
-    python benchmarks/data_path.py --root data
+    python -m benchmarks.data_path
+    python -m benchmarks.data_path --root data
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common import new_parser
+from benchmarks.output import new_parser, report
 from zoo.datamodules import CIFAR10, Augment, FashionMNIST, InMemoryDataModule
 
 Epoch = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -143,7 +142,6 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = sorted(a / b for a, b in zip(rates["zoo"], rates["torchvision"], strict=True))
     return {
-        "shape": list(case.shape),
         "images": source,
         "zoo": round(medians["zoo"]),
         "torchvision": round(medians["torchvision"]),
@@ -164,7 +162,7 @@ def main(args: Sequence[str] | None = None) -> None:
     threads = f"{torch.get_num_threads()} threads of torch {torch.__version__}"
     print(f"{os.cpu_count()} cores, {threads}, {options.workers} workers")
     for case in CASES:
-        print(json.dumps(measure(case, options)), flush=True)
+        report("x".join(map(str, case.shape)), **measure(case, options))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ and an average by its own `EMA` class whose half-life is 5% of the images seen s
 is the one of `--lr` whose best set of weights has the lowest Fréchet distance on validation images at the first seed;
 then it is trained with the other seeds, and only the table at the end is measured on the test split. Usage:
 
-    python benchmarks/diffusion_peer.py --root data --steps 2750 --seeds 3
+    python -m benchmarks.diffusion_peer --root data --steps 2750 --seeds 3
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -30,7 +29,8 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 from torch import Tensor
 
-from common import frechet, markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import frechet, run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import Diffusion
 from zoo.metrics import load_extractor
 from zoo.metrics.features import FeatureExtractor
@@ -87,8 +87,8 @@ def train_peer(x: Tensor, options: argparse.Namespace, lr: float, seed: int, bud
         like_ours.update()
         images, seconds = images + len(batch), time.process_time() - start
     parameters = sum(p.numel() for p in network.parameters())
-    row = {"model": "peer", "lr": lr, "seed": seed, "parameters": parameters, "images": images}
-    print(json.dumps({**row, "loss": round(loss.item(), 4), "cpu_seconds": round(seconds)}), flush=True)
+    found = {"parameters": parameters, "images": images, "loss": loss.item(), "cpu_seconds": round(seconds)}
+    report(f"peer, lr {lr:g}", seed, **found)
     return {
         "raw weights": diffusion.eval(),
         "average of its trainer": of_its_trainer.ema_model.eval(),
@@ -138,7 +138,8 @@ def choose_lr(trained: dict[float, dict[str, Any]], validation: Evaluator, evalu
     for lr, models in trained.items():
         found = {k: validation.distance(peer_sampler(model, evaluations))[0] for k, model in models.items()}
         best[lr] = min(found.values())
-        print(json.dumps({"lr": lr, "split": "val", "fd": {k: round(v, 2) for k, v in found.items()}}), flush=True)
+        for weights, distance in found.items():
+            report(f"peer, lr {lr:g}, {weights}, validation", fd=distance)
     return min(best, key=lambda lr: best[lr])
 
 
@@ -169,10 +170,9 @@ def main(args: Sequence[str] | None = None) -> None:
             for conditional in (True, False):
                 model, data, budget = train_ours(options, seed, conditional, folder)
                 parameters = sum(p.numel() for p in model.denoiser.parameters())
-                row = {"model": "ours", "conditional": conditional, "seed": seed, "parameters": parameters}
-                images = options.steps * data.batch_size
-                print(json.dumps({**row, "images": images, "cpu_seconds": round(budget)}), flush=True)
                 name = f"ours, {'by class' if conditional else 'without classes'}"
+                images = options.steps * data.batch_size
+                report(name, seed, parameters=parameters, images=images, cpu_seconds=round(budget))
                 samplers[name, model.steps] = our_sampler(model)
         data.setup()  # the training has set up its own splits only
         x = (data.split("train")[0] + 1) / 2
@@ -187,8 +187,7 @@ def main(args: Sequence[str] | None = None) -> None:
         for key, sampler in samplers.items():
             fd, fake, seconds = test.distance(sampler)
             distances.setdefault(key, []).append(fd)
-            found = {"model": key[0], "seed": seed, "split": "test", "fd": round(fd, 2), "sampling": round(seconds)}
-            print(json.dumps(found), flush=True)
+            report(key[0], seed, fd=fd, sampling_cpu_seconds=seconds)
             if options.out:
                 Path(options.out).mkdir(parents=True, exist_ok=True)
                 stem = key[0].replace(", ", "_").replace(" ", "_")

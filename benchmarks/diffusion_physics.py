@@ -5,7 +5,7 @@ exact force f' = 2 k_B T grad ln p with the noise of the forward process. The Wa
 returned particles and the mixture is compared with its floor (two draws from the mixture), also for other, wrong
 factors of force and noise. Usage:
 
-    python benchmarks/diffusion_physics.py --out physics.png
+    python -m benchmarks.diffusion_physics --out physics.png
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import check_new, markdown_table, mean_std, new_parser
+from benchmarks.output import check_new, markdown_table, mean_std, new_parser, report
 from zoo.datamodules.points import MIXTURES
 from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.denoiser import IdealDenoiser
@@ -93,6 +93,8 @@ def distances(n: int, steps: int, seeds: int) -> str:
         for name, (drift, noise) in VARIANTS.items():
             returned = reverse(diffused, steps, drift, noise, generator)[-1]
             results[name].append(wasserstein1(returned, other).item())
+        for name, values in results.items():
+            report(name, seed, w1=values[-1])
     rows = [[name, mean_std(values, 4)] for name, values in results.items()]
     return markdown_table(["reverse process", "Wasserstein-1 distance"], rows)
 

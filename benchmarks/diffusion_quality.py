@@ -7,11 +7,11 @@ over `--draws` sets of samples, beside the floor, the distance of training image
 model. `label_accuracy` is the percentage of samples that the extractor's own classifier, which was trained on real
 images, assigns to the requested class. Usage:
 
-    python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion_fashion.yaml --data FashionMNIST --data.root data
-    python benchmarks/diffusion_quality.py --ckpt_path best.ckpt --data FashionMNIST --data.root data
-    python benchmarks/diffusion_quality.py consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
+    python -m benchmarks.diffusion_quality diffusion.yaml --seeds 3
+    python -m benchmarks.diffusion_quality diffusion.yaml diffusion_fashion.yaml --seeds 3
+    python -m benchmarks.diffusion_quality diffusion_fashion.yaml --data FashionMNIST --data.root data
+    python -m benchmarks.diffusion_quality --ckpt_path best.ckpt --data FashionMNIST --data.root data
+    python -m benchmarks.diffusion_quality consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
 
 The last one measures a consistency model, which has no choice of solver. Other options are those of `zoo fit`.
 """
@@ -19,7 +19,6 @@ The last one measures a consistency model, which has no choice of solver. Other 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,9 +29,10 @@ import torch
 from torch import Tensor
 
 import zoo
-from common import markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import ConsistencyModel
-from zoo.metrics import FrechetDistance
+from zoo.metrics import FrechetDistance, extractor_for
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.registry import find_class
 
@@ -62,6 +62,7 @@ class Evaluator:
         metric = model.distance
         assert isinstance(metric, FrechetDistance)
         self.metric = metric.clone()
+        self.classifier = extractor_for(data.input_shape)  # also where the distance is in other features
         self.metric.reset_real_features = False
         for images in self.x.split(CHUNK):
             self.metric.update(images, real=True)
@@ -72,11 +73,10 @@ class Evaluator:
     def measure(self, fake: Tensor) -> tuple[float, float]:
         """Fréchet distance from the split, and percentage of images classified as the split's labels."""
         self.metric.reset()
-        extractor: Any = self.metric.extractor
         correct = 0
         for images, labels in zip(fake.split(CHUNK), self.y.split(CHUNK), strict=True):
             self.metric.update(images, real=False)
-            correct += int((extractor.logits(images).argmax(1) == labels).sum())
+            correct += int((self.classifier.logits(images).argmax(1) == labels).sum())
         return self.metric.compute().item(), 100 * correct / len(self.y)
 
     def measure_samples(self, seed: int, **options: Any) -> tuple[float, float]:
@@ -123,11 +123,9 @@ def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: 
 
 
 def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> tuple[float, float]:
-    """Mean distance and label accuracy over sets of samples; prints them."""
+    """Mean distance and label accuracy over sets of samples."""
     values = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(draws)]
     fd, accuracy = (statistics.mean(part) for part in zip(*values, strict=True))
-    row = {"fd": round(fd, 3), "label_accuracy": round(accuracy, 2)}
-    print(json.dumps({"seed": seed, "split": evaluator.split, **setting, **row}), flush=True)
     return fd, accuracy
 
 
@@ -169,11 +167,17 @@ def main(args: Sequence[str] | None = None) -> None:
             model, data, cost = (*load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
             data.setup()
             evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
-            floors = {f"{split}_floor": mean_std(one.floors, 3) for split, one in evaluators.items()}
-            print(json.dumps({"seed": seed, **floors, **cost}, ensure_ascii=False), flush=True)
-            for key, setting in settings(model, options):
-                results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)[0])
+            for split, evaluator in evaluators.items():
+                report(
+                    f"{split} floor", seed, fd=statistics.mean(evaluator.floors), std=statistics.stdev(evaluator.floors)
+                )
+            for (solver, scale, count), setting in settings(model, options):
+                fd, accuracy = measure(evaluators["val"], seed, options.draws, setting)
+                results.setdefault((solver, scale, count), []).append(fd)
+                found = {f"fd_{count}": fd, f"label_accuracy_{count}": accuracy}
+                report(f"{solver}, guidance {scale:g}" if scale else solver, seed, **found)
             chosen.append(measure(evaluators["test"], seed, options.draws, {}))
+            report("test", seed, fd=chosen[-1][0], label_accuracy=chosen[-1][1], **cost)
     print(f"Validation split\n\n{table(results, options.evaluations)}\n\nTest split, the model's own settings\n")
     distances, accuracies = zip(*chosen, strict=True)
     print(markdown_table(["FD", "label accuracy, %"], [[mean_std(distances, 2), mean_std(accuracies, 1)]]))

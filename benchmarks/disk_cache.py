@@ -12,14 +12,13 @@ builds every cache. Each mode trains nothing: it reads shuffled training batches
 
 Usage:
 
-    python benchmarks/disk_cache.py
-    python benchmarks/disk_cache.py --images 100000 --channels 3
+    python -m benchmarks.disk_cache
+    python -m benchmarks.disk_cache --images 100000 --channels 3
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -33,7 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common import new_parser
+from benchmarks.output import new_parser, report
 from zoo.datamodules import ImageFolder, InMemoryDataModule
 from zoo.datamodules.device_cache import CacheMode
 from zoo.datamodules.sources import Chunk, SplitSource
@@ -135,7 +134,7 @@ def measure_memory(
     data = data_module(options, cache, folder)
     for _ in batches(data):
         pass
-    return data, {"cache": cache, **{name: round(value - before[name]) for name, value in resident().items()}}
+    return data, {name: round(value - before[name]) for name, value in resident().items()}
 
 
 def measure_speed(data: dict[str, SyntheticImages], options: argparse.Namespace) -> dict[str, Any]:
@@ -183,14 +182,14 @@ def main(args: Sequence[str] | None = None) -> None:
         data_module(options, "disk", folder)
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(folder).glob("*/*.bin"))
-        print(json.dumps({"build_seconds": round(seconds, 1), "MB": round(size / 1e6)}), flush=True)
-        print(json.dumps(measure_decoding(options, Path(name))), flush=True)
-        print(json.dumps({"cold": measure_cold(options, folder)}), flush=True)
+        report("build", seconds=seconds, MB=size / 1e6)
+        report("decoding", **measure_decoding(options, Path(name)))
+        report("cold", **measure_cold(options, folder))
         data = {}
         for cache in ("memory", "disk"):
             data[cache], grown = measure_memory(options, cache, folder)
-            print(json.dumps(grown), flush=True)
-        print(json.dumps(measure_speed(data, options)), flush=True)
+            report(cache, **grown)
+        report("images a second", **measure_speed(data, options))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 The inputs are the first images of their classes in the test split; nothing is hand-picked. Each row is made by the
 function that the command `edit` calls for its task. Usage:
 
-    python benchmarks/editing_figure.py --ckpt_path best.ckpt --data Digits --out editing.png
-    python benchmarks/editing_figure.py --ckpt_path best.ckpt --data FashionMNIST --data.root data --out editing.png
+    python -m benchmarks.editing_figure --ckpt_path best.ckpt --data Digits --out editing.png
+    python -m benchmarks.editing_figure --ckpt_path best.ckpt --data FashionMNIST --data.root data --out editing.png
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from common import check_new, new_parser
+from benchmarks.output import check_new, new_parser
 from zoo.cli.edit import EditResult, EditSession
 from zoo.models.base import eval_mode
 from zoo.plotting.figures import new_figure, render_figure

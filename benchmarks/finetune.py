@@ -1,8 +1,8 @@
 """Fine-tuning of a small pretrained network on few images of new classes, against training it from scratch. Usage:
 
-    python benchmarks/finetune.py --root data/cifar10-jpeg --seeds 3
-    python benchmarks/finetune.py --images 10
-    python benchmarks/finetune.py --root data/cifar10-jpeg --first_seed 100 --lr 0.001 0.003 0.01 --choose
+    python -m benchmarks.finetune --root data/cifar10-jpeg --seeds 3
+    python -m benchmarks.finetune --images 10
+    python -m benchmarks.finetune --root data/cifar10-jpeg --first_seed 100 --lr 0.001 0.003 0.01 --choose
 
 `PooledResNet` is trained on all classes but three; its checkpoint is the start (`init_from`) for the other three, of
 which there are few images. Without `--root` the images are the digits that the package ships. Every row has the same
@@ -16,7 +16,6 @@ Each run prints a line of JSON; the table of means and standard deviations over 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor
 
-from common import markdown_table, mean_std, new_parser
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import Classifier
 from zoo.datamodules import Digits, ImageFolder, InMemoryDataModule
 from zoo.datamodules.augment import Augment
@@ -197,11 +196,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def report(start: float, **result: Any) -> None:
-    """Prints a line of JSON with the CPU seconds since `start`."""
-    print(json.dumps(result | {"cpu_seconds": round(time.process_time() - start, 1)}), flush=True)
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(1)
@@ -216,14 +210,17 @@ def main(argv: list[str] | None = None) -> None:
             start = time.process_time()
             run = pretrain(data, old, options.epochs, options.widths, seed)
             run.save_checkpoint(path)
-            report(start, seed=seed, pretraining_val_acc=float(run.callback_metrics["val/acc"]))
+            seconds = time.process_time() - start
+            report("pretraining", seed, val_acc=float(run.callback_metrics["val/acc"]), cpu_seconds=seconds)
             for images in options.images:
                 few = few_images(data, new, images, seed, options.choose)
                 for row, lr in settings:
                     start = time.process_time()
                     accuracy = fine_tune(row, few, path, options.widths, options.steps, lr, seed)
                     found.setdefault((row, lr, images), []).append(100 * accuracy)
-                    report(start, row=row, lr=lr, images=images, seed=seed, test_acc=accuracy)
+                    seconds = time.process_time() - start
+                    measured = {f"acc_{images}": accuracy, f"cpu_seconds_{images}": seconds}
+                    report(f"{ROWS[row].name}, lr {lr:g}", seed, **measured)
     lines = [
         [ROWS[row].name, f"{lr:g}", *(mean_std(found[row, lr, n], 1) for n in options.images)] for row, lr in settings
     ]

@@ -13,15 +13,14 @@ generator, and tuned: with the learning rate of `--lr`, with or without the reci
 distance to the validation split with the first seed. The averaged and the raw generator come from the same training.
 The test split is measured for the rows of the table only and chooses nothing. Usage:
 
-    python benchmarks/gan_quality.py digits --seeds 3
-    python benchmarks/gan_quality.py clothes --seeds 3
-    python benchmarks/gan_quality.py fashion_mnist --root data --seeds 3
-    python benchmarks/gan_quality.py points --seeds 3
+    python -m benchmarks.gan_quality digits --seeds 3
+    python -m benchmarks.gan_quality clothes --seeds 3
+    python -m benchmarks.gan_quality fashion_mnist --root data --seeds 3
+    python -m benchmarks.gan_quality points --seeds 3
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
@@ -35,7 +34,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor, nn
 
-from common import markdown_table, mean_std, new_parser, read_recipe
+from benchmarks.common import read_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import GAN
 from zoo.callbacks.mode_coverage import mode_coverage
 from zoo.datamodules import Digits, FashionMNIST, FashionMNISTSubset, InMemoryDataModule, Points
@@ -251,9 +251,9 @@ class Runs:
         measure = _trainer().validate if split == "val" else _trainer().test
         (metrics,) = measure(model, datamodule=self.data, verbose=False)
         model.ema = average
-        line = {"model": row.model, "lr": row.lr, "average": row.average, "seed": seed}
-        line |= {"images": self.steps * self.data.batch_size, "cpu_seconds": round(self.seconds[key], 1)}
-        print(json.dumps({**line, **metrics}), flush=True)
+        found = {name.removeprefix(f"{split}/"): value for name, value in metrics.items()}
+        found |= {"images": self.steps * self.data.batch_size, "cpu_seconds": round(self.seconds[key], 1)}
+        report(f"{row}{', validation' if split == 'val' else ''}", seed, **found)
         return metrics[f"{split}/fd"]
 
 
@@ -292,9 +292,8 @@ def measure_points(seeds: int, max_steps: int | None) -> str:
             modes, within_3 = mode_coverage(points, data.centers, data.std)
             # A perfect generator has 39% within one sigma; more means that the modes are too narrow.
             _, within_1 = mode_coverage(points, data.centers, data.std, radius=1.0)
-            row = {"data": distribution, "seed": seed, "modes": modes, "of": data.num_classes}
-            row |= {"within_3_sigma": within_3, "within_1_sigma": within_1, "cpu_seconds": round(seconds, 1)}
-            print(json.dumps(row), flush=True)
+            found = {"modes": modes, "of": data.num_classes, "within_3_sigma": within_3, "within_1_sigma": within_1}
+            report(distribution, seed, **found, cpu_seconds=round(seconds, 1))
             shares = [f"{100 * share:.1f}" for share in (within_3, within_1)]
             rows.append([distribution, str(seed), f"{modes} of {data.num_classes}", *shares, f"{seconds:.0f}"])
     return markdown_table(["data", "seed", "modes", "within 3 sigma %", "within 1 sigma %", "CPU seconds"], rows)

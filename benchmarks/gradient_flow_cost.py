@@ -7,8 +7,8 @@ the median block without it, minus 1. Its error is of the order of the spread of
 the time inside the callback's methods and hooks is measured as well, which is exact but does not include Lightning's
 overhead of calling them. Usage:
 
-    python benchmarks/gradient_flow_cost.py
-    python benchmarks/gradient_flow_cost.py --accelerator gpu --rounds 20
+    python -m benchmarks.gradient_flow_cost
+    python -m benchmarks.gradient_flow_cost --accelerator gpu --rounds 20
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from common import new_parser
+from benchmarks.output import new_parser, report
 from zoo.callbacks import GradientFlow
 
 GPU = torch.cuda.is_available()
@@ -178,6 +178,7 @@ def compare(name: str, new_network: Callable[[], nn.Module], options: argparse.N
         f"(interquartile range of the blocks without it: {100 * (quarters[2] - quarters[0]) / without:.1f}%)"
     )
     if any(inside):
+        report(name, share_inside=within / with_callback, share=with_callback / without - 1)
         print(f"  inside the callback {1000 * within:.2f} ms per block: {100 * within / with_callback:.2f}%")
 
 

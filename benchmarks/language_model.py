@@ -5,8 +5,8 @@ when the model overfits. nanoGPT's published losses for the same text, sizes and
 and 1.4697 (for a GPU), estimated on 20 and 200 random batches. `speed` trains the same network on the same kind of
 batches in turn by Lightning, as the recipe does, and by a bare loop of plain torch. Usage:
 
-    python benchmarks/language_model.py quality shakespeare_cpu.yaml --path tinyshakespeare.txt --seeds 3
-    python benchmarks/language_model.py speed shakespeare_cpu.yaml --path tinyshakespeare.txt
+    python -m benchmarks.language_model quality shakespeare_cpu.yaml --path tinyshakespeare.txt --seeds 3
+    python -m benchmarks.language_model speed shakespeare_cpu.yaml --path tinyshakespeare.txt
 
 Other options are those of `zoo fit`.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import statistics
 import tempfile
@@ -29,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 
-from common import markdown_table, mean_std, new_parser, run_recipe
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import TransformerLM
 from zoo.datamodules import Text
 
@@ -42,9 +42,9 @@ def quality(options: argparse.Namespace, extra: Sequence[str], folder: str) -> s
         with (Path(trainer.log_dir or "") / "metrics.csv").open() as file:
             rows = [(float(row["val/loss"]), int(row["step"]) + 1) for row in csv.DictReader(file) if row["val/loss"]]
         found = {"best": min(rows), "last": rows[-1]}
-        for name, (loss, _) in found.items():
+        for name, (loss, step) in found.items():
             losses[name].append(loss)
-        print(json.dumps({"seed": seed, **found, "cpu_seconds": round(seconds)}), flush=True)
+            report(name, seed, loss=loss, step=step, cpu_seconds=round(seconds))
     return markdown_table(["", "validation loss"], [[name, mean_std(values, 4)] for name, values in losses.items()])
 
 
@@ -111,8 +111,8 @@ def speed(options: argparse.Namespace, extra: Sequence[str], folder: str) -> str
         tokens = options.window * data.batch_size * data.context_length
         speeds = [tokens / statistics.median(values) for values in (seconds, bare)]
         ratios.append(speeds[0] / speeds[1])
-        row = {"lightning": round(speeds[0]), "bare loop": round(speeds[1]), "ratio": round(ratios[-1], 3)}
-        print(json.dumps({"turn": turn, **row}), flush=True)
+        report(f"turn {turn}", lightning=round(speeds[0]), bare_loop=round(speeds[1]), ratio=ratios[-1])
+    report("Lightning beside a bare loop", ratio=statistics.median(ratios))
     return f"median ratio: {statistics.median(ratios):.3f}"
 
 

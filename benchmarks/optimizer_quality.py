@@ -6,13 +6,12 @@ the table reports these runs. All use the same batches, the same linear decay to
 the training and validation splits are read. With `--text` the network is a Transformer of four layers and 128 channels
 on characters, and the accuracy that of the next character. Usage:
 
-    python benchmarks/optimizer_quality.py --root data
-    python benchmarks/optimizer_quality.py --text tinyshakespeare.txt --steps 400 --batch_size 12
+    python -m benchmarks.optimizer_quality --root data
+    python -m benchmarks.optimizer_quality --text tinyshakespeare.txt --steps 400 --batch_size 12
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import image_data, markdown_table, mean_std, new_parser
+from benchmarks.common import image_data
+from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo.datamodules import Text
 from zoo.datamodules.text import TokenWindows
 from zoo.models.mlp.network import DropoutMLP
@@ -133,8 +133,8 @@ def main(args: Sequence[str] | None = None) -> None:
             run = partial(train, new_network, new_optimizer, splits, options.steps, options.batch_size)
             lr = tune(run, center)
             losses, accuracies = zip(*(run(lr, seed) for seed in range(1, options.seeds + 1)), strict=True)
-            result = {"network": network, "optimizer": name, "lr": lr, "losses": losses, "accuracies": accuracies}
-            print(json.dumps(result), flush=True)
+            for seed, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), start=1):
+                report(f"{network}, {name}", seed, lr=lr, loss=loss, acc=accuracy)
             percent = [100 * accuracy for accuracy in accuracies]
             rows.append([network, name, f"{lr:.2g}", mean_std(losses, 3), mean_std(percent, 2)])
     print(markdown_table(["network", "optimizer", "learning rate", "loss", "accuracy %"], rows))

@@ -6,8 +6,8 @@ Adam's foreach form in the same round. One thread; only the step is timed, the g
 the shapes of a ResNet with batch norm (a 3x3 convolution, a scale and a shift, repeated): 65 tensors make a ResNet-20
 with two projections and the final linear layer. Usage:
 
-    python benchmarks/optimizer_speed.py
-    python benchmarks/optimizer_speed.py --tensors 200 --width 64
+    python -m benchmarks.optimizer_speed
+    python -m benchmarks.optimizer_speed --tensors 200 --width 64
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from common import markdown_table, new_parser
+from benchmarks.output import markdown_table, new_parser, report
 from zoo.optim import ScalarAdam
 
 BASELINE = "Adam, foreach"
@@ -87,6 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         ratio = statistics.median(value / base for value, base in zip(values, times[BASELINE], strict=True))
+        report(name, us_per_step=median, ratio=ratio)
         rows.append([name, f"{median:.0f}", f"{low:.0f} to {high:.0f}", f"{ratio:.2f}"])
     print(markdown_table(["optimizer", "us per step", "quartiles", "ratio"], rows))
 

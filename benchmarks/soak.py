@@ -4,8 +4,8 @@ Trains a generative recipe for a number of minutes, with samples, validation, cu
 stopping, and measures every `--every` seconds. Printed is the change from the second sixth of the time to the last
 one; the first sixth is warm-up. It reads /proc, so it needs Linux. Usage:
 
-    python benchmarks/soak.py gan_digits.yaml --minutes 60
-    python benchmarks/soak.py diffusion.yaml --minutes 60
+    python -m benchmarks.soak gan_digits.yaml --minutes 60
+    python -m benchmarks.soak diffusion.yaml --minutes 60
 
 Other options are those of `zoo fit`.
 """
@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from common import markdown_table, new_parser, run_recipe
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, new_parser
 
 
 class ResourceMonitor(Callback):

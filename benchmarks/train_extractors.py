@@ -1,9 +1,9 @@
 """Training of the feature extractors in `zoo/weights/`, and measurements that tell what their distances mean. Usage:
 
-    python benchmarks/train_extractors.py digits
-    python benchmarks/train_extractors.py fashion_mnist --root data
-    python benchmarks/train_extractors.py cifar10_jpeg --cifar10_jpeg data/cifar10-jpeg
-    python benchmarks/train_extractors.py digits fashion_mnist --root data --evaluate
+    python -m benchmarks.train_extractors digits
+    python -m benchmarks.train_extractors fashion_mnist --root data
+    python -m benchmarks.train_extractors cifar10_jpeg --cifar10_jpeg data/cifar10-jpeg
+    python -m benchmarks.train_extractors digits fashion_mnist --root data --evaluate
 
 Trained on the training split with seed 0, without checkpoint selection; the test split is only measured. The same seed,
 torch build, kind of CPU and number of threads give the same file. CIFAR-10 is read from a folder of JPEG files,
@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 import zoo
-from common import frechet, image_data, new_parser
+from benchmarks.common import frechet, image_data
+from benchmarks.output import new_parser
 from zoo.datamodules.base import to_unit_range
 from zoo.metrics.features import EXTRACTORS, FeatureExtractor
 

@@ -6,15 +6,14 @@ convolution before training, and the validation accuracy after it. SGD with mome
 learning rates 0.1 and 0.01 (warm-up over a tenth of the steps, cosine decay); the run with the lower training loss
 counts. An optimizer that rescales gradients, such as Adam, would hide part of the effect. Usage:
 
-    python benchmarks/vanishing_gradient.py --out vanishing_gradient.png
-    python benchmarks/vanishing_gradient.py --root data --out vanishing_gradient.png  # on Fashion-MNIST
+    python -m benchmarks.vanishing_gradient --out vanishing_gradient.png
+    python -m benchmarks.vanishing_gradient --root data --out vanishing_gradient.png  # on Fashion-MNIST
 
 Each network prints a line of JSON with the verdict of `zoo.gradients.verdict` on its convolutions.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -26,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import check_new, image_data, markdown_table, mean_std, new_parser
+from benchmarks.common import image_data
+from benchmarks.output import check_new, markdown_table, mean_std, new_parser, report
 from zoo.gradients import execution_order, first_last_ratio, gradient_profile, verdict
 from zoo.models.resnet.network import BLOCK_TYPES, INITS, CIFARResNet
 from zoo.optim import WarmupDecay
@@ -181,7 +181,9 @@ def main(args: Sequence[str] | None = None) -> None:
         network_options = {"depth": depth, "block_type": block_type, "init": init, "patch_size": patch_size}
         result: dict[str, Any] = {"depth": depth - 2, "block_type": block_type, "init": init, "seed": seed}
         result |= measure(network_options, seed, splits, options.steps, options.batch_size)
-        print(json.dumps(result | {"gradient": [float(f"{norm:.3g}") for norm in result["gradient"]]}), flush=True)
+        row = f"{result['depth']} convolutions, {init}, {block_type}"
+        found = {name: result[name] for name in ("accuracy", "loss", "lr", "verdict")}
+        report(row, seed, **found, gradient=[float(f"{norm:.3g}") for norm in result["gradient"]])
         results.append(result)
     title = f"{type(data).__name__}, {options.steps} steps of {options.batch_size} images, {options.seeds} seed(s)"
     save_png(options.out, plot(results, 1 / data.num_classes, title))

@@ -5,6 +5,7 @@ from zoo.metrics.distance import distance_for
 from zoo.metrics.features import FeatureExtractor, extractor_for, load_extractor
 from zoo.metrics.fidelity import FidelityDiversity, FidelityScores, fidelity_scores
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
+from zoo.metrics.inception import InceptionFeatures
 from zoo.metrics.near_copies import NearCopies, nearest_distances
 from zoo.metrics.temperature import TemperatureFit, TemperatureScaling, fit_temperature
 from zoo.metrics.two_sample import two_sample_accuracy
@@ -17,6 +18,7 @@ __all__ = [
     "FidelityScores",
     "FixedPrecisionMetric",
     "FrechetDistance",
+    "InceptionFeatures",
     "Mean",
     "NearCopies",
     "SlicedWasserstein",

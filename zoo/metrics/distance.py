@@ -16,8 +16,8 @@ def distance_for(input_shape: Sequence[int], extractor: str = "auto") -> tuple[s
 
     Args:
         input_shape: shape of a sample, (C, H, W) for images, (D,) for points.
-        extractor: name of the feature extractor for images; "auto" for the one that suits the shape, "none" for no
-            distance.
+        extractor: name of the feature extractor for images, see `zoo.metrics.load_extractor`; "auto" for the shipped
+            one that suits the shape, "inception" for the FID, "none" for no distance.
 
     Returns:
         Name of the metric ("fd" or "w1") and the metric, or None.

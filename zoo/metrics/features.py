@@ -3,8 +3,8 @@
 The Fréchet inception distance (Heusel et al. 2017, arXiv 1706.08500) compares images through a network trained on
 ImageNet: 299x299 pixels, 2048 features, a download of 90 MB. For images of 8x8 to 32x32 pixels, a classifier trained at
 that resolution resolves more detail at a thousandth of the cost. The package ships three, trained by
-`benchmarks/train_extractors.py`. Distances are comparable only within one version of one extractor: report its name and
-the hash of its weights with every distance.
+`benchmarks/train_extractors.py`; the FID's own network is in `zoo.metrics.inception`. Distances are comparable only
+within one version of one extractor: report its name and the hash of its weights with every distance.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.metrics.inception import InceptionFeatures
 
 #: SHA-256 of the files of weights, by name; `benchmarks/train_extractors.py` prints those of new ones.
 EXTRACTORS = {
@@ -82,6 +83,11 @@ class FeatureExtractor(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes)
         self.register_buffer("scale", torch.ones(()))
 
+    @property
+    def description(self) -> str:
+        """What the features are, for a line of output."""
+        return f"{self.num_features} features of the classifier {self.name}, weights {self.sha256[:8]}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) of any height and width, floats in [-1, 1], to features, float32 (N, num_features).
 
@@ -107,19 +113,28 @@ class FeatureExtractor(nn.Module):
             return self.body(x)
 
 
-def load_extractor(name: str) -> FeatureExtractor:
-    """Loads a shipped extractor: on the CPU, in float32, in eval mode, without gradients.
+def load_extractor(name: str) -> FeatureExtractor | InceptionFeatures:
+    """Loads a shipped extractor: on the CPU, in float32, in eval mode, without gradients; or that of the FID.
 
     No random numbers are drawn, so a metric created during a run does not change the run's random state.
 
     Args:
-        name: name of the extractor: "digits" (1x8x8), "fashion_mnist" (1x28x28) or "cifar10_jpeg" (3x32x32).
+        name: name of the extractor: "digits" (1x8x8), "fashion_mnist" (1x28x28), "cifar10_jpeg" (3x32x32), or
+            "inception" (gray or color images of any size), which reads its weights when it is first used.
 
     Raises:
         UserError: there is no extractor of this name, or its file is missing or damaged.
     """
+    if name == InceptionFeatures.name:
+        return InceptionFeatures()
     if name not in EXTRACTORS:
-        raise UserError(f"there is no feature extractor {name!r}; choose one of {', '.join(EXTRACTORS)}")
+        known = ", ".join([*EXTRACTORS, InceptionFeatures.name])
+        raise UserError(f"there is no feature extractor {name!r}; choose one of {known}")
+    return _load_shipped(name)
+
+
+def _load_shipped(name: str) -> FeatureExtractor:
+    """One of `EXTRACTORS`."""
     from safetensors.torch import load
 
     data = _read_weights(name)
@@ -166,5 +181,5 @@ def extractor_for(input_shape: Sequence[int]) -> FeatureExtractor | None:
     if len(shape) != 3 or shape[0] not in (1, 3):
         return None
     if shape == (1, 8, 8):
-        return load_extractor("digits")
-    return load_extractor("fashion_mnist" if shape[0] == 1 else "cifar10_jpeg")
+        return _load_shipped("digits")
+    return _load_shipped("fashion_mnist" if shape[0] == 1 else "cifar10_jpeg")

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of images, in the features of a small classifier.
+"""Fréchet distance between two sets of images, in the features of a small classifier or of Inception, as the FID.
 
 Heusel et al. 2017 (arXiv 1706.08500), eq. 6: with the mean m and the covariance C of the features of each set,
 d^2 = |m_r - m_f|^2 + tr(C_r + C_f - 2 (C_r C_f)^(1/2)). The value is the squared distance d^2, as for the FID. A finite
@@ -16,6 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from zoo.metrics.device import FixedPrecisionMetric, target_device
 from zoo.metrics.features import FeatureExtractor
+from zoo.metrics.inception import InceptionFeatures
 
 
 class FrechetDistance(FixedPrecisionMetric, FrechetInceptionDistance):
@@ -37,13 +38,13 @@ class FrechetDistance(FixedPrecisionMetric, FrechetInceptionDistance):
         >>> metric.compute()
     """
 
-    def __init__(self, extractor: FeatureExtractor, reset_real_features: bool = True) -> None:
+    def __init__(self, extractor: FeatureExtractor | InceptionFeatures, reset_real_features: bool = True) -> None:
         super().__init__(feature=extractor.eval(), reset_real_features=reset_real_features)
         # A plain attribute instead of a submodule, so that `state_dict` and `parameters` do not contain it.
         self.__dict__["inception"] = self._modules.pop("inception")
 
     @property
-    def extractor(self) -> FeatureExtractor:
+    def extractor(self) -> FeatureExtractor | InceptionFeatures:
         """Feature extractor."""
         return self.__dict__["inception"]
 

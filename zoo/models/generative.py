@@ -27,7 +27,7 @@ from torchmetrics import Metric
 
 from zoo.contracts import ReferenceSamples, TrainingSamples, check_condition, data_of, left_out, offers
 from zoo.errors import NonFiniteError, UserError
-from zoo.metrics import FidelityDiversity, FrechetDistance, distance_for
+from zoo.metrics import FidelityDiversity, FrechetDistance, InceptionFeatures, distance_for
 from zoo.models.base import ZooModule
 from zoo.models.precision import widen
 from zoo.seeding import NoiseMemory, seeds_at
@@ -179,6 +179,8 @@ class GenerativeModule(ZooModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if isinstance(self.distance, FrechetDistance) and isinstance(self.distance.extractor, InceptionFeatures):
+            self.distance.extractor.load()  # what is missing is said before the training
         left_out(self, data_of(self.trainer), self.uses_of_data(stage))
 
     def teardown(self, stage: str) -> None:
@@ -323,16 +325,16 @@ class GenerativeModule(ZooModule):
             name, values = next(iter(found.items()))
             spread = f" ± {statistics.stdev(values):.2g} ({len(values)} draws)" if len(values) > 1 else ""
             which = " of the same classes" if self.conditional and len(values) > 1 else ""
-            meaning = f"{name} is the {self._describe_distance()}"
+            meaning = f"{name} is the {self._describe_distance(self._count_held_out(split))}"
             mean = f"{self._floors[name]:.4g}"
             rank_zero_info(f"{meaning}; floor, training against held-out data{which}: {mean}{spread}")
         for name, floor in self._floors.items():
             if name.startswith(f"{split}/"):
                 self.log(f"{name}_floor", floor, sync_dist=True)
 
-    def _describe_distance(self) -> str:
+    def _describe_distance(self, n: int) -> str:
         if isinstance(self.distance, FrechetDistance):
             network = self.distance.extractor
-            weights = f"{network.name}, weights {network.sha256[:8]}"
-            return f"Fréchet distance in the {network.num_features} features of the classifier {weights}"
+            usual = f" at n = {n:,}, where the literature has 50,000" if isinstance(network, InceptionFeatures) else ""
+            return f"Fréchet distance in the {network.description}{usual}"
         return "sliced Wasserstein-1 distance"

@@ -23,7 +23,9 @@ from tests.helpers.command import CHECKOUT
 from zoo.cli.main import main
 
 FOLDER = CHECKOUT / "benchmarks"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(
+    path.stem for path in FOLDER.glob("*.py") if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ TRANSFORMER = f"{CPU} --model.layers=1 --model.width=16 --model.heads=2"
 
 def row(name: str, *cells: str) -> str:
     """Regular expression of a row of a Markdown table."""
-    return "".join(rf"\| {cell} " for cell in (re.escape(name), *cells)) + r"\|\n"
+    return "".join(rf"\| {cell} " if cell else r"\| " for cell in (re.escape(name), *cells)) + r"\|\n"
 
 
 RUNS = {
@@ -82,7 +84,7 @@ RUNS = {
     "data_path": [
         Run(
             "--images 128 --batch_size 64 --rounds 1 --seconds 0 --workers 0",
-            (rf'"shape": \[1, 28, 28\], .*"ratio": {N}', rf'"shape": \[3, 32, 32\], .*"ratio": {N}'),
+            (rf'"row": "1x28x28", .*"ratio": {N}', rf'"row": "3x32x32", .*"ratio": {N}'),
         )
     ],
     "diffusion_peer": [
@@ -90,7 +92,8 @@ RUNS = {
             "--root {data} --steps 1 --seeds 2 --n 3 --n_val 2 --evaluations 5 --lr 1e-3 1e-4 --dim 8 --out samples "
             f"{CPU} --model.network=UNet --model.network.widths=[8] --data.batch_size=2 --data.val_size=59900",
             (
-                r'"lr": 0.001, "split": "val", "fd": \{"raw weights"',
+                rf'"row": "peer, lr 0.001, raw weights, validation", "fd": {N}',
+                rf'"row": "ours, by class", "seed": 1, "fd": {N}',
                 rf"chosen on validation images: [\d.e-]+; floor {MEAN}",
                 row("ours, by class", "10", MEAN),
                 row("ours, without classes", "10", MEAN),
@@ -115,14 +118,15 @@ RUNS = {
             (
                 row("euler, 1", N, N),
                 row("heun, 0", "", N),
-                '"split": "test", "fd"',
+                rf'"row": "heun, guidance 1", "seed": 0, "fd_3": {N}, "label_accuracy_3": {N}',
+                rf'"row": "test", "seed": 0, "fd": {N}, "label_accuracy": {N}, .*"cpu_seconds": {N}',
                 "own settings",
                 rf"\n\| {N} \| {N} \|",
             ),
         ),
         Run(
             "--ckpt_path {digits} --draws 1 --solvers euler --evaluations 2",
-            (rf'"val_floor": "{MEAN}", "test_floor": "{MEAN}"', row("euler, 0", N)),
+            (rf'"row": "test floor", "seed": 0, "fd": {N}, "std": {N}', row("euler, 0", N)),
         ),
         Run(
             f"consistency.yaml --model.teacher {{digits}} --seeds 1 --draws 1 --evaluations 1 2 {SHORT}",
@@ -133,10 +137,10 @@ RUNS = {
         Run(
             "--images 300 --size 8 --files 20 --batch_size 64 --rounds 1 --seconds 0",
             (
-                r'"build_seconds": \d',
-                r'"files_per_s": \d',
-                r'"cache": "memory"',
-                r'"cache": "disk"',
+                r'"row": "build", "seconds": \d',
+                r'"row": "decoding", .*"files_per_s": \d',
+                r'"row": "memory"',
+                r'"row": "disk"',
                 rf'"memory": \d+, "disk": \d+, "ratio": {N}',
             ),
         )
@@ -148,7 +152,8 @@ RUNS = {
         Run(
             "--epochs 1 --widths 4 8 --images 10 --steps 6 --seeds 2",
             (
-                rf'"seed": 1, "pretraining_val_acc": {N}',
+                rf'"row": "pretraining", "seed": 1, "val_acc": {N}',
+                rf'"row": "from scratch, lr 0.01", "seed": 1, "acc_10": {N}',
                 row("from scratch", "0.01", MEAN),
                 row("head first, then all layers, layer_decay 0.75", "0.003", MEAN),
             ),
@@ -208,12 +213,14 @@ RUNS = {
             (row("Adam, foreach", N, f"{N} to {N}", "1.00"), row("ScalarAdam, group", N, f"{N} to {N}", N)),
         )
     ],
+    "reproduce": [Run("--list", (r"gan-digits/recipe +108 +fd 3.69 ± 0.54",))],
     "soak": [
         Run(
             f"gan_digits.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
         )
     ],
+    "tables": [Run("--check", (r"\d+ tables in \d+ pages agree with their data",))],
     "train_extractors": [
         Run(
             "digits --epochs 1 --out .",
@@ -268,12 +275,11 @@ def load_script(
     """Function that imports a script; afterwards its global settings are undone."""
     threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = logger.level
-    monkeypatch.syspath_prepend(FOLDER)
     for name, module in peer_library().items():
         monkeypatch.setitem(sys.modules, name, module)
-    yield import_module
-    for name in ("common", *SCRIPTS):
-        sys.modules.pop(name, None)
+    yield lambda name: import_module(f"benchmarks.{name}")
+    for name in SCRIPTS:
+        sys.modules.pop(f"benchmarks.{name}", None)
     torch.set_num_threads(threads)
     logger.setLevel(level)
 

@@ -124,10 +124,11 @@ def test_options_that_are_named_exist(page):
 
 @every_page
 def test_benchmarks_take_the_options_that_are_named(page):
-    for name, arguments in re.findall(r"python\s+benchmarks/(\w+)\.py([^`;]*)", page.text):
-        source = (CHECKOUT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    for name, arguments in re.findall(r"python\s+-m\s+benchmarks\.([a-z_]+)([^`;#]*)", page.text):
+        folder = CHECKOUT / "benchmarks" / name
+        source = (folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")).read_text(encoding="utf-8")
         for option in re.findall(r"--[\w.]+", arguments):
-            assert f'"{option}"' in source or option.startswith("--model."), f"{name}.py {option}"
+            assert f'"{option}"' in source or option.startswith("--model."), f"{name} {option}"
 
 
 def test_everything_in_the_registry_is_named():

@@ -119,8 +119,8 @@ def test_there_is_no_extractor_for_other_shapes(shape):
 
 
 def test_an_unknown_extractor_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'inception'.*digits, fashion_mnist, cifar10_jpeg"):
-        load_extractor("inception")
+    with pytest.raises(UserError, match=r"'vgg'.*digits, fashion_mnist, cifar10_jpeg, inception"):
+        load_extractor("vgg")
 
 
 def test_a_wrong_number_of_channels_is_named():
