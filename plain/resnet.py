@@ -26,7 +26,7 @@ VALIDATION = 2000  # images held out of the 12,000 for training
 EPOCHS = 22
 BATCH_SIZE = 128
 WIDTH = 32  # channels of the first stage; the other two have 2 and 4 times as many
-SMALL = 20  # side in pixels of the images in the first half of the run
+SMALL = 0.7  # ratio by which the sides of images are reduced in the first half of the run
 CUTOUT = 8  # side in pixels of a square that is blanked in each image
 LABEL_SMOOTHING = 0.1
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.5, 0.9, 5e-4
@@ -111,9 +111,10 @@ def batches(x, y, batch_size):
 
 
 def shrink(x):
-    """Images (N, 1, H, W) to (N, 1, SMALL, SMALL): bilinear interpolation as a product with a matrix on either side."""
-    lines = torch.eye(x.shape[-1]).view(1, 1, x.shape[-1], x.shape[-1])
-    matrix = F.interpolate(lines, (SMALL, x.shape[-1]), mode="bilinear", antialias=True)[0, 0].to(x.device)
+    """Reduces the sides of images (N, 1, H, W): bilinear interpolation as a product with a matrix on either side."""
+    size, new = x.shape[-1], round(SMALL * x.shape[-1])
+    lines = torch.eye(size).view(1, 1, size, size)
+    matrix = F.interpolate(lines, (new, size), mode="bilinear", antialias=True)[0, 0].to(x.device)
     return matrix @ x @ matrix.T
 
 

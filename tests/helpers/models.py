@@ -55,7 +55,7 @@ TINY_MODELS: dict[str, Callable[[Path], list[str]]] = {
     "MLPClassifier": lambda _: ["--model.width=16", "--model.depth=2", *DIGITS],
     "ResNetClassifier": lambda _: [
         "--model.backbone=pooled", "--model.depth=8", "--model.widths=[4, 4, 4]", "--model.whitening=true",
-        "--model.low_resolution=6", *DIGITS,
+        "--model.low_resolution=0.7", *DIGITS,
     ],
     "Seq2Seq": lambda _: [
         "--model.layers=1", "--model.width=16", "--model.heads=2",

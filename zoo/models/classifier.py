@@ -44,7 +44,7 @@ from zoo.models.inputs import input_batches
 from zoo.models.networks import build_network, check_output
 from zoo.models.precision import cast_to, widen
 from zoo.models.predictions import Predictions, entropy
-from zoo.models.resizing import resize, scaled_sides
+from zoo.models.resizing import resize
 from zoo.optim import LRSchedulerCallable, OptimizerCallable, WarmupDecay, classifier_optimizer
 from zoo.seeding import stream_keys, upload
 
@@ -91,7 +91,7 @@ class Classifier(ZooModule):
         class_weights: weight of each class in the training loss, not in what validation and test measure: a list of
             positive numbers, or "balanced" for n / (k n_c) with n_c of the n training samples in each of k classes.
         mixup: parameter alpha of mixup's Beta distribution; 0 for no mixup.
-        low_resolution: shorter side in pixels to which training images are reduced in the first part of the run, where
+        low_resolution: ratio by which both sides of training images are reduced in the first part of the run, where
             they cost less; 0 for none. For networks that take images of any size (Howard et al., DAWNBench 2018).
         low_resolution_fraction: length of that part, as a fraction of the run.
         ema_half_life: half-life of the weights' moving average, in images; 0 for no average. The average, if there is
@@ -133,7 +133,7 @@ class Classifier(ZooModule):
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         mixup: float = 0.0,
-        low_resolution: int = 0,
+        low_resolution: float = 0.0,
         low_resolution_fraction: float = 0.5,
         ema_half_life: float = 0.0,
         flip_tta: bool = False,
@@ -149,10 +149,12 @@ class Classifier(ZooModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["network", "optimizer", "lr_scheduler", "ensemble", "init_from"])
-        check_fraction(label_smoothing=label_smoothing, low_resolution_fraction=low_resolution_fraction)
-        check_at_least(
-            0, mixup=mixup, low_resolution=low_resolution, ema_half_life=ema_half_life, mc_samples=mc_samples
+        check_fraction(
+            label_smoothing=label_smoothing,
+            low_resolution=low_resolution,
+            low_resolution_fraction=low_resolution_fraction,
         )
+        check_at_least(0, mixup=mixup, ema_half_life=ema_half_life, mc_samples=mc_samples)
         if not 0 < layer_decay <= 1:
             raise UserError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1")
         if num_classes < 2:
@@ -209,19 +211,16 @@ class Classifier(ZooModule):
         check_output("network", network, (torch.zeros(2, *self.input_shape),), (2, self.num_classes))
         return network
 
-    def _check_low_resolution(self, shorter: int) -> tuple[int, int] | None:
-        """Height and width of the smaller images, after a forward pass with one; None for no such images."""
-        if not shorter:
+    def _check_low_resolution(self, ratio: float) -> tuple[int, int] | None:
+        """Height and width of the smaller images, after a forward pass with two of them; None for no such images."""
+        if not ratio:
             return None
-        if len(self.input_shape) != 3 or shorter >= min(self.input_shape[1:]):
-            raise UserError(
-                f"low_resolution {shorter} does not reduce samples of the shape {self.input_shape}; give a smaller "
-                "side, or 0"
-            )
-        sides = scaled_sides(self.input_shape, shorter)
-        x = torch.zeros(2, self.input_shape[0], *sides)
+        if len(self.input_shape) != 3:
+            raise UserError(f"low_resolution is for images, not for samples of the shape {self.input_shape}")
+        height, width = (max(1, round(side * ratio)) for side in self.input_shape[1:])
+        x = torch.zeros(2, self.input_shape[0], height, width)
         check_output("low_resolution: the network", self.network, [x], (2, self.num_classes))
-        return sides
+        return height, width
 
     def _given_weights(self) -> Tensor | None:
         """Weights of the classes that are known before training: all but "balanced"."""

@@ -23,10 +23,3 @@ def resize(x: Tensor, sides: Sequence[int]) -> Tensor:
         _resizing_matrix(size, new).to(x.device, x.dtype) for size, new in zip(x.shape[2:], sides, strict=True)
     )
     return rows @ x @ columns.T
-
-
-def scaled_sides(shape: Sequence[int], shorter: int) -> tuple[int, int]:
-    """Height and width of images (C, H, W) whose shorter side becomes `shorter`, in proportion."""
-    height, width = shape[1:]
-    scale = shorter / min(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -272,19 +272,19 @@ class SizeRecorder(nn.Module):
 @pytest.mark.parametrize(("accumulated", "smaller"), [(1, 4), (2, 8)])
 def test_images_are_smaller_in_the_first_part_of_the_run(accumulated, smaller):
     network = SizeRecorder()
-    model = small_classifier(network, low_resolution=6, low_resolution_fraction=0.5)
+    model = small_classifier(network, low_resolution=0.7, low_resolution_fraction=0.5)
     quiet(max_steps=8, accumulate_grad_batches=accumulated).fit(model, datamodule=Digits(batch_size=32))
     assert model.network.sizes == [(6, 6)] * smaller + [(8, 8)] * smaller
 
 
 def test_low_resolution_is_refused_where_it_cannot_be():
     with pytest.raises(UserError, match=r"low_resolution: the network Sequential does not run on .*\(2, 1, 6, 6\)"):
-        small_classifier(low_resolution=6)
-    with pytest.raises(UserError, match=r"low_resolution 8 does not reduce samples of the shape \(1, 8, 8\)"):
-        small_classifier(SizeRecorder(), low_resolution=8)
-    with pytest.raises(UserError, match=r"low_resolution 2 does not reduce samples of the shape \(4,\)"):
-        logits_classifier(low_resolution=2)
-    endless = small_classifier(SizeRecorder(), low_resolution=6)
+        small_classifier(low_resolution=0.7)
+    with pytest.raises(UserError, match=r"low_resolution is 1\.5; it must be at least 0 and below 1"):
+        small_classifier(SizeRecorder(), low_resolution=1.5)
+    with pytest.raises(UserError, match=r"low_resolution is for images, not for samples of the shape \(4,\)"):
+        logits_classifier(low_resolution=0.5)
+    endless = small_classifier(SizeRecorder(), low_resolution=0.7)
     with pytest.raises(UserError, match="low_resolution needs a run of a known length"):
         quiet(max_steps=-1, max_epochs=-1).fit(endless, datamodule=Digits(batch_size=32))
 

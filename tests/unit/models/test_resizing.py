@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.models.resizing import resize, scaled_sides
+from zoo.models.resizing import resize
 
 
 @pytest.mark.parametrize("sides", [(20, 20), (14, 17), (28, 40), (1, 3)])
@@ -13,16 +13,3 @@ def test_it_equals_the_antialiased_bilinear_interpolation_of_torch(sides):
     expected = F.interpolate(x, sides, mode="bilinear", antialias=True)
     torch.testing.assert_close(resize(x, sides), expected, atol=1e-6, rtol=0)
     assert resize(x.bfloat16(), sides).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("shape", "shorter", "sides"),
-    [
-        ((1, 28, 28), 20, (20, 20)),
-        ((3, 32, 64), 16, (16, 32)),
-        ((3, 90, 60), 20, (30, 20)),
-        ((1, 2, 200), 1, (1, 100)),
-    ],
-)
-def test_both_sides_are_scaled_alike(shape, shorter, sides):
-    assert scaled_sides(shape, shorter) == sides
