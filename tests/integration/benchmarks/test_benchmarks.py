@@ -363,7 +363,7 @@ def test_the_options_of_every_row_of_the_classifiers_train(load_script):
                 args = ["--data=Digits", "--data.batch_size=64", "--trainer.fast_dev_run=true", *small[recipe]]
                 main(["fit", f"--config={recipe}.yaml", *args, "--trainer.accelerator=cpu", *options])
                 trained.add(options)
-    assert len(trained) == 8
+    assert len(trained) == 9
 
 
 def test_every_script_has_a_run():
