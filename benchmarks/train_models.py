@@ -78,7 +78,7 @@ SPECS = {
     "gan-digits": Spec(["gan_digits.yaml"], DIGITS),
     "gan-fashion-mnist": Spec(
         ["gan.yaml", "fashion_mnist.yaml"], CLOTHES, f"{SMALL} It lacks variety: see recall beside its floor.",
-        ["--trainer.max_steps=14000", "--trainer.val_check_interval=2000"], root=True,
+        [BF16, "--trainer.max_steps=14000", "--trainer.val_check_interval=3500"], root=True,
     ),
     "gan-points": Spec(["gan_points.yaml"], POINTS, "A picture of mode coverage on 8 modes."),
     "diffusion-digits": Spec(["diffusion.yaml"], DIGITS),

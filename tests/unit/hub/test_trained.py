@@ -15,10 +15,13 @@ from tests.helpers.command import fails
 from zoo.checkpoints.pretrained import WEIGHTS
 from zoo.cli.list import run_list
 from zoo.cli.options import name_checkpoint
+from zoo.cli.sample import run_sample
+from zoo.datamodules import Digits, FashionMNISTSubset
 from zoo.errors import UserError
 from zoo.hub.trained import find_trained, list_models
 from zoo.registry import trained_folders, trained_results
 
+CLOTHES = "FashionMNIST"
 MOST_BYTES = 20e6  # of all together, in the wheel
 NAMES = list_models()
 
@@ -125,8 +128,6 @@ def test_mistakes_are_named(words, message):
 
 
 def test_commands_take_the_name(monkeypatch, tmp_path, capsys):
-    from zoo.cli.sample import run_sample
-
     monkeypatch.chdir(tmp_path)
     run_sample(["sample", "--model", "gan-digits", "--n", "4"])
     assert "4 samples of GAN in samples.png" in capsys.readouterr().out and (tmp_path / "samples.png").is_file()
@@ -148,11 +149,25 @@ def test_list_names_them_with_what_was_measured(capsys):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] == "Digits"])
 def test_the_metrics_of_the_card_are_measured_again(name, monkeypatch, tmp_path):
-    from zoo.datamodules import Digits
-
     monkeypatch.chdir(tmp_path)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     (found,) = Trainer(accelerator="cpu", **quiet).test(zoo.load(name), Digits(eval_batch_size=500), verbose=False)
     for row in results_of(name):
         # The same samples up to rounding: other processors move a sample in a thousand to another neighbor.
         assert found[row["metric"]] == pytest.approx(float(row["value"]), rel=0.02), row["metric"]
+
+
+def accuracy_of(name):
+    """Test accuracy on record, None for what is no classifier of clothes."""
+    values = [float(row["value"]) for row in results_of(name) if (row["metric"], row["data"]) == ("test/acc", CLOTHES)]
+    return values[0] if values else None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if accuracy_of(name)])
+def test_classifiers_of_clothes_are_about_as_good_on_the_test_images_in_the_package(name):
+    """A fifth of the test images that the value on record is measured on."""
+    data, value = FashionMNISTSubset(), accuracy_of(name)
+    data.setup("test")
+    x, y = data.split("test")
+    accuracy = (zoo.load(name).predictive(x).log_probabilities.argmax(1) == y).float().mean().item()
+    assert accuracy == pytest.approx(value, abs=4 * (value * (1 - value) / len(y)) ** 0.5)
