@@ -234,6 +234,13 @@ RUNS = {
             writes="cifar10_jpeg.safetensors",
         ),
     ],
+    "train_models": [
+        Run(
+            "gan-digits --out models --trainer.max_steps=2 --trainer.val_check_interval=2 --trainer.accelerator=cpu",
+            (rf"models/gan-digits: test/fd {N}, test/precision {N}",),
+            writes="models/gan-digits/model.safetensors",
+        )
+    ],
     "vanishing_gradient": [
         Run(
             "--steps 1 --batch_size 2 --out gradient.png",
