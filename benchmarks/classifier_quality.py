@@ -28,6 +28,7 @@ import torch
 from benchmarks.common import read_recipe, run_recipe
 from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo.cli.fit import run_trainer
+from zoo.models.resizing import resize
 from zoo.models.resnet.network import PooledResNet
 
 METRICS = {"acc": ("accuracy %", 100, 2), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3), "ece": ("ECE", 1, 3)}
@@ -93,6 +94,13 @@ SPEED_VARIANTS = {
     "channels_last": {"channels_last": True},
     "bf16": {"bf16": True},
     "channels_last, bf16": {"channels_last": True, "bf16": True},
+    "channels_last, bf16, whitening": {"channels_last": True, "bf16": True, "whitening": True},
+    "channels_last, bf16, whitening, 20x20 pixels": {
+        "channels_last": True,
+        "bf16": True,
+        "whitening": True,
+        "size": 20,
+    },
     "channels_last, compile": {"channels_last": True, "compile": True},
 }
 
@@ -168,10 +176,17 @@ def speed(names: Sequence[str], rounds: int, batch_size: int, warmup: int = 3) -
 
 
 def _training_step(
-    x: torch.Tensor, y: torch.Tensor, channels_last: bool = False, bf16: bool = False, compile: bool = False
+    x: torch.Tensor,
+    y: torch.Tensor,
+    channels_last: bool = False,
+    bf16: bool = False,
+    compile: bool = False,
+    whitening: bool = False,
+    size: int = 28,
 ) -> Callable[[], None]:
-    network: torch.nn.Module = PooledResNet((1, 28, 28), 10, 8, (32, 64, 128))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    network: torch.nn.Module = PooledResNet((1, 28, 28), 10, 8, (32, 64, 128), whitening=whitening)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    x = resize(x, (size, size)) if size < 28 else x
     if channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     if compile:
