@@ -187,6 +187,17 @@ RUNS = {
             (rf"MLP, .*: {N} ms per step", rf"convolutional, .*: {N} ms per step", rf"inside the callback {N} ms"),
         )
     ],
+    "growth": [
+        Run(
+            "--axes image_size length --recipes gan.yaml --most 16 --out growth.png",
+            (
+                rf'"row": "gan.yaml, image_size 8", "seconds": {N}, "set_up_seconds": {N}, "megabytes": {N}',
+                rf'"row": "logging, length 4", .*"checkpoint_megabytes": {N}',
+                row("image_size", "gan.yaml", *[N] * 4),
+            ),
+            writes="growth.png",
+        )
+    ],
     "language_model": [
         Run(
             f"quality shakespeare_cpu.yaml --path {{text}} --seeds 2 {SHORT} {TRANSFORMER}",
