@@ -22,6 +22,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -32,14 +33,14 @@ from torch import Tensor
 import zoo
 from common import markdown_table, mean_std, new_parser, run_recipe
 from zoo import ConsistencyModel
-from zoo.metrics import FrechetDistance
+from zoo.metrics import FidelityDiversity, FidelityScores, FrechetDistance
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.registry import find_class
 
 EVALUATIONS = (5, 6, 8, 10, 18, 35)
 TWO_EVALUATIONS_PER_STEP = ("heun", "predictor_corrector")
 CHUNK = 1000  # images per call of the model or the extractor
-FLOOR_DRAWS = 10  # draws of training images for the floor
+FLOOR_DRAWS = 4  # draws of training images for the floor
 
 Key = tuple[str, float, int]  # solver, guidance scale, network evaluations
 
@@ -63,29 +64,44 @@ class Evaluator:
         assert isinstance(metric, FrechetDistance)
         self.metric = metric.clone()
         self.metric.reset_real_features = False
-        for images in self.x.split(CHUNK):
-            self.metric.update(images, real=True)
+        self.features = torch.cat([self.metric.extractor(images) for images in self.x.split(CHUNK)])
+        self.metric.update(self.features, real=True)
         labels = self.y if model.conditional else None
         draws = (data.training_samples(len(self.x), labels=labels, seed=seed) for seed in range(FLOOR_DRAWS))
-        self.floors = [self.measure(images)[0] for images in draws]
+        self.floors = [self.measure(images)["fd"] for images in draws]
 
-    def measure(self, fake: Tensor) -> tuple[float, float]:
+    def measure(self, fake: Tensor) -> dict[str, float]:
         """Fréchet distance from the split, and percentage of images classified as the split's labels."""
         self.metric.reset()
         extractor: Any = self.metric.extractor
         correct = 0
+        fidelity = FidelityDiversity() if self.split == "test" else None
+        if fidelity is not None:
+            fidelity.update(self.features, real=True)
         for images, labels in zip(fake.split(CHUNK), self.y.split(CHUNK), strict=True):
-            self.metric.update(images, real=False)
+            features = extractor(images)
+            self.metric.update(features, real=False)
+            if fidelity is not None:
+                fidelity.update(features, real=False)
             correct += int((extractor.logits(images).argmax(1) == labels).sum())
-        return self.metric.compute().item(), 100 * correct / len(self.y)
+        scores = {} if fidelity is None else fidelity.compute()._asdict()
+        values = {"fd": self.metric.compute().item(), "label_accuracy": 100 * correct / len(self.y)}
+        return values | {name: score.item() for name, score in scores.items()}
 
-    def measure_samples(self, seed: int, **options: Any) -> tuple[float, float]:
-        """`measure` for samples of the split's labels; `options` are those of the model's `sample`."""
+    def measure_samples(self, seed: int, **options: Any) -> dict[str, float]:
+        """`measure` for samples of the split's labels, and the CPU seconds to draw 1,000 of them.
+
+        Args:
+            seed: seed of the samples.
+            **options: options of the model's `sample`.
+        """
         seeds = torch.randint(2**62, (len(self.y),), generator=torch.Generator().manual_seed(seed))
         parts = zip(seeds.split(CHUNK), self.y.split(CHUNK), strict=True)
         conditional = self.model.conditional
+        start = time.process_time()
         samples = [self.model.sample(len(s), seeds=s, labels=y if conditional else None, **options) for s, y in parts]
-        return self.measure(torch.cat(samples))
+        seconds = (time.process_time() - start) / len(self.y) * 1000
+        return self.measure(torch.cat(samples)) | {"draw_seconds": seconds}
 
 
 def steps_for(solver: str, evaluations: int) -> int | None:
@@ -113,22 +129,29 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
     return zoo.load(options.ckpt_path), find_class(options.data)(**root)
 
 
-def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str) -> tuple[Any, Any, dict[str, int]]:
-    """Trains the recipe; returns its best model, its data, and the cost of training, validation included."""
+def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Trains the recipe; returns its best model, which draws in the precision of training, its data, and the cost."""
     root = [f"--data.root={options.root}"] if options.root else []
     trainer, seconds = run_recipe(options.recipes, folder, seed, *extra, *root)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     model = zoo.load(trainer.log_dir or "")
+    sample = model.sample
+
+    def sample_in_precision(*args: Any, **kwargs: Any) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return sample(*args, **kwargs)
+
+    model.sample = sample_in_precision
     return model, data, {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
 
 
-def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> tuple[float, float]:
-    """Mean distance and label accuracy over sets of samples; prints them."""
+def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> dict[str, float]:
+    """Means of what is measured over sets of samples; prints them."""
     values = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(draws)]
-    fd, accuracy = (statistics.mean(part) for part in zip(*values, strict=True))
-    row = {"fd": round(fd, 3), "label_accuracy": round(accuracy, 2)}
+    means = {name: statistics.mean(value[name] for value in values) for name in values[0]}
+    row = {name: round(mean, 3) for name, mean in means.items()}
     print(json.dumps({"seed": seed, "split": evaluator.split, **setting, **row}), flush=True)
-    return fd, accuracy
+    return means
 
 
 def table(results: dict[Key, list[float]], evaluations: Sequence[int]) -> str:
@@ -150,7 +173,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--first_seed", type=int, default=0, help="first random seed")
     parser.add_argument("--draws", type=int, default=3, help="sets of samples to average over")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="solvers")
+    parser.add_argument("--solvers", nargs="*", default=list(SOLVERS), choices=list(SOLVERS), help="solvers")
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers of network evaluations"
     )
@@ -162,21 +185,25 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.error("give either recipes or --ckpt_path")
     torch.set_num_threads(options.threads)
     results: dict[Key, list[float]] = {}
-    chosen: list[tuple[float, float]] = []
+    chosen: list[dict[str, float]] = []
     seeds = range(options.first_seed, options.first_seed + (1 if options.ckpt_path else options.seeds))
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             model, data, cost = (*load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
             data.setup()
-            evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
+            pairs = list(settings(model, options))
+            evaluators = {split: Evaluator(model, data, split) for split in (["val", "test"] if pairs else ["test"])}
             floors = {f"{split}_floor": mean_std(one.floors, 3) for split, one in evaluators.items()}
             print(json.dumps({"seed": seed, **floors, **cost}, ensure_ascii=False), flush=True)
-            for key, setting in settings(model, options):
-                results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)[0])
+            for key, setting in pairs:
+                results.setdefault(key, []).append(measure(evaluators["val"], seed, options.draws, setting)["fd"])
             chosen.append(measure(evaluators["test"], seed, options.draws, {}))
-    print(f"Validation split\n\n{table(results, options.evaluations)}\n\nTest split, the model's own settings\n")
-    distances, accuracies = zip(*chosen, strict=True)
-    print(markdown_table(["FD", "label accuracy, %"], [[mean_std(distances, 2), mean_std(accuracies, 1)]]))
+    if results:
+        print(f"Validation split\n\n{table(results, options.evaluations)}\n")
+    print("Test split, the model's own settings\n")
+    columns = {"fd": "FD", "label_accuracy": "label accuracy, %"} | {name: name for name in FidelityScores._fields}
+    columns |= {"draw_seconds": "CPU seconds for 1,000 samples"}
+    print(markdown_table(list(columns.values()), [[mean_std([row[name] for row in chosen], 2) for name in columns]]))
 
 
 if __name__ == "__main__":
