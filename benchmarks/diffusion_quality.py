@@ -5,11 +5,13 @@ validation split by each solver and number of evaluations, from which a recipe's
 ones alone on the test split, which nothing else uses. Measured are as many samples as the split has images, averaged
 over `--draws` sets of samples, beside the floor, the distance of training images, of the same classes for a conditional
 model. `label_accuracy` is the percentage of samples that the extractor's own classifier, which was trained on real
-images, assigns to the requested class. Usage:
+images, assigns to the requested class. The test split adds precision, recall, density and coverage (see
+`zoo.metrics.fidelity`), and the CPU seconds to draw 1,000 samples. Samples are drawn in the precision of training, such
+as `--trainer.precision bf16-mixed`; those of a checkpoint in float32. `--solvers` without a name leaves out the
+comparison on the validation split. Usage:
 
     python benchmarks/diffusion_quality.py diffusion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion.yaml diffusion_fashion.yaml --seeds 3
-    python benchmarks/diffusion_quality.py diffusion_fashion.yaml --data FashionMNIST --data.root data
+    python benchmarks/diffusion_quality.py diffusion_fashion.yaml fashion_mnist.yaml --data.root data --solvers
     python benchmarks/diffusion_quality.py --ckpt_path best.ckpt --data FashionMNIST --data.root data
     python benchmarks/diffusion_quality.py consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
 

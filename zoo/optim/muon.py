@@ -194,7 +194,8 @@ def _check(options: dict[str, Any]) -> None:
     for name in ("lr", "vector_lr", "eps", "weight_decay"):
         if not options[name] >= 0:
             raise UserError(f"Muon: {name} must be at least 0, not {options[name]}")
-    for name, rate in (("momentum", options["momentum"]), *((f"betas[{i}]", b) for i, b in enumerate(options["betas"]))):
+    rates = {"momentum": options["momentum"]} | {f"betas[{i}]": beta for i, beta in enumerate(options["betas"])}
+    for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise UserError(f"Muon: {name} must be at least 0 and below 1, not {rate}")
 

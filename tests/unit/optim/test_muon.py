@@ -36,13 +36,14 @@ def test_orthogonalize_has_the_singular_vectors_of_its_argument_and_singular_val
     core = left.mT @ orthogonalize(x) @ right.mT  # diagonal, with the new singular values
     values = core.diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(core, torch.diag_embed(values), atol=1e-4, rtol=0)
-    assert 0.65 < values.min() and values.max() < 1.15
+    assert values.min() > 0.65 and values.max() < 1.15
 
 
 def test_orthogonalize_of_zeros_is_zero():
     assert orthogonalize(torch.zeros(3, 4)).eq(0).all()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_matrices_move_as_with_the_muon_of_torch_up_to_its_bfloat16(weight_decay):
     ours, theirs = (parameters()[:2] for _ in range(2))
