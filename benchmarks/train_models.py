@@ -83,7 +83,11 @@ SPECS = {
     "gan-points": Spec(["gan_points.yaml"], POINTS, "A picture of mode coverage on 8 modes."),
     "diffusion-digits": Spec(["diffusion.yaml"], DIGITS),
     "diffusion-fashion-mnist": Spec(
-        ["diffusion_fashion.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16], root=True
+        ["diffusion_fashion.yaml", "fashion_mnist.yaml"], CLOTHES, root=True,
+        options=[
+            BF16, "--data.val_size=2000", "--model.excess_samples=0", "--trainer.max_steps=4800",
+            "--trainer.val_check_interval=4800",
+        ],
     ),
     "diffusion-points": Spec(["diffusion_points.yaml"], POINTS, "A picture of the film run backwards, in the plane."),
     "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
