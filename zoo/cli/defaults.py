@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
@@ -33,6 +35,28 @@ def set_matmul_precision(choice: MatmulPrecision, trainer: Trainer) -> None:
         torch.set_float32_matmul_precision(choice)
     elif isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision("high")
+
+
+class NoProfiler(PassThroughProfiler):
+    """Profiler that measures nothing, without the generator that Lightning's starts and ends for each hook.
+
+    There are more than a hundred of them in a step, and they take as long as a layer of a small network.
+    """
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
+
+
+def allow_cheap_checks_for_gpus() -> None:
+    """Lets torch ask for GPUs at the cost of a function call, on a machine without one from NVIDIA.
+
+    Lightning has torch ask by NVIDIA's NVML, so that processes which are forked later can use the GPU. Without the
+    library each question is a search for it on the disk, and an Adam of torch asks in every step.
+    """
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def as_list(value: Any) -> list[Any]:

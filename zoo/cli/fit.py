@@ -25,6 +25,8 @@ from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import (
     MATMUL_HELP,
     MatmulPrecision,
+    NoProfiler,
+    allow_cheap_checks_for_gpus,
     as_list,
     default_callbacks,
     default_plugins,
@@ -174,11 +176,13 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         bar = config.trainer.enable_progress_bar is not False
         summary = config.trainer.enable_model_summary is not False and not config.trainer.barebones
         kwargs["enable_model_summary"] = False  # it is one of the callbacks
+        kwargs["profiler"] = config.trainer.profiler or NoProfiler()
         added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model)
         config.trainer.callbacks = [*callbacks, *added]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)
+        allow_cheap_checks_for_gpus()
         trainer = super().instantiate_trainer(**kwargs)
         set_matmul_precision(config.matmul_precision, trainer)
         check_port(trainer)
