@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -140,18 +141,8 @@ def train_plainly(recipe: str, turns: Turns, arguments: dict[str, Any]) -> None:
         changed["accuracy"] = lambda *_: 0.0
     if recipe == "gan_digits":
         changed |= digits_gan()
-    before = {name: getattr(plain, name, None) for name in changed}
-    vars(plain).update(changed)
-    try:
+    with patch.multiple(plain, create=True, **changed):
         plain.train(steps=LONG, **arguments)
-    finally:
-        vars(plain).update({name: value or __builtins_of(name) for name, value in before.items()})
-
-
-def __builtins_of(name: str) -> Any:
-    import builtins
-
-    return getattr(builtins, name)
 
 
 def in_turn(batches: Callable[..., Iterator[Any]], turns: Turns) -> Callable[..., Iterator[Any]]:
@@ -226,7 +217,9 @@ def main(args: Sequence[str] | None = None) -> None:
         found = compare(recipe, max(1, round(RECIPES[recipe] * options.scale)), options.blocks, extra)
         print(json.dumps(found), flush=True)
         rows.append([recipe, *(f"{found[name]:.2f}" for name in ("plain_ms", "lightning_ms")), f"{found['speed']:.3f}"])
-    print(markdown_table(["recipe", "plain, ms a step", "Lightning, ms a step", "steps/s of Lightning over plain"], rows))
+    print(
+        markdown_table(["recipe", "plain, ms a step", "Lightning, ms a step", "steps/s of Lightning over plain"], rows)
+    )
 
 
 if __name__ == "__main__":

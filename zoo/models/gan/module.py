@@ -425,9 +425,7 @@ class GAN(GenerativeModule):
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
-    def _step(
-        self, optimizer: LightningOptimizer, name: str, log: bool, counted: bool = True
-    ) -> dict[str, Tensor]:
+    def _step(self, optimizer: LightningOptimizer, name: str, log: bool, counted: bool = True) -> dict[str, Tensor]:
         """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
         measured = self.gradient_clip_val or log
         self._stepping = optimizer_parameters(optimizer.optimizer) if measured else []
