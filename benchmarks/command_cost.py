@@ -54,6 +54,7 @@ class NestedTimer:
 
     def __init__(self, part: str, since: float) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.moved = 0.0  # seconds of other threads that are charged to a part
         self._open = [part]
         self._since = since
         self._thread = threading_id()
@@ -97,10 +98,31 @@ class NestedTimer:
 
         return call
 
+    def timed_with_threads(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose calls are a part, with what other threads take meanwhile."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = other_threads()
+            try:
+                return timed(*args, **kwargs)
+            finally:
+                moved = other_threads() - before
+                self.seconds[part] += moved
+                self.moved += moved
+
+        timed = self.timed(part, function)
+        return call
+
     def _charge(self) -> None:
         now = time.thread_time()
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
+
+
+def other_threads() -> float:
+    """CPU seconds of this process that are not those of the current thread."""
+    return time.process_time() - time.thread_time()
 
 
 def threading_id() -> int:
@@ -130,6 +152,7 @@ def timed_command(timer: NestedTimer) -> Iterator[None]:
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
     import zoo.cli.fit
+    import zoo.tracking.wandb_process
 
     def time_objects(trainer: Any, model: Any, datamodule: Any = None) -> None:
         """Wraps the methods of the objects that the Trainer calls."""
@@ -172,6 +195,9 @@ def timed_command(timer: NestedTimer) -> Iterator[None]:
     with ExitStack() as stack:
         for part, owner, name in functions:
             stack.enter_context(patch.object(owner, name, timer.timed(part, getattr(owner, name))))
+        # wandb is started in a thread of its own, for which the main thread waits.
+        call_within = timer.timed_with_threads(WANDB, zoo.tracking.wandb_process.call_within)
+        stack.enter_context(patch.object(zoo.tracking.wandb_process, "call_within", call_within))
         stack.enter_context(patch.object(Trainer, "fit", fit))
         stack.enter_context(patch.object(Strategy, "optimizer_step", optimizer_step))
         yield
@@ -211,7 +237,7 @@ def measure(recipe: str, folder: str, extra: Sequence[str], start: float) -> dic
         extra: further options of `fit`.
         start: reading of the main thread's clock from which the command is measured.
     """
-    others, children = time.process_time() - time.thread_time(), child_seconds()
+    others, children = other_threads(), child_seconds()
     timer = NestedTimer(IMPORTS, start)
     with timed_imports(timer):
         from zoo.cli.main import main
@@ -221,7 +247,7 @@ def measure(recipe: str, folder: str, extra: Sequence[str], start: float) -> dic
             main(["fit", f"--config={recipe}", f"--run.root={folder}", *extra])
             timer.end()
     seconds = dict(timer.seconds)
-    seconds[THREADS] = time.process_time() - time.thread_time() - others
+    seconds[THREADS] = other_threads() - others - timer.moved
     seconds[HELPER] = child_seconds() - children
     return seconds
 
@@ -232,6 +258,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="recipe to train")
+    parser.add_argument("--least", type=float, default=0.5, help="smaller parts are one row, in %% (default: 0.5)")
     options, extra = parser.parse_known_args(args)
     os.environ.setdefault("WANDB_MODE", "offline")
     typed, sys.argv = sys.argv, ["zoo"]
@@ -244,7 +271,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     total = sum(seconds.values())
     print(json.dumps({"recipe": options.recipe, "cpu_seconds": round(total, 2), "parts": rounded(seconds)}))
-    ordered = sorted(seconds.items(), key=lambda part: -part[1])
+    small = [name for name, value in seconds.items() if value < total * options.least / 100]
+    ordered = sorted(((name, value) for name, value in seconds.items() if name not in small), key=lambda part: -part[1])
+    ordered.append((f"{len(small)} parts below {options.least:g}%", sum(seconds[name] for name in small)))
     rows = [[name, f"{value:.2f}", f"{100 * value / total:.1f}"] for name, value in ordered]
     training = sum(seconds.get(name, 0.0) for name in TRAINING)
     rows += [["all", f"{total:.2f}", "100"], ["training steps", f"{training:.2f}", f"{100 * training / total:.1f}"]]

@@ -79,6 +79,17 @@ RUNS = {
             (row("fp32", N, "1.00"), row("bf16", N, N)),
         ),
     ],
+    "command_cost": [
+        Run(
+            f"gan_digits.yaml --least 0 {SHORT} --trainer.callbacks=CurvePlotter",
+            (
+                r'"recipe": "gan_digits.yaml", "cpu_seconds": \d',
+                *(row(part, r"\d+\.\d\d", N) for part in ("training: forward", "training: backward", "validation")),
+                *(row(part, r"\d+\.\d\d", N) for part in ("parser and recipes", "CurvePlotter", "RunCSVLogger")),
+                row("all", N, "100"),
+            ),
+        )
+    ],
     "data_path": [
         Run(
             "--images 128 --batch_size 64 --rounds 1 --seconds 0 --workers 0",
@@ -206,6 +217,12 @@ RUNS = {
         Run(
             "--tensors 4 --width 2 --rounds 2",
             (row("Adam, foreach", N, f"{N} to {N}", "1.00"), row("ScalarAdam, group", N, f"{N} to {N}", N)),
+        )
+    ],
+    "overhead": [
+        Run(
+            "--recipes gan_digits mlp --blocks 2 --scale 0.1",
+            (row("gan_digits", N, N, N), row("mlp", N, N, N), r'"quartiles": \[\d'),
         )
     ],
     "soak": [
