@@ -82,7 +82,7 @@ class ChooseThreads(Callback):
             return
         self._remove_hooks()
         mean = sum(self._work) / len(self._work) if self._work else 0.0
-        self._chosen = useful_threads(mean) if self._work else self._limit
+        self._chosen = min(useful_threads(mean), self._limit) if self._work else self._limit
         self._apply()
         if self._chosen < self._limit:
             rank_zero_info(
@@ -133,9 +133,13 @@ def count_multiply_adds(model: nn.Module, counts: list[float]) -> list[Any]:
     """
 
     def append(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # Each element that a layer maps from (transposed) or to (others) meets the weights of its channel once.
-        mapped: Tensor = inputs[0] if isinstance(module, TRANSPOSED) else output
-        channels = module.weight.shape[0]  # type: ignore[union-attr,index]
-        counts.append(mapped.numel() * module.weight.numel() / channels)  # type: ignore[union-attr,operator]
+        counts.append(multiply_adds(module, inputs[0], output))
 
     return [module.register_forward_hook(append) for module in model.modules() if isinstance(module, LAYERS)]
+
+
+def multiply_adds(layer: Any, x: Tensor, y: Tensor) -> float:
+    """Multiply-adds of a linear layer or a convolution that maps x to y."""
+    # Each element that a layer maps from (transposed) or to (others) meets the weights of its channel once.
+    mapped = x if isinstance(layer, TRANSPOSED) else y
+    return mapped.numel() * layer.weight.numel() / layer.weight.shape[0]

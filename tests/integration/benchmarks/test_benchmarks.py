@@ -231,6 +231,12 @@ RUNS = {
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
         )
     ],
+    "threads": [
+        Run(
+            "--recipes gan_digits --threads 1 2 --blocks 1 --scale 0.02",
+            (row("gan_digits", r"2\.2", "1", *[N] * 3),),
+        )
+    ],
     "train_extractors": [
         Run(
             "digits --epochs 1 --out .",

@@ -112,6 +112,20 @@ def test_a_resumed_run_has_the_number_of_the_checkpoint_from_its_first_batch(thr
         assert callback.state_dict() == {"threads": held}
 
 
+def test_a_checkpoint_holds_the_number(threads, monkeypatch, tmp_path):
+    path, data = tmp_path / "last.ckpt", Digits(batch_size=100)
+    monkeypatch.setattr(module, "SERIAL", 1e-9)
+    trainer = quiet_trainer(max_steps=2, limit_val_batches=0, callbacks=[ChooseThreads()])
+    trainer.fit(MLPClassifier((1, 8, 8), 10, width=8, depth=1), datamodule=data)
+    trainer.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["callbacks"]["ChooseThreads"] == {"threads": 8}
+    monkeypatch.setattr(module, "SERIAL", 1.0)  # by which it would be 1
+    seen = Seen()
+    trainer = quiet_trainer(max_steps=3, limit_val_batches=0, callbacks=[ChooseThreads(), seen])
+    trainer.fit(MLPClassifier((1, 8, 8), 10, width=8, depth=1), datamodule=data, ckpt_path=path, weights_only=True)
+    assert seen.counts == [8]
+
+
 @pytest.mark.parametrize("held", [None, "3", -1, 2.5])
 def test_a_damaged_number_is_refused(held):
     with pytest.raises(UserError, match=r"the number of threads in the checkpoint is .*, not a whole number"):
