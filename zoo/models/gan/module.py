@@ -358,7 +358,12 @@ class GAN(GenerativeModule):
             loss = self.adversarial_loss.discriminator(real_logits, fake_logits)
             factor = 1.0 if self.penalty == "gradient_penalty" else 0.5
             total = loss + penalty * (self.penalty_weight * factor * self.penalty_interval)
-            self.manual_backward(total / self.accumulate_grad_batches)
+            options: dict[str, Any] = {}
+            if due and not isinstance(self.trainer.strategy, ParallelStrategy):
+                # Without gradients at the samples, which nobody needs. DDP and FSDP have hooks there.
+                own = optimizer_parameters(optimizer.optimizer)
+                options = {"inputs": [p for p in own if p.requires_grad] or None}
+            self.manual_backward(total / self.accumulate_grad_batches, **options)
         metrics = {"loss_d": loss, "real_logits": real_logits, "fake_logits": fake_logits}
         if due:
             self._penalty = penalty.detach()
