@@ -81,6 +81,17 @@ RUNS = {
             (row("fp32", N, "1.00"), row("bf16", N, N)),
         ),
     ],
+    "command_cost": [
+        Run(
+            f"gan_digits.yaml --least 0 {SHORT} --trainer.callbacks=CurvePlotter",
+            (
+                r'"recipe": "gan_digits.yaml", "cpu_seconds": \d',
+                *(row(part, r"\d+\.\d\d", N) for part in ("training: forward", "training: backward", "validation")),
+                *(row(part, r"\d+\.\d\d", N) for part in ("parser and recipes", "CurvePlotter", "RunCSVLogger")),
+                row("all", N, "100"),
+            ),
+        )
+    ],
     "data_path": [
         Run(
             "--images 128 --batch_size 64 --rounds 1 --seconds 0 --workers 0",
@@ -224,11 +235,23 @@ RUNS = {
             (row("Adam, foreach", N, f"{N} to {N}", "1.00"), row("ScalarAdam, group", N, f"{N} to {N}", N)),
         )
     ],
+    "overhead": [
+        Run(
+            "--recipes gan_digits mlp --blocks 2 --scale 0.1",
+            (row("gan_digits", N, N, N), row("mlp", N, N, N), r'"quartiles": \[\d'),
+        )
+    ],
     "reproduce": [Run("--list", (r"gan-digits/recipe +108 +fd 3.69 ± 0.54",))],
     "soak": [
         Run(
             f"gan_digits.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
+        )
+    ],
+    "threads": [
+        Run(
+            "--recipes gan_digits --threads 1 2 --blocks 1 --scale 0.02",
+            (row("gan_digits", r"2\.2", "1", *[N] * 3),),
         )
     ],
     "tables": [Run("--check", (r"\d+ tables in \d+ pages agree with their data",))],
