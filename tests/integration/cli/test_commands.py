@@ -260,7 +260,7 @@ def test_list_names_everything_with_a_line_each(capsys):
     for name in ("GAN", "Digits", "ImageFolder", "SampleLogger", "gan_digits.yaml", "digits.safetensors"):
         assert re.search(rf"^  {re.escape(name)} +\S+", output, re.MULTILINE), name
     assert [line for line in output.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "models:", "networks:", "data:", "callbacks:", "recipes:", "spaces:", "weights:",
+        "models:", "networks:", "data:", "callbacks:", "trained models:", "recipes:", "spaces:", "weights:",
     ]  # fmt: skip
     assert "InMemoryDataModule" not in output, "bases are no data modules"
 

@@ -159,6 +159,7 @@ CODE = [block.text for page in PAGES for block in page.blocks if block.language 
 #: What is asked after code that has a phrase, and the last line that it must print then.
 ANSWERS = {
     "sevens = model.sample(": ("print(tuple(sevens.shape), sevens.abs().max().item() <= 1)", "(16, 1, 8, 8) True"),
+    "zoo.list_models(": ("print(tuple(images.shape), images.abs().max().item() <= 1)", "(16, 1, 8, 8) True"),
     "onnxruntime.InferenceSession(": (
         "print(samples.shape, abs(samples).max() <= 1, about['model_class'])",
         "(64, 1, 8, 8) True zoo.models.gan.module.GAN",
