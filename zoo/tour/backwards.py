@@ -145,7 +145,7 @@ def _plot_spread(ax: Any, n: int, generator: torch.Generator) -> None:
         ax.plot(times, spread(x, times, generator), marker, color=color, label=f"data of {name}")
         ax.plot(times, law, color=color, linewidth=1)
     ax.plot(times, [PROCESS.std(t) ** 2 for t in times], "k:", label="2Dt alone")
-    ax.set_title("variance of each coordinate: that of the data + 2Dt", fontsize="medium")
+    ax.set_title("variance per coordinate: data + 2Dt", fontsize="medium")
     ax.set(xlabel="t", ylabel="variance")
     ax.legend(fontsize="small")
 
@@ -170,7 +170,7 @@ def _plot_force(ax: Any, sigma: float = 0.5) -> None:
 def _plot_return(ax: Any, n: int, steps: int, sigma: float, generator: torch.Generator, shown: int = 40) -> None:
     x = PROCESS.diffuse(draw_data(n, generator), PROCESS.time(sigma), generator)
     states = reverse(mixture(), x, sigma, steps, generator)[..., 0]
-    reach = 2.2 * sigma
+    reach = max(4.0, 2.2 * sigma)
     ax.plot(states[:, :shown].numpy(), linewidth=0.5, color=PALETTE[0], alpha=0.7)
     ax.set_title(f"backwards from sigma = {sigma:g}", fontsize="medium")
     ax.set(xlabel="step", ylabel="x", xlim=(0, 1.3 * steps), ylim=(-reach, reach))

@@ -79,5 +79,5 @@ OTHERS = [
 #: Options for a quick figure of each section of the tour.
 QUICK_TOUR = {
     "optimizers": ["--steps=5", "--train_steps=3", "--rates=2", "--seeds=1"],
-    "backwards": [],
+    "backwards": ["--n=200", "--steps=5", "--training=3"],
 }
