@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: Summary of each section, by its name.
 SECTIONS = {
     "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
+    "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
     "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
     "backwards": "diffusion and its reversal: force, noise level, memorized training samples",
 }
