@@ -1,4 +1,4 @@
-"""Hook of MkDocs: formulas, which arithmatex has marked in a page, become MathML, which browsers render by themselves."""
+"""Hook of MkDocs: formulas, which arithmatex has marked in a page, become MathML, which browsers render."""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def _draw(name: str, words: Sequence[str]) -> None:
     draw = find_section(name)
     parser = OneLineParser(prog=f"{program()} tour {name}", description=f"Figure of the tour: {SECTIONS[name]}.")
     parser.add_argument("--out", type=str, help=f"file to write (default: {name}.png, with a number if it exists).")
-    parser.add_argument("--open", type=bool, default=True, help="open the figure, if a terminal has a screen beside it.")
+    parser.add_argument(
+        "--open", type=bool, default=True, help="open the figure, if a terminal has a screen beside it."
+    )
     add_function_options(parser, draw)
     given = parser.parse_args(list(words)).as_dict()
     out, shown, overwrite = (given.pop(key) for key in ("out", "open", "overwrite"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.datamodules.points import MIXTURES, sample_moons
-from zoo.errors import check_at_least
+from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.metrics.wasserstein import wasserstein1
 from zoo.models.diffusion.denoiser import IdealDenoiser
 from zoo.models.diffusion.process import Process
@@ -66,12 +66,9 @@ def reverse(denoiser: IdealDenoiser, x: Tensor, sigma: float, steps: int, genera
     return torch.stack([x, *reverse_process(denoiser.denoise, x, sigmas, noise, PROCESS)])
 
 
-def sample(
-    denoiser: IdealDenoiser, n: int, sigma: float, steps: int, generator: torch.Generator, center: float = 0.0
-) -> Tensor:
-    """Samples (n, D): the reverse process from N(center, sigma^2), as if diffused data had no other trace of the data."""
-    dimension = denoiser.data.shape[1]
-    x = center + sigma * torch.randn(n, dimension, generator=generator, dtype=torch.double)
+def sample(denoiser: IdealDenoiser, n: int, sigma: float, steps: int, generator: torch.Generator) -> Tensor:
+    """Samples (n, D): the reverse process from N(0, sigma^2), as if diffused data had no trace of the data left."""
+    x = sigma * torch.randn(n, denoiser.data.shape[1], generator=generator, dtype=torch.double)
     return reverse(denoiser, x, sigma, steps, generator)[-1]
 
 
@@ -92,7 +89,7 @@ def gaussian_return(spread: float, sigma: float, offset: float = 0.0) -> tuple[f
 
 
 def memorized(training: Tensor, n: int, sigma: float, steps: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Samples (n, D) under the exact force of the training samples (M, D), and their distances (n,) from the nearest."""
+    """Samples (n, D) under the exact force of the training samples (M, D), and their distances (n,) from them."""
     generator = torch.Generator().manual_seed(seed)
     samples = sample(IdealDenoiser(training), n, sigma, steps, generator)
     return samples, torch.cdist(samples, training).amin(1)
@@ -114,6 +111,9 @@ def draw(
     check_at_least(2, n=n, steps=steps)
     check_at_least(1, training=training)
     check_at_least(0.1, sigma=sigma)
+    check_at_least(-100, offset=offset)
+    check_at_most(100, sigma=sigma, offset=offset)
+    check_seed(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     figure, axes = new_figure(6, size=3.4, columns=2)
     _plot_densities(axes[0], n, generator)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from zoo.datamodules.points import MIXTURES, GaussianMixture
-from zoo.errors import UserError, check_at_least
+from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.models.gan.losses import ADVERSARIAL_LOSSES, zero_centered_gradient_penalty
 from zoo.models.gan.network import MLPDiscriminator
 from zoo.plotting.figures import PALETTE, new_figure, render_figure
@@ -92,7 +92,11 @@ def shifted(offset: float) -> GaussianMixture:
 
 
 def dirac_gan(
-    steps: int, lr: float = 0.2, gamma: float = 0.0, updates: Updates = "simultaneous", start: tuple[float, float] = (1, 1)
+    steps: int,
+    lr: float = 0.2,
+    gamma: float = 0.0,
+    updates: Updates = "simultaneous",
+    start: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Gradient descent of the Dirac-GAN, points (theta, psi), (steps + 1, 2).
 
@@ -163,8 +167,12 @@ def draw(
     """
     check_at_least(1, steps=steps, game_steps=game_steps)
     check_at_least(0, gamma=gamma)
-    if not lr > 0:
-        raise UserError(f"lr is {lr}; it must be above 0")
+    check_at_least(0.001, lr=lr)
+    check_at_least(-8, offset=offset)
+    check_at_most(0.5, lr=lr)  # beyond lr * gamma = 2 the penalty itself diverges
+    check_at_most(4, gamma=gamma)
+    check_at_most(8, offset=offset)
+    check_seed(seed=seed)
     figure, axes = new_figure(6, size=3.4, columns=2)
     model, values = train_discriminator(steps, seed=seed)
     _plot_discriminator(axes[0], model)
@@ -233,8 +241,8 @@ def _plot_game(ax: Any, steps: int, lr: float, gamma: float) -> None:
 def _plot_distance(ax: Any, steps: int, lr: float, gamma: float) -> None:
     for name, color, updates, penalized in GAMES:
         ax.plot(dirac_gan(steps, lr, gamma if penalized else 0.0, updates).norm(dim=1), color=color, label=name)
-    k = torch.arange(steps + 1)
-    ax.plot(k, math.sqrt(2) * torch.exp(-convergence_rate(gamma, lr) * lr * k), "k--", linewidth=1, label="rate in theory")
+    law = math.sqrt(2) * torch.exp(-convergence_rate(gamma, lr) * lr * torch.arange(steps + 1))
+    ax.plot(law, "k--", linewidth=1, label="rate in theory")
     ax.set(yscale="log", xlabel="step", ylabel="distance from the equilibrium")
     ax.set_title(f"learning rate {lr:g}, gamma = {gamma:g}", fontsize="medium")
     ax.legend(fontsize="x-small", loc="lower left")

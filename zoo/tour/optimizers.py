@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.optim import SGD, Adam, Optimizer
 
 from zoo.datamodules import Digits
-from zoo.errors import check_at_least
+from zoo.errors import check_at_least, check_at_most
 from zoo.models.mlp.network import DropoutMLP
 from zoo.optim import ScalarAdam
 from zoo.plotting.figures import PALETTE, new_figure, render_figure
@@ -170,8 +170,8 @@ def final_loss(name: str, lr: float, batch: Batch, steps: int, seed: int = 0, ba
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        loss = F.cross_entropy(model(x), y).item()
-    return loss if math.isfinite(loss) else math.inf
+        final = F.cross_entropy(model(x), y).item()
+    return final if math.isfinite(final) else math.inf
 
 
 def sweep(batch: Batch, rates: Iterable[float], steps: int, seeds: int) -> dict[str, list[float]]:
@@ -196,6 +196,8 @@ def draw(angle: float = 30.0, steps: int = 60, train_steps: int = 150, rates: in
     """
     check_at_least(1, steps=steps, train_steps=train_steps, seeds=seeds)
     check_at_least(2, rates=rates)
+    check_at_least(-360, angle=angle)
+    check_at_most(360, angle=angle)
     figure, axes = new_figure(6, size=3.4, columns=2)
     for row, surface in enumerate(SURFACES):
         _plot_paths(axes[2 * row], surface, 0.0, steps)

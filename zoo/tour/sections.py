@@ -1,4 +1,4 @@
-"""Sections of the tour, in the lecture's order. Each has a module `zoo.tour.NAME`, whose function `draw` makes its figure.
+"""Sections of the tour, in the lecture's order. Each is a module `zoo.tour.NAME` with a function `draw`.
 
 This module imports nothing heavy, so that `zoo tour` lists the sections in milliseconds.
 """

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.errors import check_at_least
+from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.plotting.figures import PALETTE, new_figure, render_figure
 from zoo.plotting.images import RGBImage
 from zoo.tour.optimizers import Batch, digits
@@ -53,8 +53,9 @@ class Block(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[design.activation]
         self.shortcut = design.shortcut
-        self.linears = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        for linear in self.linears:
+        linears = [nn.Linear(width, width) for _ in range(2)]
+        self.linears = nn.ModuleList(linears)
+        for linear in linears:
             nn.init.normal_(linear.weight, std=design.gain / math.sqrt(width))
             nn.init.zeros_(linear.bias)
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) if design.batch_norm else nn.Identity() for _ in range(2))
@@ -161,6 +162,8 @@ def draw(depth: int = 30, width: int = 64, steps: int = 150, images: int = 256, 
     check_at_least(4, depth=depth)
     check_at_least(2, width=width, images=images)
     check_at_least(1, steps=steps)
+    check_at_most(200, depth=depth)
+    check_seed(seed=seed)
     batch = digits(images)
     figure, axes = new_figure(6, size=3.4, columns=2)
     _plot_gradients(axes[0], FUNCTIONS, batch, depth, width, seed)

@@ -74,6 +74,10 @@ def test_index_and_list_name_every_section(capsys):
         (["gan"], f"the tour has no section gan; there are {', '.join(SECTIONS)}"),
         (["--angle=3"], "the section comes before its options"),
         (["optimizers", "--angel=3"], "--angel is not an option; did you mean --angle?"),
+        (["optimizers", "--angle=inf"], "angle is inf; it must be at most 360"),
+        (["vanishing", "--depth=3"], "depth is 3; it must be at least 4"),
+        (["equilibrium", "--lr=0"], "it must be at least 0.001"),
+        (["backwards", "--offset=-inf"], "offset is -inf; it must be at least -100"),
         (["optimizers", "--seeds=0"], "seeds is 0; it must be at least 1"),
     ],
 )
@@ -87,7 +91,9 @@ def test_formulas_become_mathml():
     spec = spec_from_file_location("mathml", CHECKOUT / "docs" / "mathml.py")
     hook = module_from_spec(spec)
     spec.loader.exec_module(hook)
-    page = r'<p>a <span class="arithmatex">\(a &lt; b\)</span></p><div class="arithmatex">\[' + "\n" + r"\sqrt{B}\]</div>"
+    page = (
+        r'<p>a <span class="arithmatex">\(a &lt; b\)</span></p><div class="arithmatex">\[' + "\n" + r"\sqrt{B}\]</div>"
+    )
     found = hook.on_page_content(page)
     assert found.count("<math") == 2 and "arithmatex" not in found
     assert "<msqrt>" in found and 'display="block"' in found and "&amp;" not in found
