@@ -48,6 +48,7 @@ def train_ours(options: argparse.Namespace, seed: int, conditional: bool, folder
     """Trains the recipe; returns its model, its data and its CPU seconds."""
     extra = [f"--data.root={options.root}", f"--model.conditional={conditional}".lower(), "--trainer.callbacks=[]"]
     extra += [f"--trainer.max_steps={options.steps}", "--trainer.limit_val_batches=0", *options.extra]
+    extra += [] if conditional else ["--model.guidance_scale=0"]
     trainer, seconds = run_recipe(["diffusion_fashion.yaml", "fashion_mnist.yaml"], folder, seed, *extra)
     model = trainer.lightning_module
     assert isinstance(model, Diffusion)

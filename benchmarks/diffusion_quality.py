@@ -5,11 +5,13 @@ validation split by each solver and number of evaluations, from which a recipe's
 ones alone on the test split, which nothing else uses. Measured are as many samples as the split has images, averaged
 over `--draws` sets of samples, beside the floor, the distance of training images, of the same classes for a conditional
 model. `label_accuracy` is the percentage of samples that the extractor's own classifier, which was trained on real
-images, assigns to the requested class. Usage:
+images, assigns to the requested class. The test split adds precision, recall, density and coverage (see
+`zoo.metrics.fidelity`), and the CPU seconds to draw 1,000 samples. Samples are drawn in the precision of training, such
+as `--trainer.precision bf16-mixed`; those of a checkpoint in float32. `--solvers` without a name leaves out the
+comparison on the validation split. Usage:
 
     python -m benchmarks.diffusion_quality diffusion.yaml --seeds 3
-    python -m benchmarks.diffusion_quality diffusion.yaml diffusion_fashion.yaml --seeds 3
-    python -m benchmarks.diffusion_quality diffusion_fashion.yaml --data FashionMNIST --data.root data
+    python -m benchmarks.diffusion_quality diffusion_fashion.yaml fashion_mnist.yaml --data.root data --solvers
     python -m benchmarks.diffusion_quality --ckpt_path best.ckpt --data FashionMNIST --data.root data
     python -m benchmarks.diffusion_quality consistency.yaml --model.teacher best.ckpt --evaluations 1 2 3
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -32,14 +35,14 @@ import zoo
 from benchmarks.common import run_recipe
 from benchmarks.output import markdown_table, mean_std, new_parser, report
 from zoo import ConsistencyModel
-from zoo.metrics import FrechetDistance, extractor_for
+from zoo.metrics import FidelityDiversity, FidelityScores, FrechetDistance, extractor_for
 from zoo.models.diffusion.solvers import SOLVERS
 from zoo.registry import find_class
 
 EVALUATIONS = (5, 6, 8, 10, 18, 35)
 TWO_EVALUATIONS_PER_STEP = ("heun", "predictor_corrector")
 CHUNK = 1000  # images per call of the model or the extractor
-FLOOR_DRAWS = 10  # draws of training images for the floor
+FLOOR_DRAWS = 4  # draws of training images for the floor
 
 Key = tuple[str, float, int]  # solver, guidance scale, network evaluations
 
@@ -64,28 +67,43 @@ class Evaluator:
         self.metric = metric.clone()
         self.classifier = extractor_for(data.input_shape)  # also where the distance is in other features
         self.metric.reset_real_features = False
-        for images in self.x.split(CHUNK):
-            self.metric.update(images, real=True)
+        self.features = torch.cat([self.metric.extractor(images) for images in self.x.split(CHUNK)])
+        self.metric.update(self.features, real=True)
         labels = self.y if model.conditional else None
         draws = (data.training_samples(len(self.x), labels=labels, seed=seed) for seed in range(FLOOR_DRAWS))
-        self.floors = [self.measure(images)[0] for images in draws]
+        self.floors = [self.measure(images)["fd"] for images in draws]
 
-    def measure(self, fake: Tensor) -> tuple[float, float]:
+    def measure(self, fake: Tensor) -> dict[str, float]:
         """Fréchet distance from the split, and percentage of images classified as the split's labels."""
         self.metric.reset()
         correct = 0
+        fidelity = FidelityDiversity() if self.split == "test" else None
+        if fidelity is not None:
+            fidelity.update(self.features, real=True)
         for images, labels in zip(fake.split(CHUNK), self.y.split(CHUNK), strict=True):
-            self.metric.update(images, real=False)
+            features = self.metric.extractor(images)
+            self.metric.update(features, real=False)
+            if fidelity is not None:
+                fidelity.update(features, real=False)
             correct += int((self.classifier.logits(images).argmax(1) == labels).sum())
-        return self.metric.compute().item(), 100 * correct / len(self.y)
+        scores = {} if fidelity is None else fidelity.compute()._asdict()
+        values = {"fd": self.metric.compute().item(), "label_accuracy": 100 * correct / len(self.y)}
+        return values | {name: score.item() for name, score in scores.items()}
 
-    def measure_samples(self, seed: int, **options: Any) -> tuple[float, float]:
-        """`measure` for samples of the split's labels; `options` are those of the model's `sample`."""
+    def measure_samples(self, seed: int, **options: Any) -> dict[str, float]:
+        """`measure` for samples of the split's labels, and the CPU seconds to draw 1,000 of them.
+
+        Args:
+            seed: seed of the samples.
+            **options: options of the model's `sample`.
+        """
         seeds = torch.randint(2**62, (len(self.y),), generator=torch.Generator().manual_seed(seed))
         parts = zip(seeds.split(CHUNK), self.y.split(CHUNK), strict=True)
         conditional = self.model.conditional
+        start = time.process_time()
         samples = [self.model.sample(len(s), seeds=s, labels=y if conditional else None, **options) for s, y in parts]
-        return self.measure(torch.cat(samples))
+        seconds = (time.process_time() - start) / len(self.y) * 1000
+        return self.measure(torch.cat(samples)) | {"draw_seconds": seconds}
 
 
 def steps_for(solver: str, evaluations: int) -> int | None:
@@ -113,20 +131,26 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
     return zoo.load(options.ckpt_path), find_class(options.data)(**root)
 
 
-def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str) -> tuple[Any, Any, dict[str, int]]:
-    """Trains the recipe; returns its best model, its data, and the cost of training, validation included."""
+def train(options: argparse.Namespace, extra: Sequence[str], seed: int, folder: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Trains the recipe; returns its best model, which draws in the precision of training, its data, and the cost."""
     root = [f"--data.root={options.root}"] if options.root else []
     trainer, seconds = run_recipe(options.recipes, folder, seed, *extra, *root)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     model = zoo.load(trainer.log_dir or "")
+    sample = model.sample
+
+    def sample_in_precision(*args: Any, **kwargs: Any) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return sample(*args, **kwargs)
+
+    model.sample = sample_in_precision
     return model, data, {"cpu_seconds": round(seconds), "images": trainer.global_step * data.batch_size}
 
 
-def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> tuple[float, float]:
-    """Mean distance and label accuracy over sets of samples."""
+def measure(evaluator: Evaluator, seed: int, draws: int, setting: dict[str, Any]) -> dict[str, float]:
+    """Means of what is measured over sets of samples."""
     values = [evaluator.measure_samples(100 * seed + draw, **setting) for draw in range(draws)]
-    fd, accuracy = (statistics.mean(part) for part in zip(*values, strict=True))
-    return fd, accuracy
+    return {name: statistics.mean(value[name] for value in values) for name in values[0]}
 
 
 def table(results: dict[Key, list[float]], evaluations: Sequence[int]) -> str:
@@ -148,7 +172,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--first_seed", type=int, default=0, help="first random seed")
     parser.add_argument("--draws", type=int, default=3, help="sets of samples to average over")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="solvers")
+    parser.add_argument("--solvers", nargs="*", default=list(SOLVERS), choices=list(SOLVERS), help="solvers")
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers of network evaluations"
     )
@@ -160,27 +184,30 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.error("give either recipes or --ckpt_path")
     torch.set_num_threads(options.threads)
     results: dict[Key, list[float]] = {}
-    chosen: list[tuple[float, float]] = []
+    chosen: list[dict[str, float]] = []
     seeds = range(options.first_seed, options.first_seed + (1 if options.ckpt_path else options.seeds))
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             model, data, cost = (*load(options), {}) if options.ckpt_path else train(options, extra, seed, folder)
             data.setup()
-            evaluators = {split: Evaluator(model, data, split) for split in ("val", "test")}
+            pairs = list(settings(model, options))
+            evaluators = {split: Evaluator(model, data, split) for split in (["val", "test"] if pairs else ["test"])}
             for split, evaluator in evaluators.items():
-                report(
-                    f"{split} floor", seed, fd=statistics.mean(evaluator.floors), std=statistics.stdev(evaluator.floors)
-                )
-            for (solver, scale, count), setting in settings(model, options):
-                fd, accuracy = measure(evaluators["val"], seed, options.draws, setting)
-                results.setdefault((solver, scale, count), []).append(fd)
-                found = {f"fd_{count}": fd, f"label_accuracy_{count}": accuracy}
-                report(f"{solver}, guidance {scale:g}" if scale else solver, seed, **found)
+                floors = evaluator.floors
+                report(f"{split} floor", seed, fd=statistics.mean(floors), std=statistics.stdev(floors))
+            for (solver, scale, count), setting in pairs:
+                found = measure(evaluators["val"], seed, options.draws, setting)
+                results.setdefault((solver, scale, count), []).append(found["fd"])
+                row = f"{solver}, guidance {scale:g}" if scale else solver
+                report(row, seed, **{f"{name}_{count}": value for name, value in found.items()})
             chosen.append(measure(evaluators["test"], seed, options.draws, {}))
-            report("test", seed, fd=chosen[-1][0], label_accuracy=chosen[-1][1], **cost)
-    print(f"Validation split\n\n{table(results, options.evaluations)}\n\nTest split, the model's own settings\n")
-    distances, accuracies = zip(*chosen, strict=True)
-    print(markdown_table(["FD", "label accuracy, %"], [[mean_std(distances, 2), mean_std(accuracies, 1)]]))
+            report("test", seed, **chosen[-1], **cost)
+    if results:
+        print(f"Validation split\n\n{table(results, options.evaluations)}\n")
+    print("Test split, the model's own settings\n")
+    columns = {"fd": "FD", "label_accuracy": "label accuracy, %"} | {name: name for name in FidelityScores._fields}
+    columns |= {"draw_seconds": "CPU seconds for 1,000 samples"}
+    print(markdown_table(list(columns.values()), [[mean_std([row[name] for row in chosen], 2) for name in columns]]))
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def from_recipe(name: str, data: InMemoryDataModule, **options: Any) -> GAN:
     return GAN(input_shape=data.input_shape, num_classes=data.num_classes, **arguments)
 
 
-def train(model: GAN, data: InMemoryDataModule, steps: int) -> float:
+def train(model: GAN, data: InMemoryDataModule, steps: int, precision: str = "32-true") -> float:
     """Trains without validation; returns the CPU seconds, which other load affects less than elapsed time."""
-    trainer = _trainer(max_steps=steps, limit_val_batches=0)
+    trainer = _trainer(max_steps=steps, limit_val_batches=0, precision=precision)
     start = time.process_time()
     trainer.fit(model, datamodule=data)
     return time.process_time() - start
@@ -226,11 +226,13 @@ class Runs:
     Args:
         data: images.
         steps: training steps.
+        precision: precision of training; samples are measured in float32.
     """
 
-    def __init__(self, data: InMemoryDataModule, steps: int) -> None:
+    def __init__(self, data: InMemoryDataModule, steps: int, precision: str = "32-true") -> None:
         self.data = data
         self.steps = steps
+        self.precision = precision
         self.seconds: dict[tuple[str, float | None, int], float] = {}
         self._models: dict[tuple[str, float | None, int], GAN] = {}
 
@@ -243,7 +245,7 @@ class Runs:
                 model = from_recipe(recipe_of(self.data), self.data, conditional=row.model == "by_class")
             else:
                 model = baseline(row.model, self.data, row.lr)
-            self.seconds[key] = train(model, self.data, self.steps)
+            self.seconds[key] = train(model, self.data, self.steps, self.precision)
             self._models[key] = model
         model = self._models[key]
         average = model.ema
@@ -257,11 +259,8 @@ class Runs:
         return metrics[f"{split}/fd"]
 
 
-def measure_images(
-    data: InMemoryDataModule, seeds: int, models: Sequence[str], rates: Sequence[float], steps: int
-) -> str:
+def measure_images(runs: Runs, seeds: int, models: Sequence[str], rates: Sequence[float]) -> str:
     """Fréchet distances of the recipe and of the baselines after as many steps, as a table."""
-    runs = Runs(data, steps)
     rows = []
     for name in models:
         if name in OURS:
@@ -304,6 +303,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("data", choices=["digits", "clothes", "fashion_mnist", "points"], help="data to train on")
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, default=3, help="number of random seeds")
+    parser.add_argument("--precision", default="32-true", help="precision of training, such as bf16-mixed")
     parser.add_argument("--max_steps", type=int, help="training steps (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
@@ -330,7 +330,7 @@ def main(args: Sequence[str] | None = None) -> None:
     recipe = read_recipe("gan_digits.yaml" if options.data == "digits" else "gan.yaml")
     data: InMemoryDataModule = kinds[options.data](**recipe["data"]["init_args"])
     steps = options.max_steps or recipe["trainer"]["max_steps"]
-    print(measure_images(data, options.seeds, options.models, options.lr, steps))
+    print(measure_images(Runs(data, steps, options.precision), options.seeds, options.models, options.lr))
 
 
 if __name__ == "__main__":

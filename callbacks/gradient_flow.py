@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import time
@@ -25,6 +26,7 @@ from zoo.gradients import Layer, Verdict, find_layers, group_networks, sort_by_e
 from zoo.plotting.gradient_flow import plot_gradient_flow
 from zoo.plotting.images import RGBImage, save_png
 
+MOST = 500  # measurements of a network that are kept in memory and in checkpoints
 HEADER = "step,network,depth,layer,gradient_norm,weight_norm,update_ratio\n"
 
 
@@ -49,8 +51,10 @@ class GradientFlow(Callback):
     changes, and at the end of training; `verdicts` holds it for each network. At the first step layers can have no
     gradient by design: those before a residual block or an output layer that is initialized to zero.
 
-    Checkpoints hold the measurements, so the table of a resumed run is complete and has no duplicates. It is written to
-    the existing file if that begins with the same measurements, otherwise to a new file with a number.
+    The table of a resumed run is complete and has no duplicates: it goes on where the checkpoint was written, if the
+    file has the same rows up to there. Otherwise a new file with a number begins with the measurements in the
+    checkpoint. These are at most `MOST` of a network, from which the plot is made: of more, every second one is
+    dropped, so that neither memory nor checkpoints grow with the length of a run.
 
     Under FSDP all ranks measure together, and the norms are those of the whole tensors.
 
@@ -89,6 +93,7 @@ class GradientFlow(Callback):
         self.verdicts: dict[str, Verdict] = {}
         self._folder: Path | None = None
         self._table: Path | None = None
+        self._written = Written()
         self._last_plot = -math.inf
         self._reported: dict[str, int] = {}
         self._step = 0
@@ -170,7 +175,7 @@ class GradientFlow(Callback):
         """Keeps a measurement, and writes it to the table and the loggers."""
         network = measurement.network
         before = self.verdicts.get(network)
-        self.measurements.append(measurement)
+        self.measurements = _thinned([*self.measurements, measurement], network)
         self.verdicts[network] = measurement.verdict(**self.thresholds)
         if before is None or before.state != self.verdicts[network].state:
             self._report(measurement)
@@ -195,13 +200,18 @@ class GradientFlow(Callback):
         if self._table is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / "gradient_flow.csv"
-            before = HEADER + _csv_rows(self.measurements[:-1])
-            own = len(self.measurements) > 1 and path.is_file() and path.read_text(encoding="utf-8").startswith(before)
-            self._table = path if own else unused_path(path)
-            with atomic_write(self._table, "w", encoding="utf-8") as file:
+            before = self._written.of(path)
+            if before is None:
+                before = (HEADER + _csv_rows(self.measurements[:-1])).encode()
+                path = unused_path(path)
+            self._table, self._written = path, Written()
+            with atomic_write(path, "wb") as file:
                 file.write(before)
-        with self._table.open("a", encoding="utf-8") as file:
-            file.write(_csv_rows([measurement]))
+            self._written.add(before)
+        rows = _csv_rows([measurement]).encode()
+        with self._table.open("ab") as file:
+            file.write(rows)
+        self._written.add(rows)
 
     def render(self) -> dict[str, RGBImage]:
         """Plots each network; see `zoo.plotting.gradient_flow.plot_gradient_flow`."""
@@ -244,14 +254,51 @@ class GradientFlow(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # Plain values, so that the checkpoint loads with weights_only=True.
-        return {"measurements": [{**vars(m), "rows": [tuple(row) for row in m.rows]} for m in self.measurements]}
+        rows = [{**vars(m), "rows": [tuple(row) for row in m.rows]} for m in self.measurements]
+        return {"measurements": rows, "bytes": self._written.bytes, "sha256": self._written.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved = state_dict["measurements"]
         self.measurements = [
             Measurement(**{**values, "rows": [Row(*row) for row in values["rows"]]}) for values in saved
         ]
+        self._written = Written(state_dict["bytes"], state_dict["sha256"])
         self.verdicts = {network: last.verdict(**self.thresholds) for network, last in self._latest().items()}
+
+
+class Written:
+    """What was written to a file: the number of bytes, and their SHA-256.
+
+    Args:
+        bytes: number of bytes.
+        digest: their SHA-256, as hexadecimal digits.
+    """
+
+    def __init__(self, bytes: int = 0, digest: str = "") -> None:
+        self.bytes, self.digest = bytes, digest
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """Adds what was written next, to an object that began with nothing."""
+        self._hash.update(data)
+        self.bytes, self.digest = self.bytes + len(data), self._hash.hexdigest()
+
+    def of(self, path: Path) -> bytes | None:
+        """What was written, from a file that begins with it; None if there is no such file."""
+        if not self.bytes or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            data = file.read(self.bytes)
+        return data if hashlib.sha256(data).hexdigest() == self.digest else None
+
+
+def _thinned(measurements: list[Measurement], network: str) -> list[Measurement]:
+    """Without every second measurement of a network, if there are more than `MOST`; the last one is kept."""
+    own = [m for m in measurements if m.network == network]
+    if len(own) <= MOST:
+        return measurements
+    dropped = {id(m) for m in own[1:-1:2]}
+    return [m for m in measurements if id(m) not in dropped]
 
 
 def _csv_rows(measurements: list[Measurement]) -> str:

@@ -103,7 +103,7 @@ class StopOnNonFinite(Callback):
         local = {name: getattr(t, "to_local", lambda t=t: t)().detach() for name, t in tensors.items()}
         filled = {name: t for name, t in local.items() if t.numel()}
         if filled:
-            largest = torch._foreach_norm(list(filled.values()), ord=math.inf)
+            largest = largest_values(list(filled.values()))
             self._observations += [
                 Observation(f"{what} {name}", self._step, n) for name, n in zip(filled, largest, strict=True)
             ]
@@ -126,6 +126,14 @@ class StopOnNonFinite(Callback):
             return f"{fault.what} became {fault.value.item()} at step {fault.step}"
         finite = f"all values were finite at step {self._last_good}"
         return f"{fault.what} is {fault.value.item()} at step {fault.step} ({finite})"
+
+
+def largest_values(tensors: list[Tensor]) -> list[Tensor]:
+    """Largest absolute value of each tensor, NaN if any element is."""
+    if all(t.device.type == "cpu" and t.layout == torch.strided and t.is_floating_point() for t in tensors):
+        # There the maximum norm takes ten times as long, a fiftieth of the run of an MLP that checks every 50 steps.
+        return [torch.stack(torch.aminmax(t)).abs().amax() for t in tensors]
+    return list(torch._foreach_norm(tensors, ord=math.inf))
 
 
 def _first_fault(observations: list[Observation], scaled: bool) -> Observation | None:

@@ -397,6 +397,12 @@ class InMemoryDataModule(LightningDataModule):
         rank_zero_info(f"predicting the {split}: {dataset.samples:,} {things}")
         return evaluation_loader(dataset, self.eval_batch_size, identity_collate, self.trainer)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Lightning looks through whatever a batch may be, even if nothing is to be moved.
+        if isinstance(batch, tuple) and all(isinstance(part, Tensor) and part.device == device for part in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         x, y = batch
         if self.augment is not None and self.trainer is not None and self.trainer.training:

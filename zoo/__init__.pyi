@@ -1,5 +1,6 @@
 from .hub.export import export as export
 from .hub.loading import load as load
+from .hub.trained import list_models as list_models
 from .models.classifier import Classifier as Classifier
 from .models.diffusion.consistency import ConsistencyModel as ConsistencyModel
 from .models.diffusion.module import Diffusion as Diffusion

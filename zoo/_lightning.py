@@ -52,6 +52,7 @@ PRIVATE_NAMES = (
     ("wandb.sdk.lib.service.service_connection.ServiceConnection", "_proc", "wandb_core"),
     ("wandb.sdk.lib.service.service_process.ServiceProcess", "_process", "wandb_core"),
     ("lightning.pytorch.core.LightningModule", "_compiler_ctx", "compiled_modules"),
+    ("lightning.pytorch.LightningModule", "_current_fx_name", "HookNames"),
     ("torch.distributed.distributed_c10d", "_get_default_store", "default_store"),
     ("argparse.ArgumentParser", "_actions", "option_names"),
     ("argparse.ArgumentParser", "_actions", "set_help"),
@@ -117,6 +118,20 @@ def compiled_modules(model: nn.Module) -> set[nn.Module]:
     whole = getattr(model, "_compiler_ctx", None) is not None
     tops = [m for m in model.modules() if m._compiled_call_impl is not None or "_orig_mod" in m._modules]
     return {module for top in ([model] if whole else tops) for module in top.modules()}
+
+
+class HookNames:
+    """Mixin for `LightningModule`: notes the hook that runs without nn.Module's search for parameters.
+
+    Lightning notes it forty times in a step. `nn.Module.__setattr__` takes some microseconds each time, together a few
+    percent of the step of a small network.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
 
 # Loops and processes

@@ -22,7 +22,9 @@ BUILT_IN = {"models": "zoo", "networks": "zoo.models", "data": "zoo.datamodules"
 #: Public names in these packages that cannot be built from the command line alone.
 NOT_LISTED = frozenset({"Augment", "PerSample", "InMemoryDataModule"})
 #: Kinds of entries, in the order in which they are listed.
-KINDS = (*BUILT_IN, "recipes", "spaces", "weights")
+KINDS = (*BUILT_IN, "trained models", "recipes", "spaces", "weights")
+#: Metrics of a trained model that `list` shows, the first one that it has.
+SHOWN_METRICS = ("test/acc", "test/fd", "test/w1", "val/perplexity", "val/acc")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
 
 
@@ -106,6 +108,23 @@ def space_files() -> dict[str, Path]:
     return {file.name: file for file in _package_files("zoo.configs.spaces", ".yaml")}
 
 
+def trained_folders() -> dict[str, Path]:
+    """Folders of the trained models that ship with the package, by name."""
+    root = Path(import_module("zoo.weights").__path__[0])
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def trained_results() -> list[dict[str, str]]:
+    """Rows of `zoo/weights/results.csv`: a metric of a trained model each, with floor and number of samples."""
+    import csv
+
+    path = Path(import_module("zoo.weights").__path__[0]) / "results.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _built_in(kind: str) -> Iterator[Entry]:
     """Public classes of a built-in package, found in its source files."""
     if kind not in BUILT_IN:
@@ -121,11 +140,15 @@ def _built_in(kind: str) -> Iterator[Entry]:
 
 
 def _files(kind: str) -> Iterator[Entry]:
-    """Recipes and search spaces, described by their first line, and weights, by size and hash."""
+    """Trained models with a metric, recipes and spaces with their first line, and weights with size and hash."""
     if kind in ("recipes", "spaces"):
         for name, file in (recipe_files() if kind == "recipes" else space_files()).items():
             first = file.read_text(encoding="utf-8").split("\n")[0]
             yield Entry(kind, name, first.lstrip("# ") if first.startswith("#") else "")
+    elif kind == "trained models":
+        results = trained_results()
+        for name in trained_folders():
+            yield Entry(kind, name, _summary_of([row for row in results if row["model"] == name]))
     elif kind == "weights":
         import hashlib
 
@@ -133,6 +156,16 @@ def _files(kind: str) -> Iterator[Entry]:
             data = file.read_bytes()
             summary = f"{len(data) / 1024:.0f} KiB, sha256 {hashlib.sha256(data).hexdigest()[:8]}"
             yield Entry(kind, file.name, summary)
+
+
+def _summary_of(results: list[dict[str, str]]) -> str:
+    """Class, data and most telling metric of a trained model."""
+    if not results:
+        return ""
+    by_metric = {row["metric"]: row for row in results}
+    row = next((by_metric[name] for name in SHOWN_METRICS if name in by_metric), results[0])
+    floor = f" (floor {float(row['floor']):.3g})" if row["floor"] else ""
+    return f"{row['class']} on {row['data']}: {row['metric']} {float(row['value']):.3g}{floor}"
 
 
 def _package_files(package: str, ending: str) -> Iterable[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,20 +12,30 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
 from zoo.callbacks.progress import ShortModelSummary
 from zoo.callbacks.stay_stopped import StayStopped
+from zoo.callbacks.threads import ChooseThreads
 from zoo.checkpoints.writing import AtomicCheckpointIO
 from zoo.contracts import PredictiveClassifier, offers
-from zoo.errors import UserError
+from zoo.errors import UserError, check_at_least
 
 MatmulPrecision = Literal["auto", "highest", "high", "medium"]
 MATMUL_HELP = (
     "precision of float32 matrix products, as torch.set_float32_matmul_precision; auto: high, which is TF32, on CUDA "
     "devices, and torch's own setting on others."
 )
+
+Threads = Literal["auto"] | int
+THREADS_HELP = (
+    "number of CPU threads of torch; auto: what OMP_NUM_THREADS says, else fit trains with as many as the layers have "
+    "work for, at most one a core."
+)
+#: Number of threads before anything of the user's is imported.
+_INITIAL_THREADS = torch.get_num_threads()
 
 
 def set_matmul_precision(choice: MatmulPrecision, trainer: Trainer) -> None:
@@ -35,13 +46,53 @@ def set_matmul_precision(choice: MatmulPrecision, trainer: Trainer) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+def set_threads(choice: Threads) -> None:
+    """Sets the number of threads of torch, which keeps it for the whole process, unless it is left to the run."""
+    if choice != "auto":
+        check_at_least(1, threads=choice)
+        torch.set_num_threads(choice)
+
+
+def threads_are_given(choice: Threads) -> bool:
+    """Whether the user has chosen the number of threads: by the option, by a variable, or in a plugin."""
+    variables = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    return choice != "auto" or variables or torch.get_num_threads() != _INITIAL_THREADS
+
+
+class NoProfiler(PassThroughProfiler):
+    """Profiler that measures nothing, without the generator that Lightning's starts and ends for each hook.
+
+    There are more than a hundred of them in a step, and they take as long as a layer of a small network.
+    """
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
+
+
+def allow_cheap_checks_for_gpus() -> None:
+    """Lets torch ask for GPUs at the cost of a function call, on a machine without one from NVIDIA.
+
+    Lightning has torch ask by NVIDIA's NVML, so that processes which are forked later can use the GPU. Without the
+    library each question is a search for it on the disk, and an Adam of torch asks in every step.
+    """
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
 def as_list(value: Any) -> list[Any]:
     """None, one object or a list of objects as a list."""
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def default_callbacks(
-    command: str, given: list[Callback], progress_bar: bool, model_summary: bool = True, model: object = None
+    command: str,
+    given: list[Callback],
+    progress_bar: bool,
+    model_summary: bool = True,
+    model: object = None,
+    threads: Threads = "auto",
 ) -> list[Callback]:
     """Callbacks to add to the user's.
 
@@ -51,6 +102,7 @@ def default_callbacks(
         progress_bar: whether the Trainer shows a progress bar.
         model_summary: whether the Trainer shows a summary of the model.
         model: model that is run.
+        threads: the user's number of threads.
     """
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
@@ -61,7 +113,7 @@ def default_callbacks(
         added.append(ClassReport())
     added.append(StopOnSignal())
     if command == "fit":
-        added += [LoggerState(), StayStopped()]
+        added += [LoggerState(), StayStopped(), ChooseThreads(active=not threads_are_given(threads))]
         if not _has(given, StopOnNonFinite):
             added.append(StopOnNonFinite())
     return added

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zoo.cli.options import add_function_options
+from zoo.cli.options import CKPT_HELP, MODEL_HELP, add_function_options, name_checkpoint
 from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.program import program
 from zoo.cli.sample import check_memory
@@ -47,9 +47,15 @@ def run_edit(args: Sequence[str]) -> None:
     from zoo.cli.parser import OneLineParser
 
     parser = OneLineParser(prog=f"{program()} edit", description=DESCRIPTION)
-    add_function_options(parser, edit)
+    parser.add_argument("--ckpt_path", type=str, help=CKPT_HELP)
+    parser.add_argument("--model", type=str, help=MODEL_HELP)
+    add_function_options(parser, edit, {"ckpt_path"})
+    given = parser.parse_args(name_checkpoint(args[1:])).as_dict()
+    del given["model"]
+    if not given["ckpt_path"]:
+        raise UserError("--ckpt_path or --model must be given")
     try:
-        print(edit(**parser.parse_args(list(args[1:])).as_dict()))
+        print(edit(**given))
     except torch.OutOfMemoryError as error:
         raise UserError("the images do not fit into the memory of the device: give --device cpu, or less") from error
 
@@ -74,7 +80,7 @@ def edit(
     resamples: int = 10,
     seed: int = 0,
     device: str = "auto",
-    model: str | None = None,
+    model_class: str | None = None,
     config: str | None = None,
 ) -> str:
     """Edits an image with a diffusion model and writes the result.
@@ -106,7 +112,7 @@ def edit(
         seed: random seed of the noise.
         device: device, such as cuda:1; auto is cuda where there is one, then mps, then the CPU. The noise is drawn on
             the CPU, so that results of one seed are the same on every device up to rounding.
-        model: class of the model (default: the class that the checkpoint names).
+        model_class: class of the model (default: the class that the checkpoint names).
         config: config.yaml of the run, for a model with a network of your own, which is imported from where it says.
 
     Returns:
@@ -133,7 +139,7 @@ def edit(
     check_at_least(1, **{"--n": n, "--steps": steps, "--resamples": resamples, "--factor": factor})
     check_seed(**{"--seed": seed})
     target = find_device(device, "--device")
-    network = load_model_with_config(ckpt_path, model, config)
+    network = load_model_with_config(ckpt_path, model_class, config)
     if not isinstance(network, Diffusion):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}; edit needs a diffusion model")
     if len(network.input_shape) != 3:

@@ -14,8 +14,11 @@ from zoo._lightning import option_names
 from zoo.cli.options import (
     CKPT_HELP,
     CONFIG_HELP,
+    MODEL_CLASS_HELP,
+    MODEL_HELP,
     add_options,
     add_overwrite,
+    name_checkpoint,
     own_options,
     parse_without_checkpoint,
     typed_options,
@@ -28,21 +31,23 @@ from zoo.files import check_output
 from zoo.hub.export import export, find_format, find_part, part_methods
 
 DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
-MODEL_DECIDES = f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help lists them."
+MODEL_DECIDES = (
+    f"{DESCRIPTION} A model may have further options: --ckpt_path FILE --help, or --model NAME --help, lists them."
+)
 #: Options of the command itself.
-COMMON = ("ckpt_path", "out", "format", "part", "model", "config", "overwrite")
+COMMON = ("ckpt_path", "out", "format", "part", "model", "model_class", "config", "overwrite")
 
 
 def run_export(args: Sequence[str]) -> None:
     """Parses the command line, in two stages since the model decides on the options, and prints what was written."""
-    words = list(args[1:])
+    words = name_checkpoint(args[1:])
     typed = typed_options(words)
     if not typed.get("ckpt_path"):
         parser = _start_parser(MODEL_DECIDES, "part of the model to export; the model decides which there are.")
         parse_without_checkpoint(parser, words)
     if typed.get("out"):  # before a large file is read
         find_format(check_output(Path(str(typed["out"])), "overwrite" in typed), typed.get("format"))
-    model = load_model_with_config(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
+    model = load_model_with_config(str(typed["ckpt_path"]), typed.get("model_class"), typed.get("config"))
     part = find_part(model, typed.get("part"))
     parser = _build_parser(model, part, typed)
     given = parser.parse_args(words).as_dict()
@@ -52,14 +57,15 @@ def run_export(args: Sequence[str]) -> None:
 
 def _start_parser(description: str, part_help: str) -> OneLineParser:
     parser = OneLineParser(prog=f"{program()} export", description=description)
-    parser.add_argument("--ckpt_path", type=str, required=True, help=CKPT_HELP)
+    parser.add_argument("--ckpt_path", type=str, help=CKPT_HELP)
     parser.add_argument("--out", type=str, required=True, help="file to write: .onnx, .pt2 or .safetensors.")
     parser.add_argument(
         "--format", type=str, help="onnx, torch_export, or safetensors for weights only (default: by the ending)."
     )
     parser.add_argument("--part", type=str, help=part_help)
     add_overwrite(parser)
-    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--model", type=str, help=MODEL_HELP)
+    parser.add_argument("--model_class", type=str, help=MODEL_CLASS_HELP)
     parser.add_argument("--config", type=str, help=CONFIG_HELP)
     return parser
 

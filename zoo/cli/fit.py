@@ -24,11 +24,16 @@ from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import (
     MATMUL_HELP,
+    THREADS_HELP,
     MatmulPrecision,
+    NoProfiler,
+    Threads,
+    allow_cheap_checks_for_gpus,
     as_list,
     default_callbacks,
     default_plugins,
     set_matmul_precision,
+    set_threads,
     starts_on_all_devices,
     with_prediction_writer,
 )
@@ -115,6 +120,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_argument("--matmul_precision", type=MatmulPrecision, default="auto", help=MATMUL_HELP)
+        parser.add_argument("--threads", type=Threads, default="auto", help=THREADS_HELP)
         for name in ("input_shape", "num_classes"):
             find = partial(_declared, name)
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
@@ -155,6 +161,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         if starts_on_all_devices(config.trainer.strategy) and not is_given("trainer", "devices", sys.argv[1:]):
             config.trainer.devices = "auto"
             rank_zero_info("Running on all devices of the machine; for fewer, give --trainer.devices")
+        set_threads(config.threads)
         # Loggers are built in the run's folder, which exists when model and data have been built.
         self.loggers_given, config.trainer.logger = config.trainer.logger, None
 
@@ -174,11 +181,13 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         bar = config.trainer.enable_progress_bar is not False
         summary = config.trainer.enable_model_summary is not False and not config.trainer.barebones
         kwargs["enable_model_summary"] = False  # it is one of the callbacks
-        added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model)
+        kwargs["profiler"] = config.trainer.profiler or NoProfiler()
+        added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model, config.threads)
         config.trainer.callbacks = [*callbacks, *added]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
         keep_hparams_out_of_loggers(self.model)
+        allow_cheap_checks_for_gpus()
         trainer = super().instantiate_trainer(**kwargs)
         set_matmul_precision(config.matmul_precision, trainer)
         check_port(trainer)

@@ -17,6 +17,8 @@ from zoo._lightning import option_names
 from zoo.errors import UserError, nearest, one_line
 
 CKPT_HELP = "path to the checkpoint, to the folder of its run, or to that of a saved model."
+MODEL_HELP = "name of a trained model of the zoo instead of --ckpt_path; `list models` names them."
+MODEL_CLASS_HELP = "class of the model (default: the class that the checkpoint names)."
 CONFIG_HELP = "config.yaml of the run, for a model with networks of your own, which are imported from where it says."
 DEVICES_HELP = (
     "number of devices, list of their indices, or auto for all of the machine. If it is not given, a run with a "
@@ -129,9 +131,37 @@ def parse_without_checkpoint(parser: Any, words: Sequence[str]) -> NoReturn:
     known = option_names(parser)
     for name in typed_options(words):
         if f"--{name}" not in known and not nearest(f"--{name}", known, 0.7):
-            raise UserError(f"--ckpt_path must be given: the model in the checkpoint decides whether it has --{name}")
+            raise UserError(f"--ckpt_path or --model must be given: the model decides whether it has --{name}")
     parser.parse_args(words)
-    raise UserError("--ckpt_path must be given")
+    raise UserError("--ckpt_path or --model must be given")
+
+
+def name_checkpoint(words: Sequence[str]) -> list[str]:
+    """Words of a command line in which `--model NAME` of a trained model is replaced by `--ckpt_path FOLDER`.
+
+    Raises:
+        UserError: there is no trained model of this name, or a checkpoint is given as well.
+    """
+    from zoo.hub.trained import find_trained
+
+    typed = typed_options(words)
+    if "model" not in typed:
+        return list(words)
+    if typed["model"] is None:
+        raise UserError("--model must be followed by the name of a trained model; the command list models names them")
+    if "ckpt_path" in typed:
+        raise UserError("--model and --ckpt_path both name a model: leave one out")
+    folder = str(find_trained(typed["model"], "--model_class"))
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--model" or word.startswith("--model="):
+            found += ["--ckpt_path", folder]
+            if word == "--model":
+                next(rest)
+        else:
+            found.append(word)
+    return found
 
 
 def typed_options(words: Sequence[str]) -> dict[str, str | None]:

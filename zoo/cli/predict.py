@@ -6,7 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.options import CKPT_HELP, CONFIG_HELP, DEVICE_HELP, OUT_HELP, add_overwrite, typed_options
+from zoo.cli.options import (
+    CKPT_HELP,
+    CONFIG_HELP,
+    DEVICE_HELP,
+    MODEL_CLASS_HELP,
+    MODEL_HELP,
+    OUT_HELP,
+    add_overwrite,
+    name_checkpoint,
+    typed_options,
+)
 from zoo.cli.program import program
 from zoo.distributed.signals import Stopped
 from zoo.errors import UserError, check_at_least
@@ -28,7 +38,9 @@ def run_predict(args: Sequence[str]) -> None:
     typed = typed_options(words)
     if "images" in typed or set(words) <= {"--help", "-h"}:
         _refuse_foreign(typed)
-        print(predict_images(**_parse(words)))
+        given = _parse(name_checkpoint(words))
+        del given["model"]
+        print(predict_images(**given))
         return
     if name := next((name for name in OF_IMAGES if name in typed), None):
         raise UserError(
@@ -65,7 +77,8 @@ def _parse(words: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--mc_samples", type=int, help="passes with dropout on that are averaged (default: as the model was trained)."
     )
-    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--model", type=str, help=MODEL_HELP)
+    parser.add_argument("--model_class", type=str, help=MODEL_CLASS_HELP)
     parser.add_argument("--config", type=str, help=CONFIG_HELP)
     return parser.parse_args(words).as_dict()
 
@@ -79,7 +92,7 @@ def predict_images(
     device: str,
     ensemble: list[str] | None,
     mc_samples: int | None,
-    model: str | None,
+    model_class: str | None,
     config: str | None,
 ) -> str:
     """Classifies pictures and writes a table; the arguments are the options of the command.
@@ -102,10 +115,10 @@ def predict_images(
     if not images:
         raise UserError("--images must be given: folders, files or patterns of pictures")
     if not ckpt_path:
-        raise UserError("--ckpt_path must be given: the checkpoint of a classifier, or the folder of its run")
+        raise UserError("--ckpt_path or --model must be given: a checkpoint, a folder, or the name of a trained model")
     target = find_device(device, "--device")
     paths = find_pictures(images)
-    classifier = _load(ckpt_path, model, config, ensemble, mc_samples).to(target)
+    classifier = _load(ckpt_path, model_class, config, ensemble, mc_samples).to(target)
     if getattr(getattr(classifier, "trained_on", None), "class_names", None) is None:
         rank_zero_info(f"{ckpt_path} has no names of classes; they are numbered")
     try:
@@ -121,7 +134,7 @@ def predict_images(
 
 
 def _load(
-    ckpt_path: str, model: str | None, config: str | None, ensemble: list[str] | None, mc_samples: int | None
+    ckpt_path: str, model_class: str | None, config: str | None, ensemble: list[str] | None, mc_samples: int | None
 ) -> Any:
     """Loads a classifier, and checks that it has the options given."""
     from zoo.checkpoints.reading import read_checkpoint
@@ -132,7 +145,7 @@ def _load(
     from zoo.registry import find_class
 
     path = str(find_checkpoint(Path(ckpt_path)))
-    name = model or read_checkpoint(path).get("model_class")
+    name = model_class or read_checkpoint(path).get("model_class")
     found = find_class(name, "models") if name else None
     members = None if ensemble is None else [str(find_checkpoint(Path(member))) for member in ensemble]
     given = {"ensemble": members, "mc_samples": mc_samples}
@@ -140,7 +153,7 @@ def _load(
     for option in handed:
         if found is not None and not accepts(found, "__init__", option):
             raise UserError(f"--{option} has no effect on a {found.__name__}: leave it out")
-    classifier = load_model_with_config(path, model, config, **handed)
+    classifier = load_model_with_config(path, model_class, config, **handed)
     if lacking(classifier, PredictiveClassifier):
         raise UserError(f"{path} holds a {type(classifier).__name__}, which is not a classifier of pictures")
     return classifier

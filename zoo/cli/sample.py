@@ -18,10 +18,13 @@ from zoo._lightning import option_names
 from zoo.cli.options import (
     CKPT_HELP,
     CONFIG_HELP,
+    MODEL_CLASS_HELP,
+    MODEL_HELP,
     Option,
     accepts,
     add_function_options,
     add_options,
+    name_checkpoint,
     own_options,
     parse_without_checkpoint,
     select_options,
@@ -62,6 +65,7 @@ TITLES = {
 RESERVED = {
     "ckpt_path",
     "model",
+    "model_class",
     "config",
     "help",
     "n",
@@ -77,7 +81,7 @@ RESERVED = {
 DESCRIPTION = "Draws samples from the checkpoint of a generative model."
 MODEL_DECIDES = (
     f"{DESCRIPTION} These are the options for images; a model may have further ones, and a text model has others: "
-    "--ckpt_path FILE --help lists the options of the model in a checkpoint."
+    "--ckpt_path FILE --help, or --model NAME --help, lists the options of a model."
 )
 
 
@@ -86,7 +90,7 @@ MODEL_DECIDES = (
 
 def run_sample(args: Sequence[str]) -> None:
     """Parses the command line, in two stages since the model decides on the options, and prints what was written."""
-    words = list(args[1:])
+    words = name_checkpoint(args[1:])
     typed = typed_options(words)
     if not typed.get("ckpt_path"):
         parser = _start_parser(MODEL_DECIDES)
@@ -94,12 +98,13 @@ def run_sample(args: Sequence[str]) -> None:
         parse_without_checkpoint(parser, words)
     if typed.get("device"):  # before a large file is read
         find_device(str(typed["device"]), "--device")
-    network = _load_generative(str(typed["ckpt_path"]), typed.get("model"), typed.get("config"))
+    network = _load_generative(str(typed["ckpt_path"]), typed.get("model_class"), typed.get("config"))
     own = _options_by_method(network)
     parser = _build_parser(network, own)
     _check_names(network, own, parser, typed)
     given = parser.parse_args(words).as_dict()
-    del given["ckpt_path"], given["model"], given["config"]
+    for name in ("ckpt_path", "model", "model_class", "config"):
+        del given[name]
     _check_numbers(given["n"], given["seed"])
     values = {option.name: given.pop(option.name) for option in _typeable(own)}
     options = {name: value for name, value in values.items() if name in typed}  # the model knows its defaults
@@ -112,8 +117,8 @@ def run_sample(args: Sequence[str]) -> None:
         raise UserError("the samples do not fit into the memory of the device: give --device cpu, or less") from error
 
 
-def _load_generative(ckpt_path: str, model: str | None, config: str | None) -> Any:
-    network = load_model_with_config(ckpt_path, model, config)
+def _load_generative(ckpt_path: str, model_class: str | None, config: str | None) -> Any:
+    network = load_model_with_config(ckpt_path, model_class, config)
     if not any(callable(getattr(network, method, None)) for method in ("sample", "stream")):
         raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model")
     return network
@@ -153,8 +158,9 @@ def _typeable(own: dict[str, dict[str, Option]], *methods: str) -> list[Option]:
 
 def _start_parser(description: str) -> OneLineParser:
     parser = OneLineParser(prog=f"{program()} sample", description=description)
-    parser.add_argument("--ckpt_path", type=str, required=True, help=CKPT_HELP)
-    parser.add_argument("--model", type=str, help="class of the model (default: the class that the checkpoint names).")
+    parser.add_argument("--ckpt_path", type=str, help=CKPT_HELP)
+    parser.add_argument("--model", type=str, help=MODEL_HELP)
+    parser.add_argument("--model_class", type=str, help=MODEL_CLASS_HELP)
     parser.add_argument("--config", type=str, help=CONFIG_HELP)
     return parser
 

@@ -15,7 +15,17 @@ from zoo.errors import UserError, check_at_least, nearest
 
 OWN = ("search", "trials", "metric", "mode", "seeds", "pruning")
 #: Options of `fit` without a dot, and those that a search cannot have.
-OF_FIT = ("config", "model", "data", "seed_everything", "matmul_precision", "ckpt_path", "print_config", "help")
+OF_FIT = (
+    "config",
+    "model",
+    "data",
+    "seed_everything",
+    "matmul_precision",
+    "threads",
+    "ckpt_path",
+    "help",
+    "print_config",
+)
 DESCRIPTION = (
     "Searches for better options of a recipe, by Optuna. All other options are those of fit, and every trial is a run "
     "of fit, such as --config gan.yaml --search gan_space.yaml --trials 20."

@@ -9,8 +9,9 @@ import torch
 
 from zoo.checkpoints.pretrained import CONFIG, is_pretrained
 from zoo.checkpoints.reading import load_model
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest
 from zoo.hub.artifacts import PREFIX, download_artifact
+from zoo.hub.trained import find_trained, list_models
 from zoo.sharing.repositories import download, is_repository
 
 #: Checkpoints of a run, in the order in which they are preferred.
@@ -27,11 +28,12 @@ def load(
 ) -> Any:
     """Loads a trained model, in eval mode. Nothing in its files is run.
 
-        model = zoo.load("runs/resnet/version_0")
-        model.predict("cat.jpg").names
+        model = zoo.load("resnet-fashion-mnist")
+        model.predict("shirt.jpg").names
 
     | source | |
     | --- | --- |
+    | `gan-digits` | a trained model of the zoo, see `zoo.list_models`, if there is nothing of that name on disk |
     | `runs/gan/version_0/checkpoints/best.ckpt` | a checkpoint |
     | `runs/gan/version_0` | the folder of a run: its best checkpoint, else its last |
     | `my_model` | the folder of a saved model, see `save_pretrained` |
@@ -91,9 +93,13 @@ def _find(source: str | Path, revision: str | None, token: str | None) -> Path:
         return find_checkpoint(download_artifact(source))
     if Path(source).exists():
         return find_checkpoint(source)
+    if str(source) in (names := list_models()):
+        return find_trained(str(source))
     if not is_repository(source):
+        hint = nearest(str(source), names)
         raise UserError(
-            f"{source} is neither a checkpoint, the folder of a run or of a saved model, nor a repository owner/name"
+            f"{source} is neither a checkpoint, the folder of a run or of a saved model, a trained model of the zoo, "
+            f"nor a repository owner/name{hint}"
         )
     try:
         return download(str(source), revision, token)

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from zoo._lightning import unscaled_by_step
+from zoo._lightning import HookNames, unscaled_by_step
 from zoo.checkpoints.format import Origin, TrainingData, describe_model
 from zoo.checkpoints.reading import load_as
 from zoo.checkpoints.restoring import check_optimizers, check_restorable
@@ -41,7 +41,7 @@ def check_compile(value: Compile) -> Compile:
     return value
 
 
-class ZooModule(PretrainedMixin, LightningModule):
+class ZooModule(HookNames, PretrainedMixin, LightningModule):
     """Base of the models: one optimizer for `network`, its moving average, and checkpoints that resume exactly.
 
     A subclass sets `network`, `optimizer` and `lr_scheduler`, and may set the other attributes. With manual

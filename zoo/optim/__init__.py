@@ -14,6 +14,7 @@ from zoo.optim.defaults import (
     seq2seq_optimizer,
 )
 from zoo.optim.groups import parameter_groups
+from zoo.optim.muon import Muon, orthogonalize
 from zoo.optim.scalar_adam import ScalarAdam
 from zoo.optim.schedule import WarmupDecay, build_optimizer, build_scheduler
 
@@ -23,6 +24,7 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 __all__ = [
     "LRSchedulerCallable",
+    "Muon",
     "OptimizerCallable",
     "ScalarAdam",
     "WarmupDecay",
@@ -32,6 +34,7 @@ __all__ = [
     "diffusion_optimizer",
     "gan_optimizer",
     "language_model_optimizer",
+    "orthogonalize",
     "parameter_groups",
     "seq2seq_optimizer",
 ]

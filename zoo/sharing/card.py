@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -22,6 +23,40 @@ HUB_METRICS = {"acc": "accuracy", "perplexity": "perplexity"}
 MOST_CLASSES = 20  # that are named
 #: Options of a recipe that are told in the card; the others are in training.yaml.
 TOLD = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric that was measured once, when the training was over.
+
+    Attributes:
+        metric: name of the metric, such as "test/acc".
+        value: its value.
+        floor: value of a perfect model, such as the distance of other real images; None if there is none.
+    """
+
+    metric: str
+    value: float
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the folder of a run does not say of a model.
+
+    Attributes:
+        command: command that made the model.
+        data: sentences on the data, with its license.
+        limits: sentences on what the model is not good for.
+        results: metrics on a split that nothing was chosen by.
+        samples: number of samples of that split; 0 if it is not known.
+    """
+
+    command: str = ""
+    data: str = ""
+    limits: str = ""
+    results: Sequence[Result] = ()
+    samples: int = 0
 
 
 def task_of(model: Any) -> str | None:
@@ -42,6 +77,7 @@ def model_card(
     license: str | None = None,
     picture: str | None = None,
     text: str | None = None,
+    facts: Facts | None = None,
 ) -> str:
     """The card as text in Markdown.
 
@@ -53,7 +89,9 @@ def model_card(
         license: identifier of the license.
         picture: name of the file with samples.
         text: a generated text.
+        facts: what is known besides.
     """
+    facts = facts or Facts()
     parts = [
         f"---\n{yaml.safe_dump(_metadata(model, name, training, license), sort_keys=False, allow_unicode=True)}---",
         f"# {name.rpartition('/')[2]}",
@@ -62,8 +100,10 @@ def model_card(
         f"Generated with seed 0, not selected:\n\n{_indented(text)}" if text else "",
         f"## Use\n\n{_usage(model, name, description)}",
         f"## Model\n\n{_model(model, description)}",
-        _titled("Training", _training(training)),
-        _titled("Results", _results(description, training)),
+        _titled("Data", facts.data),
+        _titled("Training", _joined(facts.command and f"Made by `{facts.command}`.", _training(training))),
+        _titled("Results", _joined(_measured(facts), _results(description, training))),
+        _titled("Limits", facts.limits),
         _titled("Versions", _table(description.get("versions") or {})),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -112,7 +152,7 @@ def _usage(model: Any, name: str, description: Mapping[str, Any]) -> str:
         f'model = zoo.load("{name}"{handed})',
         *_calls(model, description.get("data") or {}),
     ]
-    install = f'`pip install "{LIBRARY}[hub]"`'
+    install = f'`pip install "{LIBRARY}[hub]"`' if "/" in name else f"`pip install {LIBRARY}`"
     package = type(model).__module__.partition(".")[0]
     if package != "zoo":
         install += f", and the package `{package}`, which adds the model"
@@ -182,6 +222,23 @@ def _results(description: Mapping[str, Any], training: Training) -> str:
     return f"{rows}\n\nMeasured on validation data in {run}.{chosen}"
 
 
+def _measured(facts: Facts) -> str:
+    """Metrics on a split that nothing was chosen by, each beside its floor."""
+    if not facts.results:
+        return ""
+    split = {"val": "validation"}.get(name := facts.results[0].metric.partition("/")[0], name)
+    count = f", {facts.samples:,} samples" if facts.samples else ""
+    rows = [
+        f"| `{one.metric}` | {one.value:.4g} | {'' if one.floor is None else f'{one.floor:.4g}'} |"
+        for one in facts.results
+    ]
+    head = ["| metric | value | floor |", "| --- | --- | --- |"]
+    return (
+        "\n".join([*head, *rows])
+        + f"\n\nMeasured once on the {split} split{count}. The floor is the value of real data."
+    )
+
+
 def _classes(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_CLASSES} more, in `config.json`" if len(names) > MOST_CLASSES else ""
     return f"{len(names)}: {', '.join(names[:MOST_CLASSES])}{more}" if names else ""
@@ -202,6 +259,10 @@ def _table(facts: Mapping[str, Any]) -> str:
     }
     rows = [f"| {name} | {cell} |" for name, cell in cells.items() if cell]
     return "\n".join(["| | |", "| --- | --- |", *rows]) if rows else ""
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _titled(title: str, body: str) -> str:

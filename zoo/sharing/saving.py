@@ -16,7 +16,7 @@ from zoo.contracts import Decoding, Generative, attached_trainer, is_conditional
 from zoo.errors import UserError
 from zoo.files import atomic_folder
 from zoo.plotting.samples import render_samples
-from zoo.sharing.card import model_card
+from zoo.sharing.card import Facts, model_card
 from zoo.sharing.training import read_training, run_of
 
 CARD = "README.md"
@@ -32,6 +32,7 @@ def save_pretrained(
     name: str | None = None,
     license: str | None = None,
     run: str | Path | None = None,
+    facts: Facts | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Saves a model as a folder, from which `zoo.load` and `from_pretrained` load it.
@@ -45,6 +46,7 @@ def save_pretrained(
         name: name under which the card says the model is loaded, "owner/name" (default: the folder's).
         license: identifier of the license for the card, such as "mit", "apache-2.0", "cc-by-4.0" or "other".
         run: folder of the run, for the card (default: that in which the model was trained or its checkpoint lies).
+        facts: what the card says besides: data and its license, results on the test split, limits.
         overwrite: replace the files of a model that is in the folder; other files are kept.
 
     Returns:
@@ -63,7 +65,7 @@ def save_pretrained(
         picture, text = _draw(model, partial)
         if training.config:
             (partial / TRAINING).write_text(yaml.safe_dump(training.config, sort_keys=False), encoding="utf-8")
-        card = model_card(model, name or str(folder), description, training, license, picture, text)
+        card = model_card(model, name or str(folder), description, training, license, picture, text, facts)
         (partial / CARD).write_text(card, encoding="utf-8")
     return target
 

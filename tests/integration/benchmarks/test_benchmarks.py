@@ -81,6 +81,17 @@ RUNS = {
             (row("fp32", N, "1.00"), row("bf16", N, N)),
         ),
     ],
+    "command_cost": [
+        Run(
+            f"gan_digits.yaml --least 0 {SHORT} --trainer.callbacks=CurvePlotter",
+            (
+                r'"recipe": "gan_digits.yaml", "cpu_seconds": \d',
+                *(row(part, r"\d+\.\d\d", N) for part in ("training: forward", "training: backward", "validation")),
+                *(row(part, r"\d+\.\d\d", N) for part in ("parser and recipes", "CurvePlotter", "RunCSVLogger")),
+                row("all", N, "100"),
+            ),
+        )
+    ],
     "data_path": [
         Run(
             "--images 128 --batch_size 64 --rounds 1 --seconds 0 --workers 0",
@@ -187,6 +198,17 @@ RUNS = {
             (rf"MLP, .*: {N} ms per step", rf"convolutional, .*: {N} ms per step", rf"inside the callback {N} ms"),
         )
     ],
+    "growth": [
+        Run(
+            "--axes image_size length --recipes gan.yaml --most 16 --out growth.png",
+            (
+                rf'"row": "gan.yaml, image_size 8", "seconds": {N}, "set_up_seconds": {N}, "megabytes": {N}',
+                rf'"row": "logging, length 4", .*"checkpoint_megabytes": {N}',
+                row("image_size", "gan.yaml", *[N] * 4),
+            ),
+            writes="growth.png",
+        )
+    ],
     "language_model": [
         Run(
             f"quality shakespeare_cpu.yaml --path {{text}} --seeds 2 {SHORT} {TRANSFORMER}",
@@ -213,11 +235,23 @@ RUNS = {
             (row("Adam, foreach", N, f"{N} to {N}", "1.00"), row("ScalarAdam, group", N, f"{N} to {N}", N)),
         )
     ],
+    "overhead": [
+        Run(
+            "--recipes gan_digits mlp --blocks 2 --scale 0.1",
+            (row("gan_digits", N, N, N), row("mlp", N, N, N), r'"quartiles": \[\d'),
+        )
+    ],
     "reproduce": [Run("--list", (r"gan-digits/recipe +108 +fd 3.69 ± 0.54",))],
     "soak": [
         Run(
             f"gan_digits.yaml --minutes 0.02 --every 0.1 --model.latent_dim=8 --trainer.val_check_interval=100 {CPU}",
             (row("resident_mib", N, N, r"[-+]\d+\.\d"), row("threads", N, N, r"[-+]\d+\.\d")),
+        )
+    ],
+    "threads": [
+        Run(
+            "--recipes gan_digits --threads 1 2 --blocks 1 --scale 0.02",
+            (row("gan_digits", r"2\.2", "1", *[N] * 3),),
         )
     ],
     "tables": [Run("--check", (r"\d+ tables in \d+ pages agree with their data",))],
@@ -233,6 +267,13 @@ RUNS = {
             (r"cifar10_jpeg: test accuracy \d+\.\d\d%", rf"at n 1000: training from test images {N}"),
             writes="cifar10_jpeg.safetensors",
         ),
+    ],
+    "train_models": [
+        Run(
+            "gan-digits --out models --trainer.max_steps=2 --trainer.val_check_interval=2 --trainer.accelerator=cpu",
+            (rf"models/gan-digits: test/fd {N}, test/precision {N}",),
+            writes="models/gan-digits/model.safetensors",
+        )
     ],
     "vanishing_gradient": [
         Run(
@@ -356,7 +397,7 @@ def test_the_options_of_every_row_of_the_classifiers_train(load_script):
                 args = ["--data=Digits", "--data.batch_size=64", "--trainer.fast_dev_run=true", *small[recipe]]
                 main(["fit", f"--config={recipe}.yaml", *args, "--trainer.accelerator=cpu", *options])
                 trained.add(options)
-    assert len(trained) == 8
+    assert len(trained) == 9
 
 
 def test_every_script_has_a_run():

@@ -1,5 +1,6 @@
 """Runs whose loss, gradients or parameters become NaN or Inf: one line, exit code 1, and the last good checkpoint."""
 
+import math
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.helpers.models import MODELS, tiny_arguments
 from tests.helpers.networks import mlps, unet
 from zoo import GAN, Diffusion, MLPClassifier, TransformerLM
 from zoo.callbacks import StopOnNonFinite
+from zoo.callbacks.non_finite import largest_values
 from zoo.cli.edit import edit
 from zoo.cli.sample import sample_images
 from zoo.cli.text import sample_text
@@ -185,3 +187,16 @@ def test_a_model_of_nan_writes_nothing(use, monkeypatch):
 def test_only_samples_that_are_finite_are_written():
     with pytest.raises(NonFiniteError, match="1 of 3 samples of GAN are NaN or Inf"):
         check_samples(torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [1.0, -1.0]]), "GAN")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e38, -3.0, 0.0])
+def test_the_largest_value_of_a_tensor_is_its_maximum_norm(value):
+    tensors = [torch.full((7, 5), 0.5), torch.tensor(-2.0), torch.zeros(3, dtype=torch.bfloat16)]
+    tensors[0][3, 2] = value
+    expected = torch._foreach_norm(tensors, ord=math.inf)
+    found = largest_values(tensors)
+    assert [x.shape for x in found] == [x.shape for x in expected]
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+    sparse = torch.eye(3).to_sparse()
+    assert largest_values([sparse.coalesce().values()])[0] == 1

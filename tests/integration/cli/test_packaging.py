@@ -21,6 +21,8 @@ FOLDERS = {
     "zoo/datamodules": CHECKOUT / "datamodules",
     "zoo/callbacks": CHECKOUT / "callbacks",
 }
+#: Endings of files that are in the wheel, of all that are in these folders.
+SHIPPED = {".py", ".pyi", ".yaml", ".safetensors", ".npz", ".txt", ".json", ".csv", ".md", ".png"}
 #: Packages with public names; the first four load them on first use.
 PUBLIC = ["zoo", "zoo.callbacks", "zoo.datamodules", "zoo.testing", "zoo.metrics", "zoo.optim"]
 
@@ -94,7 +96,7 @@ def test_wheel_puts_only_zoo_into_site_packages_with_every_file_of_it(wheel):
     assert {"zoo/py.typed", "zoo/__init__.pyi", "zoo/configs/overlays/ddp.yaml"} <= set(names)
     for place, folder in FOLDERS.items():
         for path in folder.rglob("*"):
-            if path.suffix in (".py", ".pyi", ".yaml", ".safetensors", ".npz", ".txt") or path.name == "py.typed":
+            if path.suffix in SHIPPED or path.name == "py.typed":
                 assert f"{place}/{path.relative_to(folder).as_posix()}" in names
 
 

@@ -147,8 +147,19 @@ def test_help_shows_the_options_of_the_model_with_a_description_each(name, path_
 
 def test_help_without_a_checkpoint_says_how_to_see_the_options_of_the_model(capsys):
     shown = run_help(capsys)
-    assert "--ckpt_path FILE --help lists the options of the model in a checkpoint" in shown
-    for option in ("ckpt_path", "model", "out", "n", "seed", "labels", "per_class", "interpolate", "trajectory"):
+    assert "--ckpt_path FILE --help, or --model NAME --help, lists the options of a model" in shown
+    for option in (
+        "ckpt_path",
+        "model",
+        "model_class",
+        "out",
+        "n",
+        "seed",
+        "labels",
+        "per_class",
+        "interpolate",
+        "trajectory",
+    ):
         assert f"--{option} " in shown
     for option in VALUES:
         assert f"--{option} " not in shown
@@ -237,7 +248,7 @@ def plugin(monkeypatch, tmp_path_factory) -> Callable[[type], list[str]]:
     def save(model_class: type) -> list[str]:
         path = tmp_path_factory.mktemp("plugin") / "model.ckpt"
         save_untrained(model_class(), path)
-        return ["--ckpt_path", str(path), f"--model={model_class.__name__}"]
+        return ["--ckpt_path", str(path), f"--model_class={model_class.__name__}"]
 
     return save
 

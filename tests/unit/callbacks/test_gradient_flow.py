@@ -439,6 +439,26 @@ def test_a_resumed_run_writes_the_table_of_an_uninterrupted_one(tmp_path, drawn)
     assert names == ["gradient_flow.csv"], "rows are appended to the existing table"
 
 
+def test_memory_and_checkpoints_hold_a_bounded_number_of_measurements_and_the_table_all(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr("zoo.callbacks.gradient_flow.MOST", 4)
+
+    def run(**options):
+        seed_everything(0, verbose=False)
+        keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=9, save_top_k=-1)
+        logger = CSVLogger(tmp_path, name="", version="")
+        flow = GradientFlow(every_n_steps=1)
+        fit(Classifier(mlp(3, nn.ReLU), samples=16), flow, keep, logger=logger, enable_checkpointing=True, **options)
+        return [m.step for m in flow.measurements], [int(row["step"]) for row in table(tmp_path)[::3]]
+
+    for options in ({}, {"ckpt_path": tmp_path / "step=9.ckpt"}):
+        kept, written = run(max_steps=14, **options)
+        assert written == list(range(14)), "also of a run that is resumed in its folder"
+        assert len(kept) <= 4 and kept[0] == 0 and kept[-1] == 13
+    state = torch.load(tmp_path / "step=9.ckpt", weights_only=True)["callbacks"]["GradientFlow"]
+    assert len(state["measurements"]) <= 4
+    assert {path.name for path in tmp_path.glob("*flow*.csv")} == {"gradient_flow.csv"}
+
+
 def test_the_table_of_another_run_is_not_overwritten(tmp_path, drawn):
     def run(seed, **options):
         seed_everything(seed, verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,16 @@ from tests.helpers.networks import mlps
 from zoo import GAN, MLPClassifier
 from zoo.callbacks import ClassReport, PredictionWriter, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
-from zoo.cli.defaults import as_list, default_callbacks, default_plugins, set_matmul_precision, with_prediction_writer
+from zoo.cli.defaults import (
+    NoProfiler,
+    allow_cheap_checks_for_gpus,
+    as_list,
+    default_callbacks,
+    default_plugins,
+    set_matmul_precision,
+    threads_are_given,
+    with_prediction_writer,
+)
 from zoo.cli.main import main
 from zoo.errors import UserError
 
@@ -27,7 +37,7 @@ def names(added) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("fit", ["ShortProgressBar", "StopOnSignal", "LoggerState", "StayStopped", "StopOnNonFinite"]),
+        ("fit", ["ShortProgressBar", "StopOnSignal", "LoggerState", "StayStopped", "ChooseThreads", "StopOnNonFinite"]),
         ("validate", ["ShortProgressBar", "StopOnSignal"]),
         ("test", ["ShortProgressBar", "StopOnSignal"]),
         ("predict", ["ShortProgressBar", "StopOnSignal"]),
@@ -109,3 +119,48 @@ def test_the_command_line_takes_the_precision_of_float32_products(in_an_empty_fo
     main(["fit", "--config=gan.yaml", *options, "--matmul_precision=medium"])
     assert torch.get_float32_matmul_precision() == "medium"
     assert "matmul_precision: medium" in Path("runs/gan/version_0/config.yaml").read_text()
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Keeps torch's number of threads, and lets it be as if no variable had set it."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_the_users_if_an_option_a_variable_or_a_plugin_sets_it(threads, monkeypatch):
+    monkeypatch.setattr("zoo.cli.defaults._INITIAL_THREADS", threads)
+    assert not threads_are_given("auto")
+    assert threads_are_given(threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads_are_given("auto")
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    torch.set_num_threads(threads + 1)
+    assert threads_are_given("auto")
+
+
+def test_the_command_line_sets_the_number_of_threads(in_an_empty_folder, threads):
+    options = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    main(["fit", "--config=gan_digits.yaml", *options, "--trainer.callbacks=null", "--threads=3"])
+    assert torch.get_num_threads() == 3
+    assert "threads: 3" in Path("runs/gan_digits/version_0/config.yaml").read_text()
+
+
+def test_torch_asks_for_gpus_without_nvml_where_there_is_none(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    allow_cheap_checks_for_gpus()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    allow_cheap_checks_for_gpus()
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+
+
+def test_a_run_without_a_profiler_makes_no_context_for_a_hook():
+    profiler = NoProfiler()
+    with profiler.profile("a hook") as entered, profiler.profile("another one inside of it"):
+        assert entered is None
+    assert profiler.profile("a hook") is profiler.profile("another hook")

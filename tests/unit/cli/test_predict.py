@@ -100,7 +100,7 @@ def test_hostile_pictures_are_rows_that_say_what_they_are(folder, monkeypatch):
         (["--out", "table.xlsx"], "--out table.xlsx must end in .csv or .parquet"),
         (["--out", "second.csv"], "second.csv exists already; choose another name"),
         (["--ckpt_path", "pictures"], "pictures has no checkpoints/best.ckpt, checkpoints/last.ckpt or config.json"),
-        (["--ckpt_path", ""], "--ckpt_path must be given"),
+        (["--ckpt_path", ""], "--ckpt_path or --model must be given"),
         (["--batch_size", "0"], "--batch_size is 0; it must be at least 1"),
         (["--device", "nowhere"], "device nowhere is not available here"),
         (["--ensemble", "others.ckpt"], "others.ckpt in ensemble has classes of other names"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DistributedSampler
 
 from tests.unit.datamodules.test_contract import Linear
@@ -178,3 +181,16 @@ def test_samples_and_labels_that_contradict_the_declaration_are_refused(x, y, me
 
     with pytest.raises(UserError, match=f"the training split of Wrong has {message}"):
         Wrong().setup("fit")
+
+
+def test_a_batch_that_is_on_the_device_is_not_searched_for_tensors_to_move(monkeypatch):
+    moved: list[Any] = []
+    monkeypatch.setattr(LightningDataModule, "transfer_batch_to_device", lambda *a: moved.append(a[1]))
+    data = Digits()
+    batch, cpu = (torch.zeros(2), torch.zeros(2)), torch.device("cpu")
+    assert data.transfer_batch_to_device(batch, cpu, 0) is batch
+    assert not moved
+    others = [(batch, torch.device("meta")), ({"x": batch[0]}, cpu), ((batch[0], [1]), cpu)]
+    for other, device in others:
+        data.transfer_batch_to_device(other, device, 0)
+    assert all(found is other for found, (other, _) in zip(moved, others, strict=True))

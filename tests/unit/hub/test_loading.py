@@ -80,7 +80,8 @@ def test_samples_show_themselves():
 
 def test_mistakes_are_one_line(run, tmp_path):
     with pytest.raises(
-        UserError, match="neither a checkpoint, the folder of a run or of a saved model, nor a repository"
+        UserError,
+        match="neither a checkpoint, the folder of a run or of a saved model, a trained model of the zoo, nor",
     ):
         zoo.load(tmp_path / "missing")
     with pytest.raises(UserError, match=r"has no checkpoints/best\.ckpt, checkpoints/last\.ckpt or config\.json"):

@@ -240,3 +240,12 @@ def test_ranks_draw_different_numbers_and_rank_0_those_of_a_single_process(model
     assert draws[0].equal(alone)
     assert len({tuple(draw.tolist()) for draw in draws}) == 3
     assert draws[2].equal(drawn_at(2, model, monkeypatch)), "the same in every run"
+
+
+def test_the_name_of_the_current_hook_is_an_attribute_like_others():
+    model = MLPClassifier((1, 8, 8), 10, width=4, depth=1)
+    model._current_fx_name = "training_step"
+    assert model._current_fx_name == "training_step"
+    assert "_current_fx_name" in vars(model)
+    model.further = nn.Linear(1, 1)  # a submodule still becomes one
+    assert "further.weight" in dict(model.named_parameters())

@@ -18,7 +18,7 @@ from tests.unit.models.test_contract import CASES, digits, points
 from tests.unit.training import quiet_trainer
 from zoo.errors import UserError
 from zoo.models.precision import in_float32
-from zoo.optim import ScalarAdam
+from zoo.optim import Muon, ScalarAdam
 from zoo.registry import find_class
 from zoo.testing.runs import Case
 
@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             **{"optimizer": partial(ScalarAdam, lr=1e-3)},
         },
     ),
+    "MLPClassifier with Muon": ("MLPClassifier", {"data": digits, "width": 16, "optimizer": Muon}),
 }
 
 

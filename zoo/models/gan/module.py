@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from zoo._lightning import estimated_steps, find_unused_parameters, skip_step_count, unscaled_by_step
 from zoo.errors import UserError, check_at_least, check_choice
+from zoo.gradients import optimizer_parameters
 from zoo.metrics import Throughput, log_is_due, log_values
 from zoo.models.base import eval_mode
 from zoo.models.ema import EMA
@@ -140,6 +141,7 @@ class GAN(GenerativeModule):
         self._batches: list[tuple[Tensor, Tensor | None]] = []
         self._throughput = Throughput()
         self._penalty: Tensor | None = None
+        self._untrained: dict[str, list[nn.Parameter]] = {}  # what no optimizer trains, such as the biases beside Muon
         self._stepping: list[nn.Parameter] = []  # parameters whose gradient is measured or clipped in the current step
         self._grad_norm = torch.tensor(0.0)
 
@@ -300,6 +302,10 @@ class GAN(GenerativeModule):
         super().on_train_start()
         self._batches = []
         self._throughput.start()
+        networks = {"g": self.generator, "d": self.discriminator}
+        for (name, network), optimizer in zip(networks.items(), self.trainer.optimizers, strict=True):
+            trained = {id(p) for p in optimizer_parameters(optimizer)}
+            self._untrained[name] = [p for p in network.parameters() if id(p) not in trained]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -321,12 +327,12 @@ class GAN(GenerativeModule):
         complete = len(self._batches) == self.accumulate_grad_batches or self.trainer.is_last_batch
         metrics = self._backward_discriminator(x, labels, optimizer_d, complete)
         if complete:
-            metrics |= self._step(optimizer_d, self.discriminator, "d", log)
+            metrics |= self._step(optimizer_d, "d", log)
             if self.global_step % self.n_critic == 0:
                 metrics |= self._backward_generator(optimizer_g)
-                metrics |= self._step(optimizer_g, self.generator, "g", log, counted=False)
+                metrics |= self._step(optimizer_g, "g", log, counted=False)
                 if self.ema is not None:
-                    images = sum(len(x) for x, _ in self._batches) * self.n_critic * self.trainer.world_size
+                    images = sum(x.shape[0] for x, _ in self._batches) * self.n_critic * self.trainer.world_size
                     self.ema.update(self.generator, images)
             for scheduler in self._schedulers():
                 scheduler.step()
@@ -352,7 +358,12 @@ class GAN(GenerativeModule):
             loss = self.adversarial_loss.discriminator(real_logits, fake_logits)
             factor = 1.0 if self.penalty == "gradient_penalty" else 0.5
             total = loss + penalty * (self.penalty_weight * factor * self.penalty_interval)
-            self.manual_backward(total / self.accumulate_grad_batches)
+            options: dict[str, Any] = {}
+            if due and not isinstance(self.trainer.strategy, ParallelStrategy):
+                # Without gradients at the samples, which nobody needs. DDP and FSDP have hooks there.
+                own = optimizer_parameters(optimizer.optimizer)
+                options = {"inputs": [p for p in own if p.requires_grad] or None}
+            self.manual_backward(total / self.accumulate_grad_batches, **options)
         metrics = {"loss_d": loss, "real_logits": real_logits, "fake_logits": fake_logits}
         if due:
             self._penalty = penalty.detach()
@@ -405,24 +416,30 @@ class GAN(GenerativeModule):
     @contextmanager
     def _training_only(self, optimizer: LightningOptimizer, sync: bool) -> Iterator[None]:
         """Inside the context only this optimizer's parameters get gradients, reduced over ranks if `sync` is true."""
-        with ExitStack() as stack:
-            stack.enter_context(self.toggled_optimizer(optimizer))
-            strategy = self.trainer.strategy
-            if not sync and isinstance(strategy, ParallelStrategy):
-                stack.enter_context(strategy.block_backward_sync())
-            yield
+        own = {id(p) for p in optimizer_parameters(optimizer.optimizer)}
+        others = [p for other in self.trainer.optimizers for p in optimizer_parameters(other) if id(p) not in own]
+        frozen = [p for p in others if p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        strategy = self.trainer.strategy
+        blocks = not sync and isinstance(strategy, ParallelStrategy)
+        try:
+            with cast(ParallelStrategy, strategy).block_backward_sync() if blocks else nullcontext():
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
-    def _step(
-        self, optimizer: LightningOptimizer, network: nn.Module, name: str, log: bool, counted: bool = True
-    ) -> dict[str, Tensor]:
+    def _step(self, optimizer: LightningOptimizer, name: str, log: bool, counted: bool = True) -> dict[str, Tensor]:
         """Clips one network's gradients, steps and clears them; only counted steps advance `global_step`."""
         measured = self.gradient_clip_val or log
-        self._stepping = [p for group in optimizer.param_groups for p in group["params"]] if measured else []
+        self._stepping = optimizer_parameters(optimizer.optimizer) if measured else []
         if not counted:
             skip_step_count(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        network.zero_grad()  # also what the optimizer does not train, such as the biases beside Muon
+        for parameter in self._untrained[name]:
+            parameter.grad = None
         return {f"grad_norm_{name}": self._grad_norm} if self._stepping else {}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

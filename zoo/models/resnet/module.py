@@ -68,5 +68,6 @@ class ResNetClassifier(Classifier):
                     "data module); leave whitening out"
                 )
             samples = data.training_samples(WHITENED_SAMPLES)
-            for network in (self.network, *([] if self.ema is None else [self.ema.network])):
+            networks: list[Any] = [self.network, *([] if self.ema is None else [self.ema.network])]
+            for network in networks:
                 network.whiten(samples)

@@ -19,6 +19,8 @@ from zoo.callbacks import SampleLogger
 from zoo.datamodules import Digits
 from zoo.errors import UserError
 from zoo.models import ConvDiscriminator, MLPGenerator
+from zoo.models.gan import module
+from zoo.models.gan.losses import zero_centered_gradient_penalty
 from zoo.seeding import SampleNoise, sample_seeds
 
 SMALL = {"input_shape": (1, 8, 8), "num_classes": 10, "latent_dim": 4, **mlps(16)}
@@ -172,7 +174,7 @@ def test_the_penalty_is_in_the_loss_with_its_factor(penalty):
     if penalty in expected:
         assert measured.item() == pytest.approx(expected[penalty], rel=1e-5)
     losses = []
-    model.manual_backward = lambda loss: losses.append(loss.item())
+    model.manual_backward = lambda loss, **_: losses.append(loss.item())
     trainer = quiet(max_epochs=1, limit_train_batches=1)
     model.adversarial_loss = replace(model.adversarial_loss, discriminator=lambda r, f: r.sum() * 0)
     seen = []
@@ -292,6 +294,19 @@ def test_every_loss_logs_its_own_metrics(loss):
     if "train/value_optimum" in logged:
         assert logged["train/value_optimum"] == pytest.approx(-math.log(4))
         assert 0 < logged["train/d_real"] < 1
+
+
+def test_a_penalized_step_computes_no_gradients_at_the_samples(monkeypatch):
+    samples = []
+
+    def keep(logits, *inputs):
+        samples.extend(inputs)
+        return zero_centered_gradient_penalty(logits, *inputs)
+
+    monkeypatch.setattr(module, "zero_centered_gradient_penalty", keep)
+    fit(plain(penalty="r1_r2", penalty_interval=2), batches=4)
+    assert len(samples) == 4  # data and samples of two steps
+    assert all(x.requires_grad and x.grad is None for x in samples)
 
 
 def test_bfloat16_training_computes_penalties_in_float32():

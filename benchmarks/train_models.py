@@ -1,0 +1,234 @@
+"""Training of the models in `zoo/weights/`, each by its recipe, with its card and its row of `results.csv`. Usage:
+
+    python -m benchmarks.train_models gan-digits diffusion-digits
+    python -m benchmarks.train_models resnet-fashion-mnist --root data
+    python -m benchmarks.train_models gan-digits --out models --trainer.max_steps 12000    # in a folder of your own
+
+Each model is the best checkpoint of one run with seed 0, chosen on the validation split; the test split, or for a
+language model the held-out text, is measured once, at the end. The same versions, kind of CPU and number of threads
+give the same weights. Other options are those of `zoo fit`; with them, `--out` must name a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from benchmarks.common import run_recipe
+from benchmarks.output import markdown_table, new_parser
+from zoo.checkpoints.pretrained import WEIGHTS
+from zoo.cli.fit import run_trainer
+from zoo.registry import trained_results
+from zoo.sharing.card import Facts, Result
+
+FOLDER = Path(zoo.__file__).parent / "weights"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+MARKED = re.compile(r"(<!-- models -->\n).*?(\n<!-- end -->)", re.DOTALL)
+COLUMNS = (
+    "model", "class", "data", "metric", "value", "floor", "samples", "seed", "parameters", "bytes", "sha256", "command",
+)  # fmt: skip
+DIGITS = (
+    "1,797 handwritten digits of 8x8 pixels of the UCI repository (Alpaydin and Kaynak 1998), CC BY 4.0; 1,200 images "
+    "to train on, 300 for validation, 297 for the test."
+)
+CLOTHES = (
+    "Fashion-MNIST, 70,000 gray pictures of clothes of 28x28 pixels (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747), "
+    "MIT license, copyright 2017 Zalando SE; 10,000 images are the test split."
+)
+BF16 = "--trainer.precision=bf16-mixed"  # on a CPU with bf16 instructions
+POINTS = "Synthetic points, drawn from a known density."
+SMALL = (
+    "Trained for minutes on two CPU cores, to be looked at and built upon; larger networks and longer runs do better."
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a model is made.
+
+    Attributes:
+        recipes: recipes, stacked in this order.
+        data: sentences on the data and its license.
+        limits: sentences on what the model is not good for.
+        options: further options of `fit`.
+        root: the data is read from the folder `--root`.
+        split: split of the results, "test" or "val".
+        teacher: trained model whose checkpoint is the teacher.
+    """
+
+    recipes: Sequence[str]
+    data: str
+    limits: str = SMALL
+    options: Sequence[str] = ()
+    root: bool = False
+    split: str = "test"
+    teacher: str = ""
+
+
+SPECS = {
+    "gan-digits": Spec(["gan_digits.yaml"], DIGITS),
+    "gan-fashion-mnist": Spec(
+        ["gan.yaml", "fashion_mnist.yaml"], CLOTHES, f"{SMALL} It lacks variety: see recall beside its floor.",
+        [BF16, "--trainer.max_steps=14000", "--trainer.val_check_interval=3500"], root=True,
+    ),
+    "gan-points": Spec(["gan_points.yaml"], POINTS, "A picture of mode coverage on 8 modes."),
+    "diffusion-digits": Spec(["diffusion.yaml"], DIGITS),
+    "diffusion-fashion-mnist": Spec(
+        ["diffusion_fashion.yaml", "fashion_mnist.yaml"], CLOTHES, root=True,
+        options=[
+            BF16, "--data.val_size=2000", "--model.excess_samples=0", "--trainer.max_steps=4800",
+            "--trainer.val_check_interval=4800",
+        ],
+    ),
+    "diffusion-points": Spec(["diffusion_points.yaml"], POINTS, "A picture of the film run backwards, in the plane."),
+    "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
+    "mlp-fashion-mnist": Spec(["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=True),
+    "resnet-fashion-mnist": Spec(
+        ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, "--trainer.max_epochs=14"], root=True
+    ),
+    "vit-fashion-mnist": Spec(["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=True),
+    "transformer-shakespeare": Spec(
+        ["shakespeare_cpu.yaml"],
+        "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
+        f"It writes what looks like Shakespeare, and means nothing. {SMALL}", root=True, split="val",
+    ),
+    "seq2seq-reverse": Spec(
+        ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
+    ),
+}  # fmt: skip
+
+
+def command(name: str, spec: Spec, extra: Sequence[str] = ()) -> str:
+    """Command that makes a model, as it is typed in a checkout."""
+    return " ".join(["python -m benchmarks.train_models", name, *(["--root data"] if spec.root else []), *extra])
+
+
+def make(
+    name: str, spec: Spec, root: str | None, out: Path, runs: str, extra: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Trains, measures and saves a model.
+
+    Args:
+        name: name of the model.
+        spec: how it is made.
+        root: folder of the dataset.
+        out: folder in which the folder of the model is written, or replaced.
+        runs: folder of the runs.
+        extra: further options of `fit`.
+
+    Returns:
+        Rows of `results.csv`.
+    """
+    options = [*spec.options, *([f"--data.{_root_option(spec)}={root}"] if spec.root else [])]
+    if spec.teacher:
+        options.append(f"--model.teacher={out / spec.teacher}")
+    trainer, _ = run_recipe(spec.recipes, runs, 0, *options, *extra)
+    return save(name, spec, Path(trainer.log_dir or ""), out, command(name, spec, extra))
+
+
+def save(name: str, spec: Spec, run: Path, out: Path, made_by: str) -> list[dict[str, Any]]:
+    """Measures the best checkpoint of a run and saves it with its card; returns its rows of `results.csv`."""
+    best = run / "checkpoints" / "best.ckpt"
+    measure = "test" if spec.split == "test" else "validate"
+    tested = run_trainer([measure, f"--config={run / 'config.yaml'}", f"--ckpt_path={best}"]).trainer
+    values = {key: float(value) for key, value in tested.callback_metrics.items() if key.startswith(f"{spec.split}/")}
+    results = [
+        Result(key, value, values.get(f"{key}_floor")) for key, value in values.items() if not key.endswith("_floor")
+    ]
+    data: Any = tested.datamodule  # type: ignore[attr-defined]
+    samples = len(data.labels(spec.split)) if hasattr(data, "labels") else 0
+    model = zoo.load(best)
+    facts = Facts(made_by, spec.data, spec.limits, results, samples)
+    folder = model.save_pretrained(out / name, name=name, license="mit", run=run, facts=facts, overwrite=True)
+    weights = (folder / WEIGHTS).read_bytes()
+    common = {
+        "model": name,
+        "class": type(model).__name__,
+        "data": type(data).__name__,
+        "samples": samples or "",
+        "seed": 0,
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "bytes": len(weights),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "command": made_by,
+    }
+    return [
+        common
+        | {"metric": one.metric, "value": f"{one.value:.6g}", "floor": "" if one.floor is None else f"{one.floor:.6g}"}
+        for one in results
+    ]
+
+
+def _root_option(spec: Spec) -> str:
+    return "path" if spec.recipes[0].startswith("shakespeare") else "root"
+
+
+def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `results.csv`; models that are not among the rows keep theirs."""
+    kept: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if row["model"] not in {new["model"] for new in rows}]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *rows], key=lambda row: row["model"]))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Table of all models in Markdown: what each is, its size, and its metrics beside their floors."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    lines = []
+    for name, results in by_model.items():
+        first = results[0]
+        parameters = f"{int(first['parameters']):,}"
+        values = [
+            f"{one['metric'].partition('/')[2]} {float(one['value']):.3g}"
+            + (f" ({float(one['floor']):.3g})" if one["floor"] else "")
+            for one in results
+        ]
+        lines.append([f"`{name}`", f"`{first['class']}`", f"`{first['data']}`", parameters, ", ".join(values)])
+    return markdown_table(["name", "class", "data", "parameters", "measured (floor)"], lines)
+
+
+def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The text of a page with the table between its marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{table(rows)}\n{found[2]}", page)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("models", nargs="+", choices=list(SPECS), help="models to make")
+    parser.add_argument("--root", help="folder of the dataset")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the models")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    options, extra = parser.parse_known_args(args)
+    if extra and options.out == FOLDER:
+        parser.error(f"with {' '.join(extra)} the models are not those of the package: give --out FOLDER")
+    for name in options.models:
+        if SPECS[name].root and options.root is None:
+            parser.error(f"{name} needs --root, the folder of its dataset")
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as runs:
+            rows = make(name, SPECS[name], options.root, options.out, runs, extra)
+        write_results(options.out / "results.csv", rows)
+        if options.out == FOLDER:
+            PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), trained_results()), encoding="utf-8")
+        print(f"{options.out / name}: " + ", ".join(f"{row['metric']} {row['value']}" for row in rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Trained models that ship with the package: found by name, intact, and as good as their cards say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+import zoo
+from benchmarks.train_models import PAGE, SPECS, filled
+from tests.helpers.command import fails
+from zoo.checkpoints.pretrained import WEIGHTS
+from zoo.cli.list import run_list
+from zoo.cli.options import name_checkpoint
+from zoo.cli.sample import run_sample
+from zoo.datamodules import Digits, FashionMNISTSubset
+from zoo.errors import UserError
+from zoo.hub.trained import find_trained, list_models
+from zoo.registry import trained_folders, trained_results
+
+CLOTHES = "FashionMNIST"
+MOST_BYTES = 20e6  # of all together, in the wheel
+NAMES = list_models()
+
+
+def results_of(name):
+    return [row for row in trained_results() if row["model"] == name]
+
+
+# What is in the folders
+
+
+def test_the_folders_the_results_and_the_specifications_name_the_same_models():
+    assert NAMES and set(NAMES) == {row["model"] for row in trained_results()} <= set(SPECS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_are_those_that_were_measured(name):
+    (digest,) = {row["sha256"] for row in results_of(name)}
+    weights = (trained_folders()[name] / WEIGHTS).read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == digest
+    assert {int(row["bytes"]) for row in results_of(name)} == {len(weights)}
+
+
+def test_all_models_together_are_small():
+    files = [path for folder in trained_folders().values() for path in folder.iterdir()]
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_tells_how_the_model_was_made_what_was_measured_and_whose_the_data_is(name):
+    card = (trained_folders()[name] / "README.md").read_text(encoding="utf-8")
+    for row in results_of(name):
+        assert f"| `{row['metric']}` | {float(row['value']):.4g} |" in card
+        assert f"Made by `{row['command']}`." in card
+    assert SPECS[name].data in card and SPECS[name].limits in card
+    config = json.loads((trained_folders()[name] / "config.json").read_text(encoding="utf-8"))
+    assert config["model_class"].endswith(f".{results_of(name)[0]['class']}")
+
+
+def test_the_page_shows_what_was_measured():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == filled(page, trained_results()), "python -m benchmarks.train_models writes the table"
+    assert all(f"| `{name}` |" in page for name in NAMES)
+
+
+# By name
+
+
+def test_models_are_found_by_patterns():
+    assert list_models("gan-*") == [name for name in NAMES if name.startswith("gan-")] != []
+    assert list_models("nothing*") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_loaded_by_its_name_and_is_ready_for_use(name):
+    model = zoo.load(name)
+    assert not model.training
+    if hasattr(model, "sample"):
+        samples = model.sample(2, generator=torch.Generator().manual_seed(0))
+        assert len(samples) == 2 and (samples.dtype == torch.int64 or samples.isfinite().all())
+    else:
+        predictions = model.predict(torch.zeros(2, *model.input_shape))
+        assert len(predictions.names) == 2
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match="gan-digit is not a trained model of the zoo; did you mean gan-digits"):
+        find_trained("gan-digit")
+    with pytest.raises(UserError, match=r"gan-digit is neither .* did you mean gan-digits"):
+        zoo.load("gan-digit")
+    with pytest.raises(
+        UserError, match=r"GAN is not a trained model .*; the class of a checkpoint's model is --model_cla"
+    ):
+        find_trained("GAN", "--model_class")
+
+
+def test_a_file_of_the_same_name_comes_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    zoo.GAN((1, 8, 8)).save_pretrained("gan-digits")
+    assert zoo.load("gan-digits").hparams["conditional"] is False
+
+
+# On the command line
+
+
+def test_a_name_stands_for_the_folder_of_the_model():
+    folder = str(trained_folders()["gan-digits"])
+    for words in (["--model", "gan-digits", "--n", "3"], ["--model=gan-digits", "--n", "3"]):
+        assert name_checkpoint(words) == ["--ckpt_path", folder, "--n", "3"]
+    assert name_checkpoint(["--ckpt_path", "model", "--n", "3"]) == ["--ckpt_path", "model", "--n", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "gan-digits", "--ckpt_path", "x"], "--model and --ckpt_path both name a model: leave one out"),
+        (["--model", "--n", "3"], "--model must be followed by the name of a trained model"),
+        (["--model", "gan"], "gan is not a trained model of the zoo"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises(UserError, match=message):
+        name_checkpoint(words)
+
+
+def test_commands_take_the_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_sample(["sample", "--model", "gan-digits", "--n", "4"])
+    assert "4 samples of GAN in samples.png" in capsys.readouterr().out and (tmp_path / "samples.png").is_file()
+    for command in ("edit", "predict"):
+        options = ["--images", "samples.png"] if command == "predict" else ["--image", "samples.png", "--task", "vary"]
+        assert "holds a GAN" in fails(capsys, command, "--model", "gan-digits", *options)
+
+
+def test_list_names_them_with_what_was_measured(capsys):
+    run_list(["list", "models"])
+    shown = capsys.readouterr().out
+    assert "\ntrained models:\n" in shown and "GAN on Digits: test/fd" in shown and "recipes:" not in shown
+    with pytest.raises(UserError, match="list wights: there is no such kind of things; did you mean weights"):
+        run_list(["list", "wights"])
+
+
+# As good as they say
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] == "Digits"])
+def test_the_metrics_of_the_card_are_measured_again(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    (found,) = Trainer(accelerator="cpu", **quiet).test(zoo.load(name), Digits(eval_batch_size=500), verbose=False)
+    for row in results_of(name):
+        # The same samples up to rounding: other processors move a sample in a thousand to another neighbor.
+        assert found[row["metric"]] == pytest.approx(float(row["value"]), rel=0.02), row["metric"]
+
+
+def accuracy_of(name):
+    """Test accuracy on record, None for what is no classifier of clothes."""
+    values = [float(row["value"]) for row in results_of(name) if (row["metric"], row["data"]) == ("test/acc", CLOTHES)]
+    return values[0] if values else None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if accuracy_of(name)])
+def test_classifiers_of_clothes_are_about_as_good_on_the_test_images_in_the_package(name):
+    """A fifth of the test images that the value on record is measured on."""
+    data, value = FashionMNISTSubset(), accuracy_of(name)
+    data.setup("test")
+    x, y = data.split("test")
+    accuracy = (zoo.load(name).predictive(x).log_probabilities.argmax(1) == y).float().mean().item()
+    assert accuracy == pytest.approx(value, abs=4 * (value * (1 - value) / len(y)) ** 0.5)
