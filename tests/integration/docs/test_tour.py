@@ -74,10 +74,10 @@ def test_index_and_list_name_every_section(capsys):
         (["gan"], f"the tour has no section gan; there are {', '.join(SECTIONS)}"),
         (["--angle=3"], "the section comes before its options"),
         (["optimizers", "--angel=3"], "--angel is not an option; did you mean --angle?"),
-        (["optimizers", "--angle=inf"], "angle is inf; it must be at most 360"),
+        (["optimizers", "--angle=400"], "angle is 400.0; it must be at most 360"),
         (["vanishing", "--depth=3"], "depth is 3; it must be at least 4"),
         (["equilibrium", "--lr=0"], "it must be at least 0.001"),
-        (["backwards", "--offset=-inf"], "offset is -inf; it must be at least -100"),
+        (["backwards", "--offset=-1000"], "offset is -1000.0; it must be at least -100"),
         (["optimizers", "--seeds=0"], "seeds is 0; it must be at least 1"),
     ],
 )
