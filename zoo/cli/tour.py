@@ -51,7 +51,7 @@ def _draw(name: str, words: Sequence[str]) -> None:
     given = parser.parse_args(list(words)).as_dict()
     out, shown, overwrite = (given.pop(key) for key in ("out", "open", "overwrite"))
     path = output_path(out, f"{name}.png", overwrite)
-    save_png(path, draw(**given), overwrite, colors=128)
+    save_png(path, draw(**given), overwrite, colors=256)
     print(f"wrote {path}")
     if shown and _has_screen():
         import webbrowser

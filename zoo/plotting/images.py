@@ -59,7 +59,7 @@ def save_png(path: Path, image: RGBImage, overwrite: bool = False, colors: int |
     """
     picture = Image.fromarray(image)
     if colors is not None:
-        picture = picture.quantize(colors, dither=Image.Dither.NONE)
+        picture = picture.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with write_output(path, overwrite) as file:
         picture.save(file, "PNG", optimize=colors is not None)
 
