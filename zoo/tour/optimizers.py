@@ -92,12 +92,12 @@ def trace(
     """
     turn = rotation(degrees)
     x = (turn @ torch.tensor(surface.start, dtype=torch.double)).requires_grad_()
-    steepest = optimizer([x])
+    algorithm = optimizer([x])
     path = [x.detach().clone()]
     for _ in range(steps):
-        steepest.zero_grad()
+        algorithm.zero_grad()
         surface.loss(x @ turn).backward()  # x @ turn turns x back
-        steepest.step()
+        algorithm.step()
         path.append(x.detach().clone())
     return torch.stack(path)
 
