@@ -31,6 +31,7 @@ COMMANDS = {
     "edit": ("zoo.cli.edit", "run_edit"),
     "export": ("zoo.cli.export", "run_export"),
     "list": ("zoo.cli.list", "run_list"),
+    "tour": ("zoo.cli.tour", "run_tour"),
 }
 
 HELP = """usage: {program} COMMAND [options]
@@ -45,6 +46,7 @@ commands:
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   export     write a model to a file that runs without this package:  {program} export --ckpt_path FILE --out model.onnx
   list       list models, data, callbacks, recipes, search spaces and weights
+  tour       draw a figure of the lecture:  {program} tour optimizers
 
 {program} COMMAND --help lists the options of a command; {program} --version prints the version."""
 

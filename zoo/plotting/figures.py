@@ -9,6 +9,8 @@ import numpy as np
 
 from zoo.plotting.images import RGBImage
 
+#: Colors that people with any common color vision tell apart (Okabe and Ito 2008, "Color Universal Design").
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARGINS = {"left": 0.75, "right": 0.15, "bottom": 0.5, "top": 0.35}  # inches around each panel of a fast figure
 
 

@@ -48,10 +48,20 @@ def image_grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int =
     return picture
 
 
-def save_png(path: Path, image: RGBImage, overwrite: bool = False) -> None:
-    """Writes an image (height, width, 3)."""
+def save_png(path: Path, image: RGBImage, overwrite: bool = False, colors: int | None = None) -> None:
+    """Writes an image (height, width, 3).
+
+    Args:
+        path: file to write.
+        image: pixels.
+        overwrite: replace an existing file.
+        colors: number of colors, at most 256, to which the image is reduced for a smaller file; all by default.
+    """
+    picture = Image.fromarray(image)
+    if colors is not None:
+        picture = picture.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with write_output(path, overwrite) as file:
-        Image.fromarray(image).save(file, "PNG")
+        picture.save(file, "PNG", optimize=colors is not None)
 
 
 def save_gif(path: Path, frames: Sequence[RGBImage], seconds: float = 0.08, overwrite: bool = False) -> None:

@@ -30,7 +30,7 @@ LIGHT = """
 import sys
 import zoo
 from zoo.cli.main import main
-for args in ([], ["--help"], ["--version"], ["list"]):
+for args in ([], ["--help"], ["--version"], ["list"], ["tour"]):
     main(args)
     loaded = {"torch", "lightning", "jsonargparse", "wandb", "matplotlib"} & set(sys.modules)
     assert not loaded, (args, loaded)

@@ -75,3 +75,11 @@ OTHERS = [
     Page("CHANGELOG.md"),
     *(Page(path.relative_to(CHECKOUT).as_posix()) for path in sorted((CHECKOUT / "examples").rglob("README.md"))),
 ]
+
+#: Options for a quick figure of each section of the tour.
+QUICK_TOUR = {
+    "optimizers": ["--steps=5", "--train_steps=3", "--rates=2", "--seeds=1"],
+    "vanishing": ["--depth=4", "--width=8", "--steps=2", "--images=16"],
+    "equilibrium": ["--steps=3", "--game_steps=3"],
+    "backwards": ["--n=200", "--steps=5", "--training=3"],
+}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.helpers.command import CHECKOUT, TINY, fails, run_program
 from tests.helpers.plugin import write_metadata
-from tests.integration.docs.pages import PAGES
+from tests.integration.docs.pages import PAGES, QUICK_TOUR
 from zoo.cli.main import main
 
 SHORT = ["--trainer.limit_val_batches=2"]
@@ -73,6 +73,8 @@ def shortened(command: str) -> list[str]:
     arguments = shlex.split(command)[2:]
     if "--images" in arguments:
         return arguments
+    if arguments[0] == "tour":
+        return [*arguments, *(QUICK_TOUR[arguments[1]] if arguments[1:] else ())]
     if arguments[0] in ("validate", "test", "predict"):
         return [*arguments, *SHORT_EVALUATION]
     if arguments[0] not in ("fit", "tune"):

@@ -64,3 +64,15 @@ def test_an_animation_has_all_its_frames(tmp_path):
     assert animation.n_frames == 5
     animation.seek(3)
     assert abs(int(np.asarray(animation.convert("RGB")).mean()) - 120) < 8
+
+
+def test_png_of_few_colors_keeps_rare_ones(tmp_path):
+    image = np.full((200, 200, 3), 255, dtype=np.uint8)
+    image[:, :, 0] = image[:, :, 1] = np.arange(200)[:, None]  # many hues of one color
+    image[0, 0] = (204, 121, 167)
+    save_png(tmp_path / "all.png", image)
+    save_png(tmp_path / "few.png", image, colors=32)
+    with Image.open(tmp_path / "few.png") as few:
+        found = np.asarray(few.convert("RGB")).astype(int)
+    assert np.abs(found[0, 0] - (204, 121, 167)).max() < 16
+    assert len(np.unique(found.reshape(-1, 3), axis=0)) <= 32

@@ -1,0 +1,1 @@
+"""The tour: figures of the lecture's claims, a module for each section. `zoo tour SECTION` draws one."""

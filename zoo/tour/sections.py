@@ -1,0 +1,27 @@
+"""Sections of the tour, in the lecture's order. Each is a module `zoo.tour.NAME` with a function `draw`.
+
+This module imports nothing heavy, so that `zoo tour` lists the sections in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.plotting.images import RGBImage
+
+#: Summary of each section, by its name.
+SECTIONS = {
+    "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
+    "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
+    "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
+    "backwards": "diffusion and its reversal: force, noise level, memorized training samples",
+}
+
+
+def find_section(name: str) -> Callable[..., RGBImage]:
+    """The function that draws the figure of a section, (height, width, 3); its arguments are the section's options."""
+    function: Callable[..., RGBImage] = import_module(f"zoo.tour.{name}").draw
+    return function
