@@ -1,1 +1,1 @@
-"""Weights of small pretrained models, as safetensors files."""
+"""Feature extractors as safetensors files, and trained models, a folder each; `results.csv` tells how good they are."""
