@@ -53,8 +53,8 @@ class GradientFlow(Callback):
 
     The table of a resumed run is complete and has no duplicates: it goes on where the checkpoint was written, if the
     file has the same rows up to there. Otherwise a new file with a number begins with the measurements in the
-    checkpoint. These are at most `MOST` of a network, from which the plot is made: of more, every second one is
-    dropped, so that neither memory nor checkpoints grow with the length of a run.
+    checkpoint. These are at most `MOST` of a network, from which the plot is made: every one, every second, every
+    fourth of the run, and the last, so that neither memory nor checkpoints grow with its length.
 
     Under FSDP all ranks measure together, and the norms are those of the whole tensors.
 
@@ -175,6 +175,7 @@ class GradientFlow(Callback):
         """Keeps a measurement, and writes it to the table and the loggers."""
         network = measurement.network
         before = self.verdicts.get(network)
+        measurement.number = max((m.number + 1 for m in self.measurements if m.network == network), default=0)
         self.measurements = _thinned([*self.measurements, measurement], network)
         self.verdicts[network] = measurement.verdict(**self.thresholds)
         if before is None or before.state != self.verdicts[network].state:
@@ -293,12 +294,12 @@ class Written:
 
 
 def _thinned(measurements: list[Measurement], network: str) -> list[Measurement]:
-    """Without every second measurement of a network, if there are more than `MOST`; the last one is kept."""
-    own = [m for m in measurements if m.network == network]
-    if len(own) <= MOST:
-        return measurements
-    dropped = {id(m) for m in own[1:-1:2]}
-    return [m for m in measurements if id(m) not in dropped]
+    """Of a network's measurements, those at the least distance 1, 2, 4, ... for which `MOST` suffice, and the last."""
+    last = max(m.number for m in measurements if m.network == network)
+    distance = 1
+    while last // distance + 1 >= MOST:
+        distance *= 2
+    return [m for m in measurements if m.network != network or m.number % distance == 0 or m.number == last]
 
 
 def _csv_rows(measurements: list[Measurement]) -> str:

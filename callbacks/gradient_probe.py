@@ -53,6 +53,7 @@ class Measurement:
         layers: names of its layers, from input to output.
         rows: one row per layer.
         dead_relus: fraction of ReLU units that are zero throughout the batch; NaN without ReLUs.
+        number: number of measurements of the network before this one.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Measurement:
     layers: tuple[str, ...]
     rows: list[Row]
     dead_relus: float = math.nan
+    number: int = 0
 
     def with_gradient(self) -> list[Row]:
         """Rows of the layers that have a gradient."""
