@@ -16,7 +16,6 @@ turn.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 import tempfile
@@ -267,10 +266,10 @@ def main(args: Sequence[str] | None = None) -> None:
             seconds = measure(options.recipe, folder, extra, start)
     finally:
         sys.argv = typed
-    from benchmarks.output import markdown_table
+    from benchmarks.output import markdown_table, report
 
     total = sum(seconds.values())
-    print(json.dumps({"recipe": options.recipe, "cpu_seconds": round(total, 2), "parts": rounded(seconds)}))
+    report(options.recipe, None, cpu_seconds=round(total, 2), parts=rounded(seconds))
     small = [name for name, value in seconds.items() if value < total * options.least / 100]
     ordered = sorted(((name, value) for name, value in seconds.items() if name not in small), key=lambda part: -part[1])
     ordered.append((f"{len(small)} parts below {options.least:g}%", sum(seconds[name] for name in small)))

@@ -13,7 +13,6 @@ Usage:
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from benchmarks.output import markdown_table, new_parser
+from benchmarks.output import markdown_table, new_parser, report
 from zoo.cli.fit import ZooCLI, run_trainer
 from zoo.datamodules import Digits
 from zoo.models.gan.network import MLPDiscriminator, MLPGenerator
@@ -204,7 +203,6 @@ def compare(recipe: str, steps: int, blocks: int, extra: Sequence[str]) -> dict[
     ours, plain = turns.seconds["lightning"], turns.seconds["plain"]
     ratios = [b / a for a, b in zip(ours, plain, strict=False)]
     return {
-        "recipe": recipe,
         "lightning_ms": round(1000 * statistics.median(ours) / steps, 3),
         "plain_ms": round(1000 * statistics.median(plain) / steps, 3),
         "speed": round(statistics.median(ratios), 3),
@@ -224,7 +222,7 @@ def main(args: Sequence[str] | None = None) -> None:
     rows = []
     for recipe in options.recipes:
         found = compare(recipe, max(1, round(RECIPES[recipe] * options.scale)), options.blocks, extra)
-        print(json.dumps(found), flush=True)
+        report(recipe, None, **found)
         rows.append([recipe, *(f"{found[name]:.2f}" for name in ("plain_ms", "lightning_ms")), f"{found['speed']:.3f}"])
     print(
         markdown_table(["recipe", "plain, ms a step", "Lightning, ms a step", "steps/s of Lightning over plain"], rows)

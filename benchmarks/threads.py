@@ -10,7 +10,6 @@ Beside it stands the mean work of a layer, from which `zoo.callbacks.threads` ch
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.output import markdown_table, new_parser
+from benchmarks.output import markdown_table, new_parser, report
 from benchmarks.overhead import LONG, RECIPES, digits_gan, load_plain
 from zoo.callbacks.threads import LAYERS, multiply_adds, useful_threads
 
@@ -75,7 +74,6 @@ def measure(recipe: str, threads: Sequence[int], steps: int, blocks: int) -> dic
         torch.set_num_threads(before)
     mean = statistics.mean(work.counts)
     return {
-        "recipe": recipe,
         "layer": mean,
         "chosen": useful_threads(mean),
         "ms": round(1000 * statistics.median(wall[threads[0]]), 2),
@@ -99,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> None:
     rows = []
     for recipe in options.recipes:
         found = measure(recipe, options.threads, max(1, round(RECIPES[recipe] * options.scale)), options.blocks)
-        print(json.dumps(found), flush=True)
+        report(recipe, None, **found)
         gains = [f"{found[kind][n]:.2f}" for n in options.threads[1:] for kind in ("gain", "cpu")]
         rows.append([recipe, f"{found['layer'] / 1e6:.1f}", str(found["chosen"]), f"{found['ms']:.1f}", *gains])
     columns = [f"{what}, {n} threads" for n in options.threads[1:] for what in ("speed", "CPU time")]

@@ -44,6 +44,7 @@ CLOTHES = (
     "Fashion-MNIST, 70,000 gray pictures of clothes of 28x28 pixels (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747), "
     "MIT license, copyright 2017 Zalando SE; 10,000 images are the test split."
 )
+ROOT = "--data.root"
 BF16 = "--trainer.precision=bf16-mixed"  # on a CPU with bf16 instructions
 POINTS = "Synthetic points, drawn from a known density."
 SMALL = (
@@ -60,7 +61,7 @@ class Spec:
         data: sentences on the data and its license.
         limits: sentences on what the model is not good for.
         options: further options of `fit`.
-        root: the data is read from the folder `--root`.
+        root: option of `fit` that is given `--root`, the place of the dataset; none if the package has the data.
         split: split of the results, "test" or "val".
         teacher: trained model whose checkpoint is the teacher.
     """
@@ -69,7 +70,7 @@ class Spec:
     data: str
     limits: str = SMALL
     options: Sequence[str] = ()
-    root: bool = False
+    root: str = ""
     split: str = "test"
     teacher: str = ""
 
@@ -78,12 +79,12 @@ SPECS = {
     "gan-digits": Spec(["gan_digits.yaml"], DIGITS),
     "gan-fashion-mnist": Spec(
         ["gan.yaml", "fashion_mnist.yaml"], CLOTHES, f"{SMALL} It lacks variety: see recall beside its floor.",
-        [BF16, "--trainer.max_steps=14000", "--trainer.val_check_interval=3500"], root=True,
+        [BF16, "--trainer.max_steps=14000", "--trainer.val_check_interval=3500"], root=ROOT,
     ),
     "gan-points": Spec(["gan_points.yaml"], POINTS, "A picture of mode coverage on 8 modes."),
     "diffusion-digits": Spec(["diffusion.yaml"], DIGITS),
     "diffusion-fashion-mnist": Spec(
-        ["diffusion_fashion.yaml", "fashion_mnist.yaml"], CLOTHES, root=True,
+        ["diffusion_fashion.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
         options=[
             BF16, "--data.val_size=2000", "--model.excess_samples=0", "--trainer.max_steps=4800",
             "--trainer.val_check_interval=4800",
@@ -91,15 +92,15 @@ SPECS = {
     ),
     "diffusion-points": Spec(["diffusion_points.yaml"], POINTS, "A picture of the film run backwards, in the plane."),
     "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
-    "mlp-fashion-mnist": Spec(["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=True),
+    "mlp-fashion-mnist": Spec(["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT),
     "resnet-fashion-mnist": Spec(
-        ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, "--trainer.max_epochs=14"], root=True
+        ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, "--trainer.max_epochs=14"], root=ROOT
     ),
-    "vit-fashion-mnist": Spec(["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=True),
+    "vit-fashion-mnist": Spec(["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
-        f"It writes what looks like Shakespeare, and means nothing. {SMALL}", root=True, split="val",
+        f"It writes what looks like Shakespeare, and means nothing. {SMALL}", root="--data.path", split="val",
     ),
     "seq2seq-reverse": Spec(
         ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
@@ -128,7 +129,7 @@ def make(
     Returns:
         Rows of `results.csv`.
     """
-    options = [*spec.options, *([f"--data.{_root_option(spec)}={root}"] if spec.root else [])]
+    options = [*spec.options, *([f"{spec.root}={root}"] if spec.root else [])]
     if spec.teacher:
         options.append(f"--model.teacher={out / spec.teacher}")
     trainer, _ = run_recipe(spec.recipes, runs, 0, *options, *extra)
@@ -166,10 +167,6 @@ def save(name: str, spec: Spec, run: Path, out: Path, made_by: str) -> list[dict
         | {"metric": one.metric, "value": f"{one.value:.6g}", "floor": "" if one.floor is None else f"{one.floor:.6g}"}
         for one in results
     ]
-
-
-def _root_option(spec: Spec) -> str:
-    return "path" if spec.recipes[0].startswith("shakespeare") else "root"
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -210,7 +207,7 @@ def filled(page: str, rows: Sequence[dict[str, Any]]) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("models", nargs="+", choices=list(SPECS), help="models to make")
-    parser.add_argument("--root", help="folder of the dataset")
+    parser.add_argument("--root", help="folder of the dataset, or file of the text")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the models")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     options, extra = parser.parse_known_args(args)

@@ -228,15 +228,16 @@ def _measured(facts: Facts) -> str:
         return ""
     split = {"val": "validation"}.get(name := facts.results[0].metric.partition("/")[0], name)
     count = f", {facts.samples:,} samples" if facts.samples else ""
+    measured = f"Measured once on the {split} split{count}."
+    if all(one.floor is None for one in facts.results):
+        rows = [f"| `{one.metric}` | {one.value:.4g} |" for one in facts.results]
+        return "\n".join(["| metric | value |", "| --- | --- |", *rows]) + f"\n\n{measured}"
     rows = [
         f"| `{one.metric}` | {one.value:.4g} | {'' if one.floor is None else f'{one.floor:.4g}'} |"
         for one in facts.results
     ]
     head = ["| metric | value | floor |", "| --- | --- | --- |"]
-    return (
-        "\n".join([*head, *rows])
-        + f"\n\nMeasured once on the {split} split{count}. The floor is the value of real data."
-    )
+    return "\n".join([*head, *rows]) + f"\n\n{measured} The floor is the value of real data."
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ RUNS = {
         Run(
             f"gan_digits.yaml --least 0 {SHORT} --trainer.callbacks=CurvePlotter",
             (
-                r'"recipe": "gan_digits.yaml", "cpu_seconds": \d',
+                r'"row": "gan_digits.yaml", "cpu_seconds": \d',
                 *(row(part, r"\d+\.\d\d", N) for part in ("training: forward", "training: backward", "validation")),
                 *(row(part, r"\d+\.\d\d", N) for part in ("parser and recipes", "CurvePlotter", "RunCSVLogger")),
                 row("all", N, "100"),
