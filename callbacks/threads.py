@@ -1,7 +1,7 @@
 """Number of CPU threads that torch computes with, chosen by the size of the layers.
 
 Torch starts as many threads as there are cores. Small layers gain nothing by them, while the threads that wait for the
-next operator keep their cores busy: the GAN on digits takes 1.9 times the CPU time with two threads, and hardly less time.
+next operator keep their cores busy: the GAN on digits takes 1.9 times the CPU time with two, and no less time.
 
 The rule is Amdahl's law. A layer of M multiply-adds has a serial part (Python, the launch of its operators, those that
 one thread computes), s, and a part that n threads share, p = 3 M / r at r multiply-adds a second of one core: one pass
