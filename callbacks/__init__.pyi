@@ -6,6 +6,7 @@ from .equilibrium import EquilibriumReport as EquilibriumReport
 from .gradient_flow import GradientFlow as GradientFlow
 from .mode_coverage import ModeCoverage as ModeCoverage
 from .non_finite import StopOnNonFinite as StopOnNonFinite
+from .notebook_progress import NotebookProgress as NotebookProgress
 from .out_of_distribution import OutOfDistribution as OutOfDistribution
 from .predictions import PredictionWriter as PredictionWriter
 from .progress import ShortProgressBar as ShortProgressBar

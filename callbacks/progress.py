@@ -8,13 +8,15 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from rich import get_console
+from rich.table import Table
 
 from zoo._lightning import ProgressBarHooks
 
 
 class ShortModelSummary(RichModelSummary):
-    """Lightning's table of modules and parameters, without the line of FLOPs where they were not counted."""
+    """Table of the modules that have parameters, without metrics, and the number of the parameters below it."""
 
     @staticmethod
     def summarize(
@@ -26,14 +28,18 @@ class ShortModelSummary(RichModelSummary):
         total_flops: int,
         **summarize_kwargs: Any,
     ) -> None:
-        sizes = (total_parameters, trainable_parameters, model_size)
+        columns = dict(summary_data)
+        names = ["Name", "Type", "Params", *(["FLOPs"] if total_flops else [])]
+        table = Table(header_style="bold")
+        for name in names:
+            table.add_column(name, justify="left" if name in ("Name", "Type") else "right")
+        for row in zip(*(columns[name] for name in names), strict=True):
+            if row[2].strip() != "0":
+                table.add_row(*row)
+        trained, total = (get_human_readable_count(count).strip() for count in (trainable_parameters, total_parameters))
         console = get_console()
-        with console.capture() as captured:
-            RichModelSummary.summarize(summary_data, *sizes, total_training_modes, total_flops, **summarize_kwargs)
-        lines = captured.get().splitlines(keepends=True)
-        console.out(
-            "".join(line for line in lines if total_flops or "Total FLOPs" not in line), end="", highlight=False
-        )
+        console.print(table)
+        console.out(f"{total} parameters, {trained} of them trained", highlight=False)
 
 
 class ShortProgressBar(ProgressBarHooks, RichProgressBar):

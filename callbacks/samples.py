@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from zoo.contracts import (
 )
 from zoo.errors import check_at_least, check_seed
 from zoo.files import save_texts, unused_path
+from zoo.notebook import Output, Rich, captioned, in_notebook
 from zoo.plotting.images import RGBImage, save_gif, save_png
 from zoo.plotting.samples import class_columns, render_frames, render_samples
 
@@ -40,8 +42,8 @@ class SampleLogger(Callback):
     For any LightningModule that offers `zoo.contracts.Generative`: images (n, C, H, W) in [-1, 1], points (n, D), or,
     with `Decoding`, tokens (n, T). Images are written to `samples/` in the run's folder, with an animation of all of
     them after training; with `Trajectories` also an animation of these. Points are drawn over training points if the
-    data offers `ReferenceSamples`. Text is written to files, and to a table in Weights & Biases. The callback draws its
-    own random numbers, so training does not depend on it.
+    data offers `ReferenceSamples`. Text is written to files, and to a table in Weights & Biases. A notebook shows the
+    newest samples in place. The callback draws its own random numbers, so training does not depend on it.
 
     Args:
         n: number of samples per image. A conditional model cycles through its classes, one per column unless there are
@@ -59,6 +61,7 @@ class SampleLogger(Callback):
         self.seed = seed
         self.animate = animate
         self._folder: Path | None = None
+        self._shown: Output | None = None
         self._last_step = -1
         self._images: list[Path] = []
         self._resumed: dict[str, Any] | None = None
@@ -80,6 +83,7 @@ class SampleLogger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step, self._images = -1, []
+        self._shown = Output() if in_notebook() else None
         resumed, self._resumed = self._resumed, None
         if resumed and self._folder and all((self._folder / name).is_file() for name in resumed["images"]):
             self._last_step = resumed["last_step"]
@@ -126,7 +130,8 @@ class SampleLogger(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if not takes_part(trainer) or self._folder is None or step == self._last_step:
+        nowhere = self._folder is None and self._shown is None
+        if not takes_part(trainer) or nowhere or step == self._last_step:
             return
         self._last_step = step
         model: Any = pl_module
@@ -136,9 +141,15 @@ class SampleLogger(Callback):
             return
         if offers(model, Decoding):
             self._write_texts(trainer, step, model.decode(samples))
+        else:
+            reference = self._reference(data_of(trainer)) if samples.ndim == 2 else None
+            self._write_image(trainer, step, render_samples(samples, self._columns(model), data=reference))
+
+    def _write_image(self, trainer: Trainer, step: int, image: RGBImage) -> None:
+        if self._shown is not None:
+            self._shown.show(captioned(image, f"samples after {step:,} steps"))
+        if self._folder is None:
             return
-        reference = self._reference(data_of(trainer)) if samples.ndim == 2 else None
-        image = render_samples(samples, self._columns(model), data=reference)
         path = unused_path(self._folder / f"step_{step:07d}.png")
         save_png(path, image)
         self._images.append(path)
@@ -152,7 +163,10 @@ class SampleLogger(Callback):
         return data.reference(2000) if offers(data, ReferenceSamples) else None
 
     def _write_texts(self, trainer: Trainer, step: int, texts: list[str]) -> None:
-        assert self._folder is not None
+        if self._shown is not None:
+            self._shown.show(Rich(f"<pre>{escape(texts[0])}</pre>", texts[0]))
+        if self._folder is None:
+            return
         save_texts(unused_path(self._folder / f"step_{step:07d}.txt"), texts)
         for logger in trainer.loggers:
             if offers(logger, TextLogger):

@@ -23,6 +23,7 @@ from zoo.contracts import attached_trainer, data_of
 from zoo.distributed.fsdp import shard
 from zoo.errors import UserError, check_choice
 from zoo.metrics import WindowedMetrics
+from zoo.models.display import to_html, to_text
 from zoo.models.ema import EMA
 from zoo.models.precision import check_precision, keep_precision
 from zoo.models.statistics import as_in_training, has_samples, training_batches
@@ -128,6 +129,12 @@ class ZooModule(HookNames, PretrainedMixin, LightningModule):
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def __repr__(self) -> str:
+        return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
 
     # Training
 

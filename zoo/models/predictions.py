@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+#: Most samples and classes that a notebook shows.
+SHOWN_SAMPLES, SHOWN_CLASSES = 20, 10
 
 
 class Prediction(NamedTuple):
@@ -26,6 +31,20 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
     entropy: float
     mutual_information: float
+
+    def _repr_html_(self) -> str:
+        likely = sorted(self.probabilities.items(), key=lambda pair: -pair[1])
+        rows = "".join(
+            f'<tr><td style="text-align: left">{escape(name)}</td><td>{p:.3f}</td><td style="text-align: left">'
+            f'<meter value="{p:.4f}" style="width: 12em"></meter></td></tr>'
+            for name, p in likely[:SHOWN_CLASSES]
+        )
+        rest = len(likely) - SHOWN_CLASSES
+        more = f", {rest} further classes" if rest > 0 else ""
+        return (
+            f"<table>{rows}</table><small>entropy {self.entropy:.3f}, mutual information "
+            f"{self.mutual_information:.3f} nats{more}</small>"
+        )
 
 
 @dataclass
@@ -88,15 +107,15 @@ class Predictions:
         return (self[index] for index in range(len(self)))
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows = "".join(
             f"<tr><td>{index}</td><td>{escape(one.class_name)}</td><td>{one.probability:.3f}</td>"
             f"<td>{one.entropy:.3f}</td><td>{one.mutual_information:.3f}</td></tr>"
-            for index, one in enumerate(self)
+            for index, one in enumerate(islice(self, SHOWN_SAMPLES))
         )
         heads = "".join(f"<th>{name}</th>" for name in ("", "class", "probability", "entropy", "mutual information"))
-        return f"<table><tr>{heads}</tr>{rows}</table>"
+        rest = len(self) - SHOWN_SAMPLES
+        more = f"<small>and {rest:,} further samples</small>" if rest > 0 else ""
+        return f"<table><tr>{heads}</tr>{rows}</table>{more}"
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "EquilibriumReport": {"model": gan, "data": points, "n": 100},
     "GradientFlow": {"every_n_steps": 3},
     "ModeCoverage": {"model": diffusion, "data": points, "n": 20},
+    "NotebookProgress": {},
     "OutOfDistribution": {},
     "PredictionWriter": {"path": "predictions.csv"},
     "SampleLogger": {"model": diffusion, "data": points, "n": 4, "every_n_steps": 3},

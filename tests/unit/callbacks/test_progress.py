@@ -13,13 +13,17 @@ from zoo.callbacks.progress import ShortModelSummary, ShortProgressBar
 
 
 @pytest.mark.parametrize("flops", [0, 2_000])
-def test_the_summary_names_flops_only_where_they_were_counted(flops, capsys):
-    columns = {" ": "0", "Name": "network", "Type": "MLP", "Params": "1.2 K", "Mode": "train", "FLOPs": "0"}
-    rows = [(name, [value]) for name, value in columns.items()]
-    ShortModelSummary.summarize(rows, 1200, 1200, 0.01, {"train": 1, "eval": 0}, total_flops=flops)
+def test_the_summary_has_modules_with_parameters_and_flops_only_where_they_were_counted(flops, capsys):
+    columns = {
+        " ": ["0", "1"], "Name": ["network", "val_acc"], "Type": ["MLP", "Accuracy"], "Params": ["1.2 K", "0"],
+        "Mode": ["train"] * 2, "FLOPs": ["2.0 K", "0"],
+    }  # fmt: skip
+    rows = list(columns.items())
+    ShortModelSummary.summarize(rows, 1200, 1000, 0.01, {"train": 1, "eval": 0}, total_flops=flops)
     output = capsys.readouterr().out
-    assert "Trainable params: 1.2 K" in output and "network" in output
-    assert ("Total FLOPs: 2.0 K" in output) == (flops > 0) == ("Total FLOPs" in output)
+    assert "network" in output and "val_acc" not in output
+    assert "1.2 K parameters, 1.0 K of them trained" in output
+    assert ("FLOPs" in output) == ("2.0 K" in output) == (flops > 0)
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(10, [0, 3, 5, 7]), (1000, [0, 1, 2, 3, 4, 5, 6, 7]), (0, [0, 7])])
