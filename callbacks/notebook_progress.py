@@ -15,9 +15,10 @@ from zoo.notebook import Output, Rich, in_notebook
 
 
 class NotebookProgress(ProgressBar):
-    """Progress of training in a notebook: a bar, one line on time and one with the newest metrics, replaced in place.
+    """Progress of training in a notebook: a bar, one line on time and one with the newest metrics, in place.
 
-    With `SampleLogger` the newest samples stand below it. Outside of a notebook it shows nothing; `ShortProgressBar` is
+    The metrics are those that the model logs for the progress bar, and those of validation. With `SampleLogger` the
+    newest samples stand below. Outside of a notebook it shows nothing; `ShortProgressBar` is
     for a terminal.
 
     Args:
@@ -75,8 +76,10 @@ class NotebookProgress(ProgressBar):
         self._output.show(Rich(f"<div>{bar}{escape(line)}<br>{escape(values)}</div>", f"{line}\n{values}".strip()))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        # All metrics and not only those for the bar: there is room, and they stay where they are.
-        return {name: value.item() for name, value in sorted(trainer.callback_metrics.items()) if value.numel() == 1}
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        validated = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        return {**metrics, **validated}
 
 
 def _total_steps(trainer: Trainer) -> int | None:

@@ -70,7 +70,8 @@ class SampleLogger(Callback):
         require(self, pl_module, Generative, remedy="use a generative model")
         if stage != "fit":
             return
-        folder = run_folder(trainer, missing="SampleLogger writes no images")
+        # A notebook shows them, with a folder or without.
+        folder = run_folder(trainer, missing="" if in_notebook() else "SampleLogger writes no images")
         self._folder = folder / "samples" if folder else None
 
     def state_dict(self) -> dict[str, Any]:

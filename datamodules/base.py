@@ -299,7 +299,18 @@ class InMemoryDataModule(LightningDataModule):
             )
 
     def dataset(self, name: str) -> TensorBatches:
-        """The split "train", "val" or "test" as a dataset of samples as they are stored, images as uint8."""
+        """The split "train", "val" or "test" as a dataset of samples as they are stored, images as uint8.
+
+        Raises:
+            UserError: it is not loaded, or there is no such split.
+        """
+        check_choice("split", name, ("train", "val", "test"))
+        if name not in self._splits:
+            stage = "test" if name == "test" else "fit"
+            raise UserError(
+                f'the {name} split of {type(self).__name__} is not loaded: call prepare_data() and setup("{stage}") '
+                "first, as a Trainer does"
+            )
         return self._splits[name]
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
@@ -309,7 +320,7 @@ class InMemoryDataModule(LightningDataModule):
             UserError: the floats would not fit into the available memory. `reference(n)` and the dataloaders have no
                 such limit.
         """
-        dataset = self._splits[name]
+        dataset = self.dataset(name)
         values = dataset.samples * torch.Size(self.input_shape).numel()
         size = values * (4 if dataset.x.dtype == torch.uint8 else dataset.x.element_size())
         check_fits(
@@ -323,7 +334,7 @@ class InMemoryDataModule(LightningDataModule):
 
     def labels(self, name: str) -> Tensor:
         """Labels of the split "train", "val" or "test", int64 (N,)."""
-        dataset = self._splits[name]
+        dataset = self.dataset(name)
         return dataset.y if dataset.index is None else dataset.y[dataset.index]
 
     def reference(self, n: int) -> Tensor:
@@ -337,7 +348,7 @@ class InMemoryDataModule(LightningDataModule):
         Returns:
             Floats (n, *input_shape), or all samples if there are fewer.
         """
-        return to_unit_range(self._splits["train"].first(n)[0])
+        return to_unit_range(self.dataset("train").first(n)[0])
 
     def training_samples(self, n: int, *, labels: Tensor | None = None, seed: int = 0) -> Tensor:
         """Random training samples, also by class, for the floors of metrics; only these samples are read.
@@ -362,11 +373,11 @@ class InMemoryDataModule(LightningDataModule):
                 pool = pool if len(pool) else torch.arange(len(of_samples))
                 order = pool[torch.randperm(len(pool), generator=generator)]
                 index[places] = order[torch.arange(len(places)) % len(order)]
-        return to_unit_range(self._splits["train"].__getitems__(index.tolist())[0])
+        return to_unit_range(self.dataset("train").__getitems__(index.tolist())[0])
 
     def _for_loader(self, name: str) -> TensorBatches:
         """A split as its loader reads it: on the training device, if `cache` has it there."""
-        dataset = self._splits[name]
+        dataset = self.dataset(name)
         x, y = self._copies.place(
             (dataset.x, dataset.y), self.cache, self.trainer, f"the {self.split_name(name != 'test')}"
         )

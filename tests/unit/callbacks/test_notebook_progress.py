@@ -41,15 +41,17 @@ def test_updates_are_no_more_than_asked_for(shown, tmp_path):
     assert len(shown[0]) <= 4, "before, after, and once a second"
 
 
-def test_metrics_are_escaped(shown, tmp_path):
+def test_metrics_of_the_bar_are_shown_and_escaped(shown, tmp_path):
     class Odd(BrightnessModel):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
-            self.log("train/<b>", loss)
+            self.log("train/<b>", loss, prog_bar=True)
+            self.log("train/hidden", loss)
             return loss
 
     fit(Odd(), NotebookProgress(), tmp_path, **WITH_BAR)
     assert "&lt;b&gt;" in shown[0][-1].html and "<b>" not in shown[0][-1].html
+    assert "hidden" not in shown[0][-1].text, "only what is logged for the bar"
 
 
 def test_nothing_is_shown_outside_of_a_notebook(capsys, tmp_path):

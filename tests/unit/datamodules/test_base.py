@@ -194,3 +194,20 @@ def test_a_batch_that_is_on_the_device_is_not_searched_for_tensors_to_move(monke
     for other, device in others:
         data.transfer_batch_to_device(other, device, 0)
     assert all(found is other for found, (other, _) in zip(moved, others, strict=True))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda data: data.reference(4), lambda data: data.split("train"), lambda data: data.labels("train")]
+)
+def test_a_split_that_is_not_loaded_is_named_with_the_way_out(read):
+    with pytest.raises(UserError, match=r'the train split of Numbered is not loaded: call .*setup\("fit"\) first'):
+        read(Numbered())
+
+
+def test_the_test_split_is_loaded_by_another_stage_and_an_unknown_one_is_refused():
+    data = Numbered()
+    data.setup("fit")
+    with pytest.raises(UserError, match=r'setup\("test"\)'):
+        data.split("test")
+    with pytest.raises(UserError, match="valid"):
+        data.split("valid")
