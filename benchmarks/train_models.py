@@ -100,7 +100,8 @@ SPECS = {
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
-        f"It writes what looks like Shakespeare, and means nothing. {SMALL}", root="--data.path", split="val",
+        f"It writes what looks like Shakespeare, and means nothing. {SMALL}",
+        ["--trainer.max_steps=6000", "--trainer.val_check_interval=1000"], root="--data.path", split="val",
     ),
     "seq2seq-reverse": Spec(
         ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
