@@ -289,6 +289,14 @@ class ClassPrediction(Protocol):
         """Mutual information of class and ensemble member, (N,); 0 for one member."""
 
 
+class Averaged(Protocol):
+    """A state without the weights that a moving average was made from. Without it, a saved model holds both."""
+
+    def averaged_state_dict(self) -> dict[str, Any]:
+        """State dict in which the trained network has the averaged weights, and shares their memory."""
+        ...
+
+
 class Exportable(Protocol):
     """A model that says what can be exported of it. Without it, that is its `forward`.
 
