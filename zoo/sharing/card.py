@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from zoo.contracts import Decoding, Generative, PredictiveClassifier, is_conditional, offers
+from zoo.contracts import Decoding, Generative, PredictiveClassifier, SequenceMapping, is_conditional, offers
 from zoo.registry import entries
 from zoo.sharing.training import Training
 
@@ -165,6 +165,8 @@ def _calls(model: Any, data: Mapping[str, Any]) -> list[str]:
     if offers(model, PredictiveClassifier) and callable(getattr(model, "predict", None)):
         given = '"picture.png")' if data.get("preprocessing") else f"x)  # floats (N, {shape})"
         return [f"predictions = model.predict({given}", "predictions[0].class_name, predictions[0].probabilities"]
+    if offers(model, SequenceMapping):
+        return ['print(model.predict(["31524", "2026"]))'] if "1" in (data.get("class_names") or ()) else []
     if offers(model, Decoding) and offers(model, Generative):
         return ["print(model.decode(model.sample(1))[0])"]
     if offers(model, Generative):
