@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_models gan-digits diffusion-digits
     python -m benchmarks.train_models resnet-fashion-mnist --root data
-    python -m benchmarks.train_models resnet-cifar10-jpeg --root data/cifar10-jpeg    # folders train/ and test/
+    python -m benchmarks.train_models resnet-cifar10-jpeg --root data/cifar10-jpeg    # with folders train/ and test/
     python -m benchmarks.train_models gan-digits --out models --trainer.max_steps 12000    # in a folder of your own
 
 Each model is the best checkpoint of one run with seed 0, chosen on the validation split; the test split, or for a
@@ -70,6 +70,7 @@ class Spec:
         limits: sentences on what the model is not good for.
         options: further options of `fit`.
         root: option of `fit` that is given `--root`, the place of the dataset; none if the package has the data.
+        place: `--root` in the command that the card shows.
         split: split of the results, "test" or "val".
         teacher: trained model whose checkpoint is the teacher.
     """
@@ -79,6 +80,7 @@ class Spec:
     limits: str = SMALL
     options: Sequence[str] = ()
     root: str = ""
+    place: str = "data"
     split: str = "test"
     teacher: str = ""
 
@@ -108,21 +110,22 @@ SPECS = {
         ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=14"], root=ROOT
     ),
     "resnet-cifar10-jpeg": Spec(
-        ["resnet.yaml"], JPEGS, root=ROOT,
+        ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg",
         options=[
             BF16, CALIBRATE, "--model.widths=[40,80,160]", "--data=ImageFolder", "--data.image_size=32",
             "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--data.augment.cutout=8",
-            "--trainer.max_epochs=24",
+            "--trainer.max_epochs=16",
         ],
     ),
     "vit-fashion-mnist": Spec(
-        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=10"], root=ROOT
+        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=6"], root=ROOT
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
         f"It writes what looks like Shakespeare, and means nothing. {SMALL}",
-        ["--trainer.max_steps=6000", "--trainer.val_check_interval=1000"], root="--data.path", split="val",
+        ["--trainer.max_steps=6000", "--trainer.val_check_interval=1000"], root="--data.path",
+        place="data/tinyshakespeare.txt", split="val",
     ),
     "seq2seq-reverse": Spec(
         ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
@@ -132,7 +135,9 @@ SPECS = {
 
 def command(name: str, spec: Spec, extra: Sequence[str] = ()) -> str:
     """Command that makes a model, as it is typed in a checkout."""
-    return " ".join(["python -m benchmarks.train_models", name, *(["--root data"] if spec.root else []), *extra])
+    return " ".join(
+        ["python -m benchmarks.train_models", name, *([f"--root {spec.place}"] if spec.root else []), *extra]
+    )
 
 
 def make(
