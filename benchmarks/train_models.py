@@ -54,6 +54,7 @@ JPEGS = (
 ROOT = "--data.root"
 BF16 = "--trainer.precision=bf16-mixed"  # on a CPU with bf16 instructions
 CALIBRATE = "--model.calibrate=true"
+UNCALIBRATED = "_uncalibrated"  # ends the name of a metric that is measured without temperature scaling
 POINTS = "Synthetic points, drawn from a known density."
 SMALL = (
     "Trained for minutes on two CPU cores, to be looked at and built upon; larger networks and longer runs do better."
@@ -210,7 +211,10 @@ def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Table of all models in Markdown: what each is, its size, and its metrics beside their floors."""
+    """Table of all models in Markdown: what each is, its size, and its metrics beside their floors.
+
+    A metric of a classifier is followed by its value without temperature scaling, where that was measured.
+    """
     by_model: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -218,10 +222,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name, results in by_model.items():
         first = results[0]
         parameters = f"{int(first['parameters']):,}"
+        known = {one["metric"].partition("/")[2]: float(one["value"]) for one in results}
+        floors = {one["metric"].partition("/")[2]: f" ({float(one['floor']):.3g})" for one in results if one["floor"]}
         values = [
-            f"{one['metric'].partition('/')[2]} {float(one['value']):.3g}"
-            + (f" ({float(one['floor']):.3g})" if one["floor"] else "")
-            for one in results
+            f"{metric} {value:.3g}{floors.get(metric, '')}"
+            + (f" (uncalibrated {known[raw]:.3g})" if (raw := f"{metric}{UNCALIBRATED}") in known else "")
+            for metric, value in known.items()
+            if not metric.endswith(UNCALIBRATED)
         ]
         lines.append([f"`{name}`", f"`{first['class']}`", f"`{first['data']}`", parameters, ", ".join(values)])
     return markdown_table(["name", "class", "data", "parameters", "measured (floor)"], lines)

@@ -183,9 +183,18 @@ def _model(model: Any, description: Mapping[str, Any]) -> str:
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "input": _shape(getattr(model, "input_shape", ())),
         "classes": _classes(data.get("class_names") or ()),
+        "temperature": _temperature(model),
         "preprocessing": preprocessing and ", ".join(f"{key} {_plain(value)}" for key, value in preprocessing.items()),
     }
     return _table(facts) + "\n\nAll hyperparameters are in `config.json`."
+
+
+def _temperature(model: Any) -> str:
+    """Temperature of a calibrated classifier."""
+    value = getattr(model, "temperature", 1.0)
+    if not offers(model, PredictiveClassifier) or float(value) == 1:
+        return ""
+    return f"{float(value):.4g}, by which logits are divided; fitted on the validation split"
 
 
 def _training(training: Training) -> str:

@@ -113,6 +113,15 @@ def test_a_generative_model_shows_its_samples(build, task, size, tmp_path):
         assert picture.size == tuple(34 * count + 2 for count in size)
 
 
+def test_the_card_of_a_calibrated_classifier_tells_its_temperature(tmp_path):
+    model = small()
+    assert "temperature" not in (model.save_pretrained(tmp_path / "raw") / "README.md").read_text()
+    model.temperature.fill_(0.75)
+    card = (model.save_pretrained(tmp_path / "calibrated") / "README.md").read_text()
+    assert "| temperature | 0.75, by which logits are divided; fitted on the validation split |" in card
+    assert zoo.load(tmp_path / "calibrated").temperature == 0.75
+
+
 def test_a_language_model_shows_a_text(checkpoint, tmp_path):
     folder = zoo.load(checkpoint("letters")).save_pretrained(tmp_path / "saved")
     assert metadata(folder)["pipeline_tag"] == "text-generation"
