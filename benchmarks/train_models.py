@@ -111,7 +111,7 @@ SPECS = {
     "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
     "mlp-fashion-mnist": Spec(
         ["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[CALIBRATE, "--model.width=320", "--model.hidden_dropout=0.25", "--trainer.max_epochs=30"],
+        options=[CALIBRATE, "--model.width=256", "--model.hidden_dropout=0.2", "--trainer.max_epochs=25"],
     ),
     "resnet-fashion-mnist": Spec(
         ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=14"], root=ROOT
@@ -120,12 +120,12 @@ SPECS = {
         ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg",
         options=[
             BF16, CALIBRATE, "--model.widths=[40,80,160]", "--data=ImageFolder", "--data.image_size=32",
-            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--data.augment.cutout=8",
-            "--trainer.max_epochs=16",
+            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--trainer.max_epochs=12",
         ],
     ),
     "vit-fashion-mnist": Spec(
-        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=6"], root=ROOT
+        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
+        options=[BF16, CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
