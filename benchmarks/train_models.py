@@ -51,6 +51,10 @@ JPEGS = (
     "10,000 for the test, as JPEG files. The compression took detail, so that accuracies are not comparable with those "
     "published for CIFAR-10. The pictures are not part of this package."
 )
+NATS = (
+    "The loss is in nats a character. nanoGPT, with the same numbers of layers, channels and characters, has 1.88 "
+    "after 2,000 steps (its README); the recipe has 1.65 after as many, and this model took 6,000."
+)
 ROOT = "--data.root"
 BF16 = "--trainer.precision=bf16-mixed"  # on a CPU with bf16 instructions
 CALIBRATE = "--model.calibrate=true"
@@ -74,6 +78,7 @@ class Spec:
         place: `--root` in the command that the card shows.
         split: split of the results, "test" or "val".
         teacher: trained model whose checkpoint is the teacher.
+        remarks: sentences on the results.
     """
 
     recipes: Sequence[str]
@@ -84,6 +89,7 @@ class Spec:
     place: str = "data"
     split: str = "test"
     teacher: str = ""
+    remarks: str = ""
 
 
 SPECS = {
@@ -105,7 +111,7 @@ SPECS = {
     "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
     "mlp-fashion-mnist": Spec(
         ["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[CALIBRATE, "--model.width=320", "--model.hidden_dropout=0.25", "--trainer.max_epochs=30"],
+        options=[CALIBRATE, "--model.width=256", "--model.hidden_dropout=0.2", "--trainer.max_epochs=25"],
     ),
     "resnet-fashion-mnist": Spec(
         ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=14"], root=ROOT
@@ -114,19 +120,19 @@ SPECS = {
         ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg",
         options=[
             BF16, CALIBRATE, "--model.widths=[40,80,160]", "--data=ImageFolder", "--data.image_size=32",
-            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--data.augment.cutout=8",
-            "--trainer.max_epochs=16",
+            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--trainer.max_epochs=12",
         ],
     ),
     "vit-fashion-mnist": Spec(
-        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=6"], root=ROOT
+        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
+        options=[BF16, CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
         f"It writes what looks like Shakespeare, and means nothing. {SMALL}",
         ["--trainer.max_steps=6000", "--trainer.val_check_interval=1000"], root="--data.path",
-        place="data/tinyshakespeare.txt", split="val",
+        place="data/tinyshakespeare.txt", split="val", remarks=NATS,
     ),
     "seq2seq-reverse": Spec(
         ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
@@ -176,7 +182,7 @@ def save(name: str, spec: Spec, run: Path, out: Path, made_by: str) -> list[dict
     data: Any = tested.datamodule  # type: ignore[attr-defined]
     samples = len(data.labels(spec.split)) if hasattr(data, "labels") else 0
     model = zoo.load(best)
-    facts = Facts(made_by, spec.data, spec.limits, results, samples)
+    facts = Facts(made_by, spec.data, spec.limits, results, samples, spec.remarks)
     options: Any = {"name": name, "license": "mit", "run": run, "facts": facts}
     folder = model.save_pretrained(out / name, averages_only=True, overwrite=True, **options)
     weights = (folder / WEIGHTS).read_bytes()

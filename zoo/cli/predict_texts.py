@@ -48,8 +48,8 @@ def predict_texts(
     if not ckpt_path:
         raise UserError("--ckpt_path or --model must be given: a checkpoint, a folder, or the name of a trained model")
     target = find_device(device, "--device")
-    model = load_model_with_config(str(find_checkpoint(Path(ckpt_path))), model_class, config)
+    model = load_model_with_config(str(find_checkpoint(Path(ckpt_path))), model_class, config).to(target)
     if not offers(model, SequenceMapping):
         raise UserError(f"{ckpt_path} holds a {type(model).__name__}, which does not map texts to texts")
-    answers = model.to(target).predict(texts)
+    answers = model.predict(texts)
     return "\n".join(f"{text} -> {answer}" for text, answer in zip(texts, answers, strict=True))

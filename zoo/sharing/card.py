@@ -50,6 +50,7 @@ class Facts:
         limits: sentences on what the model is not good for.
         results: metrics on a split that nothing was chosen by.
         samples: number of samples of that split; 0 if it is not known.
+        remarks: sentences on the results, such as published values beside them.
     """
 
     command: str = ""
@@ -57,6 +58,7 @@ class Facts:
     limits: str = ""
     results: Sequence[Result] = ()
     samples: int = 0
+    remarks: str = ""
 
 
 def task_of(model: Any) -> str | None:
@@ -102,7 +104,7 @@ def model_card(
         f"## Model\n\n{_model(model, description)}",
         _titled("Data", facts.data),
         _titled("Training", _joined(facts.command and f"Made by `{facts.command}`.", _training(training))),
-        _titled("Results", _joined(_measured(facts), _results(description, training))),
+        _titled("Results", _joined(_measured(facts), facts.remarks, _results(description, training))),
         _titled("Limits", facts.limits),
         _titled("Versions", _table(description.get("versions") or {})),
     ]

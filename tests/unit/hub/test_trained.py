@@ -62,7 +62,7 @@ def test_the_card_tells_how_the_model_was_made_what_was_measured_and_whose_the_d
         assert f"| `{row['metric']}` | {float(row['value']):.4g} |" in card
         assert f"Made by `{row['command']}`." in card
         assert ("The floor is the value of real data" in card) == any(one["floor"] for one in results_of(name))
-    assert SPECS[name].data in card and SPECS[name].limits in card
+    assert SPECS[name].data in card and SPECS[name].limits in card and SPECS[name].remarks in card
     config = json.loads((trained_folders()[name] / "config.json").read_text(encoding="utf-8"))
     assert config["model_class"].endswith(f".{results_of(name)[0]['class']}")
 
