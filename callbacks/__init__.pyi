@@ -9,5 +9,6 @@ from .non_finite import StopOnNonFinite as StopOnNonFinite
 from .out_of_distribution import OutOfDistribution as OutOfDistribution
 from .predictions import PredictionWriter as PredictionWriter
 from .progress import ShortProgressBar as ShortProgressBar
+from .run_report import RunReport as RunReport
 from .samples import SampleLogger as SampleLogger
 from .signals import StopOnSignal as StopOnSignal

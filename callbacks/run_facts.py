@@ -1,4 +1,4 @@
-"""What only the program that trained knows of a run: sizes of model and data, times, hardware, the chosen checkpoint."""
+"""What only the program that trained knows of a run: sizes of model and data, hardware, the chosen checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from zoo.checkpoints.format import versions
 from zoo.contracts import data_of
 
 
-def collect_facts(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
-    """Facts of a run at its end, as plain values that JSON can hold."""
+def collect_facts(trainer: Trainer, model: LightningModule, folder: Path) -> dict[str, Any]:
+    """Facts of a run at its end, as plain values that JSON can hold.
+
+    Args:
+        trainer: Trainer at the end of `fit`.
+        model: its model.
+        folder: folder of the run, to which the path of the checkpoint is relative, so that it may be moved.
+    """
     best, path = best_checkpoint(trainer), checkpoint_path(trainer)
-    checkpoint: dict[str, Any] = {"file": Path(path).name} if path else {}
+    checkpoint: dict[str, Any] = {"file": _relative(Path(path), folder)} if path else {}
     if best is not None and best.best_model_score is not None:
         checkpoint |= {"metric": best.monitor, "mode": best.mode, "value": float(best.best_model_score)}
     return {
@@ -31,6 +37,11 @@ def collect_facts(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
         "hardware": _describe_hardware(trainer, model),
         "versions": dict(versions()),
     }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    path, folder = path.absolute(), folder.absolute()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _describe_model(model: LightningModule) -> dict[str, Any]:

@@ -174,7 +174,12 @@ def write_nearest(trainer: Trainer, model: Any, folder: Path, count: int, weight
     """
     data = data_of(trainer)
     shape = tuple(getattr(model, "input_shape", None) or ())
-    if len(shape) != 3 or not offers(model, Generative) or offers(model, Decoding) or not offers(data, ReferenceSamples):
+    if (
+        len(shape) != 3
+        or not offers(model, Generative)
+        or offers(model, Decoding)
+        or not offers(data, ReferenceSamples)
+    ):
         return
     labels = torch.arange(count) % model.num_classes if is_conditional(model) else None
     samples = model.sample(count, labels=labels, generator=torch.Generator().manual_seed(0)).detach().float().cpu()

@@ -73,7 +73,7 @@ class RunReport(Callback):
         seconds = round(time.monotonic() - self._start, 1)
         steps = {"first_step": self._first_step, "last_step": trainer.global_step}
         sessions = [*self._earlier(folder / FACTS), {"started": self._started, "seconds": seconds, **steps}]
-        facts = {**collect_facts(trainer, model), "sessions": sessions}
+        facts = {**collect_facts(trainer, model, folder), "sessions": sessions}
         if self.describe is not None:
             facts |= self.describe(trainer, model)
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -91,12 +91,12 @@ class RunReport(Callback):
 
     def _write_findings(self, trainer: Trainer, model: LightningModule, folder: Path) -> None:
         remove_findings(folder)
-        with _Failure("the report of the run has neither mistakes nor nearest pictures"):
-            with chosen_weights(trainer, model) as weights:
-                if self.mistakes:
-                    write_mistakes(trainer, model, folder, self.mistakes, weights)
-                if self.samples:
-                    write_nearest(trainer, model, folder, self.samples, weights)
+        missing = "the report of the run has neither mistakes nor nearest pictures"
+        with _Failure(missing), chosen_weights(trainer, model) as weights:
+            if self.mistakes:
+                write_mistakes(trainer, model, folder, self.mistakes, weights)
+            if self.samples:
+                write_nearest(trainer, model, folder, self.samples, weights)
 
 
 class _Failure:

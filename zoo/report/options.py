@@ -10,7 +10,7 @@ from zoo.sharing.training import LEFT_OUT
 
 MOST_OPTIONS = 2000  # of one configuration
 DEEPEST = 20  # levels of a configuration
-ABSENT = "–"
+ABSENT = "-"
 
 
 class Change(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from zoo import __version__
-from zoo.errors import as_word
 from zoo.files import write_output
 from zoo.plotting.figures import PALETTE
 from zoo.registry import recipe_files
 from zoo.report import sections
+from zoo.report.commands import CONFIG, Command, fill_in
 from zoo.report.curves import charts_of_gradient_flow, charts_of_run, charts_of_runs, last_step
 from zoo.report.options import differing_options, flatten
 from zoo.report.run import FOLDER, Run, read_run
@@ -98,9 +98,11 @@ def _page(run: Run, program: str) -> dict[str, Any]:
         "figures": run.attempt("pictures", lambda: _other_figures(run), []),
         "about": _about(run),
         "changes": run.attempt("options", lambda: sections.changes_of(run, recipe_files()), []),
-        "options": run.attempt("config.yaml", lambda: flatten(run.training.config), {}),
+        "options": run.attempt(run.config, lambda: flatten(run.training.config), {}),
         "commands": run.attempt("commands", lambda: _commands(run, program), []),
-        "final": {name: points[-1] for name, points in run.metrics.items() if not name.endswith(("_floor", "_optimum"))},
+        "final": {
+            name: points[-1] for name, points in run.metrics.items() if not name.endswith(("_floor", "_optimum"))
+        },
     }
     return {"run": run, "main": main, "rest": rest, "gradient": gradient, "tiles": _tiles(run), **pages}
 
@@ -152,21 +154,13 @@ def _tiles(run: Run) -> dict[str, tuple[str, str]]:
 
 def _commands(run: Run, program: str) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
-    name = run.fact("checkpoint", "file") or "best.ckpt"
-    checkpoint, config = run.folder / "checkpoints" / Path(name).name, run.folder / "config.yaml"
-    words = {"checkpoint": as_word(checkpoint), "config": as_word(config), "run": as_word(run.folder)}
+    checkpoint = run.folder / (run.fact("checkpoint", "file") or "checkpoints/best.ckpt")
     given = run.fact("next", kind=list)
-    if given is None and config.is_file():
-        last = next(iter(sorted(run.folder.glob("checkpoints/*.ckpt"))), None)
-        given = [["resume the run", "fit --config {config} --ckpt_path last"]] if last else []
-        given.append(["repeat the run", "fit --config {config}"])
-    # Not by str.format: the words come from a file.
-    commands = []
-    for purpose, command in given or []:
-        for key, value in words.items():
-            command = command.replace(f"{{{key}}}", value)
-        commands.append((str(purpose), f"{program} {command}"))
-    return commands
+    if given is None and (run.folder / run.config).is_file():
+        started = any(run.folder.glob("checkpoints/*.ckpt"))
+        given = [Command("resume the run", f"fit --config {CONFIG} --ckpt_path last")] if started else []
+        given.append(Command("repeat the run", f"fit --config {CONFIG}"))
+    return [(str(why), f"{program} {fill_in(words, run.folder, checkpoint, run.config)}") for why, words in given or []]
 
 
 # Several runs

@@ -1,8 +1,10 @@
 """Reading the folder of a run: configuration, metrics, and the facts that were left when training ended.
 
-    config.yaml         options of the run
+    config.yaml         options of the run; config-1.yaml and so on of those after it was resumed
     metrics.csv         what was logged
-    report/facts.json   what only the program that trained knew: sizes, times, hardware, commands (`zoo.callbacks.RunReport`)
+    report/facts.json   what only the program that trained knew: sizes, times, hardware, commands
+
+The last is written by `zoo.callbacks.RunReport`.
 
 Each of them can be missing or damaged, as after a crash or in a run of somebody else. Nothing in them is run.
 """
@@ -10,8 +12,9 @@ Each of them can be missing or damaged, as after a crash or in a run of somebody
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +23,8 @@ import yaml
 from zoo.errors import UserError, as_word
 from zoo.report.metrics import Metrics, read_metrics
 from zoo.report.options import class_name
-from zoo.sharing.training import Training, read_training
+from zoo.report.pictures import files_of
+from zoo.sharing.training import LOADER, Training, measured, read_training
 
 #: Folder, in that of the run, of what was kept for the report.
 FOLDER = "report"
@@ -62,6 +66,7 @@ class Run:
         metrics: points (step, value) by the name of the metric.
         facts: what was left when training ended; empty for a run that did not end.
         chosen: best value of the metric by which the checkpoint is chosen; None if it is not known.
+        config: name of the latest configuration.
         problems: sentences on files that cannot be read.
     """
 
@@ -71,6 +76,7 @@ class Run:
     metrics: Metrics = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     chosen: Chosen | None = None
+    config: str = "config.yaml"
     problems: list[str] = field(default_factory=list)
 
     def fact(self, *keys: str, kind: type | tuple[type, ...] = str) -> Any:
@@ -130,11 +136,13 @@ def read_run(folder: Path) -> Run:
     run = Run(folder, f"{place.parent.name}/{place.name}" if place.parent.name else place.name)
     run.metrics = run.attempt("metrics.csv", lambda: read_metrics(folder / "metrics.csv"), {})
     run.facts = run.attempt(FACTS, lambda: _read_facts(folder / FACTS), {})
-    run.training = run.attempt("config.yaml", lambda: _read_training(folder), Training(place.parent.name))
+    run.config = _latest_config(folder)
+    run.training = run.attempt(run.config, lambda: _read_training(folder, run.config), Training(place.parent.name))
     run.chosen = _chosen(run)
-    if run.chosen is not None and run.training.config:
-        monitor = {"metric": run.chosen.metric, "best": run.chosen.value}
-        run.training = run.attempt("metrics.csv", lambda: read_training(folder, monitor), run.training)
+    if run.chosen is not None:
+        known = {run.chosen.metric: run.chosen.value}
+        found = run.attempt("metrics.csv", lambda: measured(folder / "metrics.csv", known), {})
+        run.training = replace(run.training, metrics=found or known)
     return run
 
 
@@ -147,17 +155,21 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _read_training(folder: Path) -> Training:
-    path = folder / "config.yaml"
+def _latest_config(folder: Path) -> str:
+    """Name of the configuration of the latest start of a run."""
+    found = [path for path in files_of(folder, "config*.yaml") if re.fullmatch(r"config(-\d+)?", path.stem)]
+    return max(found, key=lambda path: int(path.stem[7:] or 0)).name if found else "config.yaml"
+
+
+def _read_training(folder: Path, name: str) -> Training:
+    path = folder / name
     if not path.is_file():
         return Training(folder.absolute().parent.name)
     text = path.read_text(encoding="utf-8")
     # A run writes none, and nested ones can stand for billions of values.
-    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)):
         raise ValueError("it has aliases of YAML")
-    if not isinstance(yaml.safe_load(text), Mapping):
-        raise ValueError("it is no mapping")
-    return read_training(folder, None)
+    return read_training(folder, None, name)
 
 
 def _chosen(run: Run) -> Chosen | None:

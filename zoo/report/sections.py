@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from zoo.report.curves import last_step
 from zoo.report.options import Change, as_text, changed_options, class_name, flatten, merged
 from zoo.report.pictures import Picture, files_of, read_picture, step_of, within_budget
 from zoo.report.run import FOLDER, Run
+from zoo.sharing.training import LOADER
 
 MOST_FRAMES, FRAMES_ON_PAPER = 24, 4
 #: Bytes of pictures before they are encoded, so that a report can be mailed.
@@ -186,13 +189,13 @@ def changes_of(run: Run, recipes: Mapping[str, Path]) -> list[Change]:
     """
     noted = run.fact("changed", kind=list)
     if noted is not None:
-        return [Change(str(option), None if recipe is None else str(recipe), str(value)) for option, recipe, value in noted]
+        return [
+            Change(str(option), None if recipe is None else str(recipe), str(value)) for option, recipe, value in noted
+        ]
     path = recipes.get(f"{run.training.recipe}.yaml")
     if path is None or not run.training.config:
         return []
-    import yaml
-
-    recipe = merged([yaml.safe_load(path.read_text(encoding="utf-8"))])
+    recipe = merged([yaml.load(path.read_text(encoding="utf-8"), LOADER)])
     return changed_options(recipe, flatten(run.training.config))
 
 
@@ -207,7 +210,7 @@ def describe_model(run: Run) -> dict[str, str]:
             "what it is": run.fact("model", "summary"),
             "trainable parameters": _count(run.fact("model", "trainable", kind=int)),
             "parts, with parameters": "\n".join(listed),
-            "input": " × ".join(map(str, shape)) if shape else "",
+            "input": " x ".join(map(str, shape)) if shape else "",
         }
     )
 
@@ -246,7 +249,7 @@ def describe_training(run: Run) -> dict[str, str]:
     if chosen is not None:
         name = run.fact("checkpoint", "file")
         best = f"{chosen.metric} {chosen.value:.4g} at step {chosen.step:,}, the {_least(chosen.mode)}"
-        best += f"; in {name}" if name else ""
+        best += f"; in {Path(name).name}" if name else ""
     return _known(
         {
             "recipe": ", ".join(map(str, run.fact("recipes", kind=list) or [])) or run.training.recipe,
@@ -295,7 +298,7 @@ def describe_machine(run: Run) -> dict[str, str]:
     """Rows on hardware and versions."""
     hardware = run.fact("hardware", kind=Mapping) or {}
     devices, accelerator = hardware.get("devices"), hardware.get("accelerator")
-    on = f"{devices} × {hardware.get('device') or accelerator}" if accelerator else ""
+    on = f"{devices} x {hardware.get('device') or accelerator}" if accelerator else ""
     memory = hardware.get("device_memory")
     versions = run.fact("versions", kind=Mapping) or {}
     return _known(
