@@ -173,7 +173,7 @@ def write_nearest(trainer: Trainer, model: Any, folder: Path, count: int, weight
         weights: name of the checkpoint whose weights the model has.
     """
     data = data_of(trainer)
-    shape = tuple(getattr(model, "input_shape", None) or ())
+    shape = tuple(getattr(model, "input_shape", None) or getattr(data, "input_shape", None) or ())
     if (
         len(shape) != 3
         or not offers(model, Generative)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from zoo.plotting.figures import PALETTE
 
 WIDTH, HEIGHT = 440, 260  # units of the drawing, about a CSS pixel each
-LEFT, RIGHT, TOP, BOTTOM = 56, 22, 12, 40  # margins
+LEFT, RIGHT, TOP, BOTTOM = 60, 22, 12, 40  # margins
 MARKED = 30  # points of a curve up to which each is marked
 LOGARITHMIC = 100  # ratio of the largest to the least value from which the axis is logarithmic
 SHAPES = 4  # of markers and of dashes

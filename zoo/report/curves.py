@@ -75,7 +75,7 @@ def _chart(quantity: str, names: Sequence[str], metrics: Metrics, chosen: Chosen
     curves, constants = [], []
     for name in names:
         label = next((word for ending, word in CONSTANTS.items() if name.endswith(ending)), None)
-        if label is not None and (len(names) > 1 or name.endswith("_floor")):
+        if label is not None:
             constants.append(Curve(label, metrics[name], floor=True))
             continue
         # Training and validation have the same style in all charts.

@@ -204,5 +204,5 @@ def _summary_row(run: Run) -> dict[str, str]:
         "at step": f"{chosen.step:,}" if chosen else "",
         "steps": f"{steps:,}" if steps is not None else "not ended",
         "time": sections.duration(seconds) if seconds else "",
-        "parameters": f"{run.fact('model', 'trainable', kind=int) or '':,}" if run.ended else "",
+        "parameters": sections.as_count(run.fact("model", "trainable", kind=int)),
     }

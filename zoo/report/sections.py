@@ -144,7 +144,7 @@ def read_confusion(path: Path) -> dict[str, Any] | None:
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file))
     names, counts = head[1:], [[int(float(cell)) for cell in row[1:]] for row in rows]
-    if len(counts) != len(names) or any(len(row) != len(names) for row in counts):
+    if not names or len(counts) != len(names) or any(len(row) != len(names) for row in counts):
         raise ValueError("it is no square")
     total, right = sum(map(sum, counts)), sum(row[index] for index, row in enumerate(counts))
     pairs = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
@@ -203,12 +203,12 @@ def describe_model(run: Run) -> dict[str, str]:
     """Rows on the model."""
     shape = run.fact("model", "input_shape", kind=list)
     parts = run.fact("model", "parts", kind=list) or []
-    listed = [f"{name}: {kind}, {_count(count)}" for name, kind, count in parts if isinstance(count, int)]
+    listed = [f"{name}: {kind}, {as_count(count)}" for name, kind, count in parts if isinstance(count, int)]
     return _known(
         {
             "class": run.class_of("model"),
             "what it is": run.fact("model", "summary"),
-            "trainable parameters": _count(run.fact("model", "trainable", kind=int)),
+            "trainable parameters": as_count(run.fact("model", "trainable", kind=int)),
             "parts, with parameters": "\n".join(listed),
             "input": " x ".join(map(str, shape)) if shape else "",
         }
@@ -226,10 +226,10 @@ def describe_data(run: Run) -> dict[str, str]:
         {
             "class": run.class_of("data"),
             "what it is": run.fact("data", "summary"),
-            "training samples": _count(run.fact("data", "train", kind=int)),
-            "validation samples": _count(run.fact("data", "val", kind=int)),
-            "classes": _count(classes) if classes else "",
-            "batch size": _count(run.fact("data", "batch_size", kind=int) or options.get("batch_size")),
+            "training samples": as_count(run.fact("data", "train", kind=int)),
+            "validation samples": as_count(run.fact("data", "val", kind=int)),
+            "classes": as_count(classes) if classes else "",
+            "batch size": as_count(run.fact("data", "batch_size", kind=int) or options.get("batch_size")),
             "options": ", ".join(f"{k} {v}" for k, v in told.items() if v != "null" and k not in skipped),
         }
     )
@@ -254,8 +254,8 @@ def describe_training(run: Run) -> dict[str, str]:
         {
             "recipe": ", ".join(map(str, run.fact("recipes", kind=list) or [])) or run.training.recipe,
             "command": run.fact("command") or "",
-            "steps": _count(steps) if steps is not None else f"{last_step(run.metrics):,}, the last that was logged",
-            "epochs": _count(run.fact("epochs", kind=int)),
+            "steps": as_count(steps) if steps is not None else f"{last_step(run.metrics):,}, the last that was logged",
+            "epochs": as_count(run.fact("epochs", kind=int)),
             "end": "\n".join(map(str, reasons)) if run.ended else "training has not ended, or was interrupted",
             "time": time_of(run),
             "seed": "" if seed is None else as_text(seed),
@@ -315,7 +315,8 @@ def describe_machine(run: Run) -> dict[str, str]:
     )
 
 
-def _count(value: Any) -> str:
+def as_count(value: Any) -> str:
+    """A whole number with separators; empty for None, and text for anything else."""
     return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
