@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,7 @@ class Scaled(nn.Module):
         return 10 * self.scale * x.flatten(1)
 
 
-def run(
-    folder: Path, model: Any, data: Any, callback: RunReport, *callbacks: Any, ckpt_path=None, **options: Any
-) -> Any:
+def run(folder: Path, model: Any, data: Any, callback: RunReport, *callbacks: Any, ckpt_path=None, **options) -> Any:
     logger = CSVLogger(folder.parent, name="", version=folder.name)
     defaults = {"max_steps": 2, "logger": logger, "enable_checkpointing": bool(callbacks)}
     trainer = quiet_trainer(callbacks=[callback, *callbacks], **(defaults | options))
@@ -142,9 +139,8 @@ def test_the_nearest_training_picture_of_each_sample_and_its_distance_are_found(
 
 def test_sizes_times_and_the_chosen_checkpoint_are_noted(tmp_path):
     data = Pictures(batch_size=20, val_size=50, repeats=3)
-    trainer = run(
-        tmp_path, classifier(), data, RunReport(), BestAndLastCheckpoint("val/loss"), max_epochs=1, max_steps=-1
-    )
+    checkpoint = BestAndLastCheckpoint("val/loss")
+    trainer = run(tmp_path, classifier(), data, RunReport(), checkpoint, max_epochs=1, max_steps=-1)
     facts = read(tmp_path / "report" / "facts.json")
     assert facts["data"]["train"] == 70 and facts["data"]["val"] == 50 and facts["data"]["batch_size"] == 20
     assert facts["model"]["trainable"] == 1 and facts["model"]["class"] == "zoo.models.classifier.Classifier"
@@ -189,10 +185,11 @@ def test_a_report_that_fails_is_one_line_of_warning_and_the_run_ends_well(tmp_pa
         raise OSError("no space\nleft")
 
     monkeypatch.setattr(f"zoo.callbacks.run_report.{name}", fail)
-    with warnings.catch_warnings(record=True) as caught:
-        trainer = run(tmp_path, classifier(), Pictures(batch_size=20), RunReport())
-    (message,) = [str(one.message) for one in caught if "report of the run" in str(one.message)]
-    assert message.endswith(": OSError: no space left")
+    warned: list[str] = []
+    monkeypatch.setattr("zoo.callbacks.run_report.rank_zero_warn", warned.append)
+    trainer = run(tmp_path, classifier(), Pictures(batch_size=20), RunReport())
+    (message,) = warned
+    assert message.startswith("the report of the run") and message.endswith(": OSError: no space left")
     assert trainer.state.finished and left <= {path.name for path in (tmp_path / "report").iterdir()}
     assert (tmp_path / "report.html").exists() == (name != "write_report")
 
