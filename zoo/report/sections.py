@@ -89,7 +89,7 @@ def read_mistakes(run: Run) -> dict[str, Any] | None:
         return None
     mistakes = []
     for one in found["mistakes"]:
-        place = one.get("path") or f"validation sample {one['index']}"
+        place = one.get("path") or f"sample {one['index']}"
         probabilities = {name: _percent(float(one[name])) for name in ("probability", "true_probability")}
         mistakes.append({**one, **probabilities, "place": place, "picture": _picture(run, one.get("picture"))})
     seen, wrong = int(found["seen"]), int(found["wrong"])

@@ -21,8 +21,8 @@ FOLDERS = {
     "zoo/datamodules": CHECKOUT / "datamodules",
     "zoo/callbacks": CHECKOUT / "callbacks",
 }
-#: Endings of files that are in the wheel, of all that are in these folders.
 CODE, PAGES = {".py", ".pyi"}, {".html", ".css", ".js"}
+#: Endings of files that are in the wheel, of all that are in these folders.
 SHIPPED = CODE | PAGES | {".yaml", ".safetensors", ".npz", ".txt", ".json", ".csv", ".md", ".png"}
 #: Packages with public names; the first four load them on first use.
 PUBLIC = ["zoo", "zoo.callbacks", "zoo.datamodules", "zoo.testing", "zoo.metrics", "zoo.optim"]
