@@ -111,12 +111,21 @@ def changed_options(recipe: Mapping[str, str], run: Mapping[str, str], typed: Se
 def differing_options(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
     """Options in which runs differ, each with its value in every run.
 
+    Of a callback that not all runs have, the options are left out.
+
     Args:
         runs: options of each run, see `flatten`.
     """
-    names = dict.fromkeys(name for run in runs for name in run)
+    found = dict.fromkeys(name for run in runs for name in run)
+    names = [name for name in found if not (owner := _callback_of(name)) or all(owner in run for run in runs)]
     rows = [(name, [run.get(name, ABSENT) for run in runs]) for name in names]
     return [(name, values) for name, values in rows if any(not same(values[0], value) for value in values[1:])]
+
+
+def _callback_of(name: str) -> str:
+    """The callback that an option is of, `trainer.callbacks.SampleLogger`; empty for other options."""
+    parts = name.split(".")
+    return ".".join(parts[:3]) if name.startswith("trainer.callbacks.") and len(parts) > 3 else ""
 
 
 def same(first: str | None, second: str | None) -> bool:

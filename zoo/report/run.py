@@ -141,7 +141,7 @@ def read_run(folder: Path) -> Run:
     run.chosen = _chosen(run)
     if run.chosen is not None:
         known = {run.chosen.metric: run.chosen.value}
-        found = run.attempt("metrics.csv", lambda: measured(folder / "metrics.csv", known), {})
+        found: dict[str, float] = run.attempt("metrics.csv", lambda: measured(folder / "metrics.csv", known), {})
         run.training = replace(run.training, metrics=found or known)
     return run
 

@@ -66,3 +66,10 @@ def test_options_in_which_runs_differ():
         ("model.loss", ["hinge", "minimax", "hinge"]),
         ("a", ["1", "-", "1"]),
     ]
+
+
+def test_the_options_of_a_callback_that_not_all_runs_have_are_not_told_one_by_one():
+    callback = {"trainer.callbacks.Stop": "Stop", "trainer.callbacks.Stop.patience": "8"}
+    assert differing_options([callback, {}]) == [("trainer.callbacks.Stop", ["Stop", "-"])]
+    other = callback | {"trainer.callbacks.Stop.patience": "9"}
+    assert differing_options([callback, other]) == [("trainer.callbacks.Stop.patience", ["8", "9"])]
