@@ -72,7 +72,7 @@ def chosen_weights(trainer: Trainer, model: LightningModule) -> Iterator[str]:
             model.load_state_dict(before)
 
 
-def validation_batches(trainer: Trainer, model: LightningModule, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def validation_batches(trainer: Trainer, model: Any, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches `(x, y)` of the validation split, on the model's device, as validation has them.
 
     The first `most` samples, as far as they can be read within `MOST_SECONDS`; nothing if batches are of another form.

@@ -117,11 +117,13 @@ def describe_run(trainer: Trainer, model: Any, words: Sequence[str], config: Pat
     options = flatten(_load(config)) if config.is_file() else {}
     recipe, named = merged([_load(Path(path)) for path in given]), _named(config.parent)
     commands = [*next_commands(model, named), *further_commands(model, named)]
+    known: dict[str, Any] = {"command": f"{program()} {shlex.join(shown)}", "config": config.name}
+    # A run that is resumed by its own configuration has the recipe that its name says.
+    if not any(Path(path).absolute().parent == config.absolute().parent for path in given):
+        known["recipes"] = [names.get(path, Path(path).name) for path in given]
+        known["changed"] = changed_options(recipe, options, list(typed_options(words)))
     return {
-        "command": f"{program()} {shlex.join(shown)}",
-        "recipes": [names.get(path, Path(path).name) for path in given],
-        "config": config.name,
-        "changed": changed_options(recipe, options, list(typed_options(words))),
+        **known,
         "end": [*_reasons_of_early_stopping(trainer), *_limits_reached(trainer)],
         "next": commands if checkpoint_path(trainer) else [],
     }

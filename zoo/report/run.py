@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -33,8 +33,6 @@ FACTS = f"{FOLDER}/facts.json"
 MARKS = ("config.yaml", "metrics.csv", FACTS)
 #: What a damaged file can raise when it is read.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, yaml.YAMLError)
-
-Found = TypeVar("Found")
 
 
 class Chosen(NamedTuple):
@@ -86,7 +84,7 @@ class Run:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
-    def attempt(self, file: str, read: Callable[[], Found], otherwise: Found) -> Found:
+    def attempt(self, file: str, read: Callable[[], Any], otherwise: Any = None) -> Any:
         """What `read` returns; `otherwise` if the file is damaged, which is noted as a problem."""
         try:
             return read()

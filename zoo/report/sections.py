@@ -23,6 +23,7 @@ MOST_TEXT = 4000  # characters of one file of texts
 MOST_CELLS = 25  # classes up to which a confusion matrix is a table
 MOST_PAIRS = 12  # confused pairs that are listed
 MOST_FIGURES = 12
+COPY = 1.0  # distance in gray levels below which a sample is called a copy
 
 
 class Frame(NamedTuple):
@@ -102,23 +103,17 @@ def read_nearest(run: Run) -> dict[str, Any] | None:
     found = _read_json(run, "nearest.json")
     if found is None:
         return None
-    pairs = [
-        {
-            "distance": float(pair["distance"]),
-            **{name: _picture(run, pair.get(name)) for name in ("sample", "nearest")},
-        }
-        for pair in found["pairs"]
-    ]
+    distances = [float(pair["distance"]) for pair in found["pairs"]]
+    pictures = [{name: _picture(run, pair.get(name)) for name in ("sample", "nearest")} for pair in found["pairs"]]
+    pairs = [{**shown, "distance": distance} for shown, distance in zip(pictures, distances, strict=True)]
     usual = found.get("held_out")
-    nearest = min((pair["distance"] for pair in pairs), default=0.0)
     return {
         "pairs": pairs,
         "searched": int(found["searched"]),
         "held_out": None if usual is None else float(usual),
         "held_out_samples": int(found["held_out_samples"]),
         "weights": found.get("weights"),
-        "least": nearest,
-        "copies": sum(1 for pair in pairs if pair["distance"] < 1),
+        "copies": sum(distance < COPY for distance in distances),
     }
 
 
