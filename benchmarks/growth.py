@@ -31,13 +31,13 @@ from benchmarks.common import read_recipe
 from benchmarks.gpu_day.recipes import as_factory, changed
 from benchmarks.output import check_new, markdown_table, new_parser, report
 from zoo.callbacks import GradientFlow
-from zoo.callbacks.curves import read_metrics
 from zoo.callbacks.gradient_probe import Measurement, Row
 from zoo.datamodules import InMemoryDataModule
 from zoo.plotting.curves import plot_curves
 from zoo.plotting.figures import new_figure, render_figure
 from zoo.plotting.images import RGBImage, save_png
 from zoo.registry import find_class
+from zoo.report.metrics import read_metrics
 from zoo.testing.runs import linked, quiet
 from zoo.tracking.loggers import RunCSVLogger
 

@@ -10,5 +10,6 @@ from .notebook_progress import NotebookProgress as NotebookProgress
 from .out_of_distribution import OutOfDistribution as OutOfDistribution
 from .predictions import PredictionWriter as PredictionWriter
 from .progress import ShortProgressBar as ShortProgressBar
+from .run_report import RunReport as RunReport
 from .samples import SampleLogger as SampleLogger
 from .signals import StopOnSignal as StopOnSignal

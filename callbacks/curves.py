@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from pathlib import Path
@@ -12,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from zoo.plotting.curves import plot_curves
 from zoo.plotting.images import save_png
+from zoo.report.metrics import read_metrics
 
-POINTS = 1000  # per curve at most: a panel is less than a thousand pixels wide
 PACE = 30  # seconds between two figures for every second that one takes
 
 
@@ -50,33 +49,3 @@ class CurvePlotter(Callback):
                     save_png(Path(logger.log_dir) / "curves.png", plot_curves(metrics), overwrite=True)
         end = time.monotonic()
         self._next = end + (max(self.every_seconds, PACE * (end - start)) if self.every_seconds else 0)
-
-
-def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Reads CSVLogger's file: finite points (step, value) by the name of the metric.
-
-    If a metric has more than `POINTS` points, every second one is dropped, repeatedly, so that memory does not grow
-    with the length of the run. The last point is always kept.
-    """
-    metrics: dict[str, list[tuple[int, float]]] = {}
-    if not path.is_file():
-        return metrics
-    count, stride, latest = dict[str, int](), dict[str, int](), dict[str, tuple[int, float]]()
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if name in ("step", "epoch") or not text or not math.isfinite(value := float(text)):
-                    continue
-                latest[name] = (int(row["step"]), value)
-                count[name] = count.get(name, 0) + 1
-                if (count[name] - 1) % stride.setdefault(name, 1):
-                    continue
-                points = metrics.setdefault(name, [])
-                points.append(latest[name])
-                if len(points) > POINTS:
-                    del points[1::2]
-                    stride[name] *= 2
-    for name, points in metrics.items():
-        if points[-1] != latest[name]:
-            points.append(latest[name])
-    return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -34,7 +35,7 @@ def run_folder(trainer: Trainer, missing: str = "") -> Path | None:
 
 def takes_part(trainer: Trainer) -> bool:
     """Whether this rank runs a model of which rank 0 writes the results: rank 0, or all, if each holds a shard."""
-    return trainer.is_global_zero or isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+    return trainer.is_global_zero or is_sharded(trainer)
 
 
 def remove_after(folder: Path, step: int) -> None:
@@ -43,3 +44,22 @@ def remove_after(folder: Path, step: int) -> None:
         number = path.stem.removeprefix("step_")
         if path.suffix == ".gif" or (number.isdigit() and int(number) > step):
             path.unlink()
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether each rank holds a part of the model only."""
+    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """The first callback that has written a checkpoint chosen by a metric; None if there is none."""
+    return next((c for c in _savers(trainer) if c.monitor and c.best_model_path), None)
+
+
+def checkpoint_path(trainer: Trainer) -> str:
+    """Path to the checkpoint to go on with: the best one, or the last one; empty if there is none."""
+    return next((p for c in _savers(trainer) for p in (c.best_model_path, c.last_model_path) if p), "")
+
+
+def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]

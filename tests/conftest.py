@@ -72,6 +72,21 @@ def cheap_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def reports() -> None:
+    """Lets the runs of a test write their reports, which they otherwise do not."""
+
+
+@pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no report, which is a tenth of a short run: hundreds of them would take as long as many tests.
+
+    A test that asks for `reports` has them, and so have runs in processes of their own.
+    """
+    if "reports" not in request.fixturenames:
+        monkeypatch.setattr("zoo.callbacks.run_report.RunReport.on_fit_end", lambda *_: None)
+
+
+@pytest.fixture
 def cheap_reports(monkeypatch: pytest.MonkeyPatch, cheap_pictures: None) -> None:
     """Callbacks draw less, and the report on the equilibrium compares 500 points."""
     from zoo.callbacks import equilibrium

@@ -14,7 +14,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from zoo.callbacks import ClassReport, PredictionWriter, ShortProgressBar, StopOnNonFinite, StopOnSignal
+from zoo.callbacks import ClassReport, PredictionWriter, RunReport, ShortProgressBar, StopOnNonFinite, StopOnSignal
 from zoo.callbacks.logger_state import LoggerState
 from zoo.callbacks.progress import ShortModelSummary
 from zoo.callbacks.stay_stopped import StayStopped
@@ -34,6 +34,7 @@ THREADS_HELP = (
     "number of CPU threads of torch; auto: what OMP_NUM_THREADS says, else fit trains with as many as the layers have "
     "work for, at most one a core."
 )
+REPORT_HELP = "write report.html, one page on the run, into its folder when training has ended."
 #: Number of threads before anything of the user's is imported.
 _INITIAL_THREADS = torch.get_num_threads()
 
@@ -93,6 +94,7 @@ def default_callbacks(
     model_summary: bool = True,
     model: object = None,
     threads: Threads = "auto",
+    report: RunReport | None = None,
 ) -> list[Callback]:
     """Callbacks to add to the user's.
 
@@ -103,6 +105,7 @@ def default_callbacks(
         model_summary: whether the Trainer shows a summary of the model.
         model: model that is run.
         threads: the user's number of threads.
+        report: callback that writes the report of a run of `fit`; None for no report.
     """
     added: list[Callback] = []
     if progress_bar and not _has(given, ProgressBar):
@@ -116,6 +119,11 @@ def default_callbacks(
         added += [LoggerState(), StayStopped(), ChooseThreads(active=not threads_are_given(threads))]
         if not _has(given, StopOnNonFinite):
             added.append(StopOnNonFinite())
+        if report is not None:
+            for own in (callback for callback in given if isinstance(callback, RunReport)):
+                own.program, own.describe = report.program, own.describe or report.describe
+            if not _has(given, RunReport):
+                added.append(report)
     return added
 
 

@@ -20,10 +20,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo._lightning import CommandLineHooks, keep_hparams_out_of_loggers, set_help
+from zoo.callbacks import RunReport
 from zoo.checkpoints.reading import check_checkpoint
 from zoo.checkpoints.resume import ResumePoint, find_last, newest_checkpoint
 from zoo.cli.defaults import (
     MATMUL_HELP,
+    REPORT_HELP,
     THREADS_HELP,
     MatmulPrecision,
     NoProfiler,
@@ -45,7 +47,7 @@ from zoo.cli.preflight import check_match, check_port, check_precision_option, c
 from zoo.cli.program import program, wandb_program
 from zoo.cli.recipes import is_given, resolve_recipes, with_config_of_run
 from zoo.cli.resuming import CONFIG, check_resumable, difference, reported_changes
-from zoo.cli.summary import print_summary
+from zoo.cli.summary import describe_run, print_summary
 from zoo.contracts import SamplePaths, offers
 from zoo.distributed.launching import end_communication, ending_together
 from zoo.distributed.signals import Stopped
@@ -121,6 +123,7 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_argument("--matmul_precision", type=MatmulPrecision, default="auto", help=MATMUL_HELP)
         parser.add_argument("--threads", type=Threads, default="auto", help=THREADS_HELP)
+        parser.add_argument("--report", type=bool, default=True, help=REPORT_HELP)
         for name in ("input_shape", "num_classes"):
             find = partial(_declared, name)
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=find, apply_on="instantiate")
@@ -182,7 +185,8 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         summary = config.trainer.enable_model_summary is not False and not config.trainer.barebones
         kwargs["enable_model_summary"] = False  # it is one of the callbacks
         kwargs["profiler"] = config.trainer.profiler or NoProfiler()
-        added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model, config.threads)
+        report = self._report() if config.report else None
+        added = default_callbacks(str(self.subcommand), callbacks, bar, summary, self.model, config.threads, report)
         config.trainer.callbacks = [*callbacks, *added]
         plugins = as_list(config.trainer.plugins)
         config.trainer.plugins = [*plugins, *default_plugins(plugins)]
@@ -209,6 +213,10 @@ class ZooCLI(CommandLineHooks, LightningCLI):
         self.save_config_kwargs["path"] = unused_path(run.folder / CONFIG)
         folder = config.trainer.default_root_dir or run.folder
         return {"logger": loggers_of_run(self.loggers_given, run, config.wandb), "default_root_dir": folder}
+
+    def _report(self) -> RunReport:
+        path = self.save_config_kwargs.get("path", Path(CONFIG))
+        return RunReport(program=program(), describe=partial(describe_run, words=sys.argv[1:], config=path))
 
     def _logs_test(self, given: Any) -> bool:
         """Whether a test is logged into the Weights & Biases run of its checkpoint."""

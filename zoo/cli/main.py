@@ -30,6 +30,7 @@ COMMANDS = {
     "sample": ("zoo.cli.sample", "run_sample"),
     "edit": ("zoo.cli.edit", "run_edit"),
     "export": ("zoo.cli.export", "run_export"),
+    "report": ("zoo.cli.report", "run_report"),
     "list": ("zoo.cli.list", "run_list"),
     "tour": ("zoo.cli.tour", "run_tour"),
 }
@@ -45,6 +46,7 @@ commands:
   sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   export     write a model to a file that runs without this package:  {program} export --ckpt_path FILE --out model.onnx
+  report     make a page on a run, or compare runs:  {program} report runs/gan/version_0 runs/gan/version_1
   list       list models, data, callbacks, recipes, search spaces and weights
   tour       draw a figure of the lecture:  {program} tour optimizers
 
@@ -94,7 +96,7 @@ def _run(typed: list[str]) -> None:
     try:
         if typed[0] not in COMMANDS:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
-        if typed[0] != "list":
+        if typed[0] not in ("list", "report"):
             _silence_irrelevant()
         module, function = COMMANDS[typed[0]]
         getattr(import_module(module), function)(typed)

@@ -64,6 +64,7 @@ class TrialRun(ZooCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.config_init[self.subcommand].trainer.enable_model_summary = False
+        self.config_init[self.subcommand].report = False  # `report` makes it of the trials that are worth it
         trainer = super().instantiate_trainer(**kwargs)
         # First, so that a metric that does not exist ends the run before there is a checkpoint.
         trainer.callbacks.insert(0, self.objective)  # type: ignore[attr-defined]

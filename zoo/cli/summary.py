@@ -1,23 +1,35 @@
-"""The last lines of `fit`: why training ended, the best checkpoint, and the command to use it."""
+"""The end of `fit`: its last lines, and what the command line adds to the report of the run."""
 
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo.callbacks.run_folder import run_folder
+from zoo.callbacks.run_folder import best_checkpoint, checkpoint_path, run_folder
+from zoo.cli.options import typed_options
 from zoo.cli.own_networks import own_networks
 from zoo.cli.program import program
 from zoo.cli.recipes import foreign_import
 from zoo.errors import as_word
 from zoo.models.classifier import Classifier
+from zoo.registry import recipe_files
+from zoo.report.commands import CHECKPOINT, CONFIG, RUN, Command, fill_in
+from zoo.report.options import changed_options, flatten, merged
+from zoo.report.page import PAGE
+from zoo.sharing.training import LOADER
+
+CONFIG_OPTIONS = ("--config", "-c")
+_FILE, _REPEAT, _LAST = f"--ckpt_path {CHECKPOINT}", f"--config {CONFIG}", "--ckpt_path last"
 
 
 def print_summary(trainer: Trainer, model: Any) -> None:
@@ -30,39 +42,120 @@ def print_summary(trainer: Trainer, model: Any) -> None:
     folder = run_folder(trainer)
     if folder is None or not trainer.is_global_zero:
         return
-    checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    best = next((c for c in checkpoints if c.monitor and c.best_model_path), None)
-    path = next((p for c in checkpoints for p in (c.best_model_path, c.last_model_path) if p), "")
+    best, path = best_checkpoint(trainer), checkpoint_path(trainer)
     rank_zero_info(f"Run finished after {trainer.global_step} steps; everything is in {folder}")
-    for stopping in (c for c in trainer.callbacks if isinstance(c, EarlyStopping)):  # type: ignore[attr-defined]
-        rank_zero_info(f"  {_reason_for_end(trainer, stopping)}")
+    for reason in _reasons_of_early_stopping(trainer):
+        rank_zero_info(f"  {reason}")
     if best is not None and best.best_model_score is not None:
         rank_zero_info(
             f"  best {best.monitor}: {best.best_model_score.item():.4g} after epoch "
             f"{_epoch_of(best.best_model_path)}, in {as_word(best.best_model_path)}"
         )
-    folders = (folder / "samples", folder / "attention")
-    shown = [path for path in (*folders, *sorted(folder.glob("*.png"))) if path.exists()]
-    if shown:
+    places = (folder / PAGE, folder / "samples", folder / "attention", *sorted(folder.glob("*.png")))
+    if shown := [place for place in places if place.exists()]:
         rank_zero_info(f"  to look at: {', '.join(map(str, shown))}")
-    if path and isinstance(model, Classifier):
-        config = folder / "config.yaml"
-        named = f" --config {as_word(config)}" if config.is_file() and foreign_import(config) else ""
-        rank_zero_info(f"Next: {program()} test{named} --ckpt_path {as_word(path)}")
+    for command in next_commands(model, _named(folder)) if path else ():
+        rank_zero_info(f"Next: {program()} {fill_in(command.words, folder, path)}")
+
+
+def next_commands(model: Any, named: str = "") -> list[Command]:
+    """The commands that most users type next.
+
+    Args:
+        model: trained model.
+        named: option by which the configuration is named, with a space before it; see `_named`.
+    """
+    commands = []
+    config = _config_option(model)
+    if isinstance(model, Classifier):
+        commands.append(Command("measure on the test split", f"test{named} {_FILE}"))
         if model.trained_on.preprocessing is not None:
-            options = f"--images FOLDER{_config_option(model, folder)}"
-            rank_zero_info(f"Next: {program()} predict --ckpt_path {as_word(path)} {options}")
-    if path and callable(getattr(model, "sample", None)):
+            words = f"predict {_FILE} --images FOLDER{config}"
+            commands.append(Command("classify pictures", words))
+    if callable(getattr(model, "sample", None)):
         if callable(getattr(model, "stream", None)):
             options = "--max_new_tokens 500"
         else:
             options = "--n 8 --per_class true" if getattr(model, "conditional", False) else "--n 64"
-        rank_zero_info(f"Next: {program()} sample --ckpt_path {as_word(path)} {options}{_config_option(model, folder)}")
+        commands.append(Command("draw samples", f"sample {_FILE} {options}{config}"))
+    return commands
 
 
-def _config_option(model: Any, folder: Path) -> str:
+def further_commands(model: Any, named: str = "") -> list[Command]:
+    """Further commands about a run, for its report.
+
+    Args:
+        model: trained model.
+        named: see `next_commands`.
+    """
+    tested = [] if isinstance(model, Classifier) else [Command("measure on the test split", f"test{named} {_FILE}")]
+    return [
+        *tested,
+        Command("measure on the validation split", f"validate{named} {_FILE}"),
+        Command("export", f"export {_FILE} --out model.onnx{_config_option(model)}"),
+        Command("train longer, with more of --trainer.max_steps or --trainer.max_epochs", f"fit {_REPEAT} {_LAST}"),
+        Command("repeat the run", f"fit {_REPEAT}"),
+        Command("make this report again", f"report {RUN} --overwrite"),
+    ]
+
+
+def describe_run(trainer: Trainer, model: Any, words: Sequence[str], config: Path) -> dict[str, Any]:
+    """What the command line adds to the facts of a run, see `zoo.callbacks.RunReport`.
+
+    Args:
+        trainer: Trainer at the end of `fit`.
+        model: trained model.
+        words: words of the command, in which recipes are paths.
+        config: path to the configuration of the run.
+    """
+    names = {str(path): name for name, path in recipe_files().items()}
+    shown = [names.get(word, word) for word in words]
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    given = [
+        word.partition("=")[2] or following for word, following in pairs if word.partition("=")[0] in CONFIG_OPTIONS
+    ]
+    options = flatten(_load(config)) if config.is_file() else {}
+    recipe, named = merged([_load(Path(path)) for path in given]), _named(config.parent)
+    commands = [*next_commands(model, named), *further_commands(model, named)]
+    known: dict[str, Any] = {"command": f"{program()} {shlex.join(shown)}", "config": config.name}
+    # A run that is resumed by its own configuration has the recipe that its name says.
+    if not any(Path(path).absolute().parent == config.absolute().parent for path in given):
+        known["recipes"] = [names.get(path, Path(path).name) for path in given]
+        known["changed"] = changed_options(recipe, options, list(typed_options(words)))
+    return {
+        **known,
+        "end": [*_reasons_of_early_stopping(trainer), *_limits_reached(trainer)],
+        "next": commands if checkpoint_path(trainer) else [],
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}
+
+
+def _named(folder: Path) -> str:
+    """The option by which a configuration that imports classes of the user's own is named; empty if there are none."""
+    config = folder / "config.yaml"
+    return f" --config {CONFIG}" if config.is_file() and foreign_import(config) else ""
+
+
+def _config_option(model: Any) -> str:
     """The option by which a command builds networks of the user's own; empty if the model has none."""
-    return f" --config {as_word(folder / 'config.yaml')}" if own_networks(model.hparams) else ""
+    return f" --config {CONFIG}" if own_networks(model.hparams) else ""
+
+
+def _limits_reached(trainer: Trainer) -> list[str]:
+    """Which limit of the length of the run was reached."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return [f"max_steps {trainer.max_steps:,} reached"]
+    if 0 < (trainer.max_epochs or 0) <= trainer.current_epoch:
+        return [f"max_epochs {trainer.max_epochs:,} reached"]
+    return []
+
+
+def _reasons_of_early_stopping(trainer: Trainer) -> list[str]:
+    stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    return [_reason_for_end(trainer, callback) for callback in stopping]
 
 
 def _reason_for_end(trainer: Trainer, stopping: EarlyStopping) -> str:

@@ -19,20 +19,27 @@ from zoo.metrics.device import FixedPrecisionMetric
 CHUNK = 2**24  # distances in memory at a time
 
 
-def nearest_distances(x: Tensor, data: Tensor) -> Tensor:
-    """Euclidean distance of each sample to the nearest one of the data.
+def nearest_samples(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest sample of the data to each sample.
 
     Args:
         x: samples, (N, ...).
         data: samples to search, (M, ...).
 
     Returns:
-        (N,); exactly 0 for copies.
+        Euclidean distances (N,), exactly 0 for copies; and indices in the data, int64 (N,).
     """
     x, data = x.flatten(1), data.flatten(1)
     # The search by matrix products is fast, but inexact for small distances, which are computed again.
     parts = x.split(max(1, CHUNK // len(data)))
-    return torch.cat([(part - data[torch.cdist(part, data).argmin(1)]).norm(dim=1) for part in parts])
+    index = torch.cat([torch.cdist(part, data).argmin(1) for part in parts])
+    found = [(part - data[of]).norm(dim=1) for part, of in zip(parts, index.split(len(parts[0])), strict=True)]
+    return torch.cat(found), index
+
+
+def nearest_distances(x: Tensor, data: Tensor) -> Tensor:
+    """Distances (N,) of `nearest_samples`."""
+    return nearest_samples(x, data)[0]
 
 
 class NearShare(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.plotting.images import RGBImage
+if TYPE_CHECKING:  # so that the report of a run has these colors without torch
+    from zoo.plotting.images import RGBImage
 
 #: Colors that people with any common color vision tell apart (Okabe and Ito 2008, "Color Universal Design").
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+#: The parser in C, if PyYAML was built with it, is ten times faster.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Sections of config.yaml that are of the place of a run, not of the training.
-LEFT_OUT = ("run", "wandb", "ckpt_path")
+LEFT_OUT = ("run", "wandb", "ckpt_path", "report")
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,30 @@ def run_of(checkpoint: Path) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
-def read_training(run: Path | None, monitor: Mapping[str, Any] | None) -> Training:
-    """Reads `config.yaml` and `metrics.csv` of a run.
+def read_training(run: Path | None, monitor: Mapping[str, Any] | None, config_name: str = "config.yaml") -> Training:
+    """Reads the configuration and `metrics.csv` of a run.
 
     Args:
         run: folder of the run; None if there is none.
         monitor: metric by which the checkpoint was chosen, with its value; see `zoo.checkpoints.format`.
+        config_name: name of the configuration: a run that was resumed has several.
     """
     known = {monitor["metric"]: monitor["best"]} if monitor and monitor["best"] is not None else {}
     if run is None:
         return Training(metrics=known)
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.load((run / config_name).read_text(encoding="utf-8"), LOADER)
     config = {name: _without_paths(value) for name, value in config.items() if name not in LEFT_OUT}
     named = re.fullmatch(r"version_\d+", run.name) is not None
-    return Training(run.parent.name if named else run.name, config, _measured(run / "metrics.csv", known) or known)
+    return Training(run.parent.name if named else run.name, config, measured(run / "metrics.csv", known) or known)
 
 
-def _measured(path: Path, known: Mapping[str, float]) -> dict[str, float]:
-    """Validation metrics in the last row of metrics.csv that has these values; empty if there is none."""
+def measured(path: Path, known: Mapping[str, float]) -> dict[str, float]:
+    """Validation metrics in the last row of metrics.csv that has these values; empty if there is none.
+
+    Args:
+        path: metrics.csv.
+        known: values by the names of their metrics.
+    """
     found: dict[str, float] = {}
     if not known or not path.is_file():
         return found

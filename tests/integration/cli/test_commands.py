@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_in_a_folder_of_its_own(run):
     folder, _ = run
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if "wandb" not in str(p.relative_to(folder))}
     expected = {"config.yaml", "metrics.csv", "curves.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    expected |= {"report.html", "report/facts.json", "report/nearest.json"}
     assert expected | {"samples/step_0000000.png", "samples/step_0000006.png", "samples/film.gif"} <= names
     for picture in ("curves.png", "samples/step_0000006.png"):
         assert np.asarray(Image.open(folder / picture)).std() > 5, "a picture with something in it"
@@ -51,9 +52,35 @@ def test_the_last_lines_say_where_the_pictures_are_and_what_to_type_next(run):
     assert "runs/gan_digits/version_0" in last[0]
     assert "stopped early" in last[1]
     assert "best val/fd" in last[2]
-    assert "runs/gan_digits/version_0/samples" in last[3] and "curves.png" in last[3]
+    names = [word.rpartition("/")[2] for word in last[3].strip().removeprefix("to look at: ").split(", ")]
+    assert "runs/gan_digits/version_0/samples" in last[3] and names == ["report.html", "samples", "curves.png"]
     command = r"sample --ckpt_path runs/gan_digits/version_0/checkpoints/\w+\.ckpt --n 8 --per_class true"
     assert re.search(rf"^Next: \S+ \S+cli\.py {command}$", last[4])
+
+
+def test_the_report_says_what_was_typed_what_came_of_it_and_what_to_type_next(run):
+    folder, _ = run
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    facts = json.loads((folder / "report" / "facts.json").read_text(encoding="utf-8"))
+    typed = ["cli.py", *GAN_RUN, "--model.conditional=true", "--wandb.log_model=true"]
+    assert facts["command"].endswith(" ".join(typed))
+    assert facts["recipes"] == ["gan_digits.yaml"]
+    changes = {option: (recipe, value) for option, recipe, value in facts["changed"]}
+    assert changes["trainer.max_steps"] == ("6000", "6") and changes["model.conditional"] == (None, "true")
+    assert changes["data.repeats"] == ("20", "1") and "model.loss" not in changes
+    best = min(float(row["val/fd"]) for row in read_rows(folder) if row["val/fd"])
+    for expected in (f"{best:.4g}", "max_steps 6 reached", "nearest of 1,200 training pictures", "Samples at step 6"):
+        assert expected in page, expected
+    for command in ("sample", "test", "validate", "export"):
+        words = rf"{command} --ckpt_path runs/gan_digits/version_0/checkpoints/best\.ckpt"
+        assert re.search(rf"<code>\S+ \S+cli\.py {words}", page), command
+    assert re.search(r"cli\.py fit --config runs/gan_digits/version_0/config\.yaml --ckpt_path last</code>", page)
+
+
+def test_without_the_option_there_is_no_report(reports, caplog):
+    main([*MLP_RUN, "--report=false", "--trainer.max_steps=3"])
+    folder = Path("runs/mlpclassifier/version_0")
+    assert not (folder / "report.html").exists() and not (folder / "report").exists()
 
 
 def test_the_distance_is_named_with_its_extractor_hash_and_floor(run):

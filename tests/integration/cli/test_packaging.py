@@ -21,16 +21,20 @@ FOLDERS = {
     "zoo/datamodules": CHECKOUT / "datamodules",
     "zoo/callbacks": CHECKOUT / "callbacks",
 }
+CODE, PAGES = {".py", ".pyi"}, {".html", ".css", ".js"}
 #: Endings of files that are in the wheel, of all that are in these folders.
-SHIPPED = {".py", ".pyi", ".yaml", ".safetensors", ".npz", ".txt", ".json", ".csv", ".md", ".png"}
+SHIPPED = CODE | PAGES | {".yaml", ".safetensors", ".npz", ".txt", ".json", ".csv", ".md", ".png"}
 #: Packages with public names; the first four load them on first use.
 PUBLIC = ["zoo", "zoo.callbacks", "zoo.datamodules", "zoo.testing", "zoo.metrics", "zoo.optim"]
 
 LIGHT = """
-import sys
+import sys, tempfile
+from pathlib import Path
 import zoo
 from zoo.cli.main import main
-for args in ([], ["--help"], ["--version"], ["list"], ["tour"]):
+run = Path(tempfile.mkdtemp())
+(run / "metrics.csv").write_text("step,val/loss\\n0,1.5\\n")
+for args in ([], ["--help"], ["--version"], ["list"], ["tour"], ["report", str(run)]):
     main(args)
     loaded = {"torch", "lightning", "jsonargparse", "wandb", "matplotlib"} & set(sys.modules)
     assert not loaded, (args, loaded)

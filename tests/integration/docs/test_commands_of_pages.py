@@ -104,7 +104,7 @@ def test_there_are_commands_about_many_runs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", COMMANDS)
-def test_commands_run_in_order(run, folder, cheap_reports, capsys, caplog):
+def test_commands_run_in_order(run, folder, cheap_reports, reports, capsys, caplog):
     printed = {}
     project = CHECKOUT / "examples" / "vae_plugin"
     if run == OF_PLUGIN:

@@ -33,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "NotebookProgress": {},
     "OutOfDistribution": {},
     "PredictionWriter": {"path": "predictions.csv"},
+    # Its files hold times, so those of a resumed run are others.
+    "RunReport": {"checks": ("training", "test", "checkpoint", "other_models", "processes")},
     "SampleLogger": {"model": diffusion, "data": points, "n": 4, "every_n_steps": 3},
     "ShortProgressBar": {},
     "StopOnNonFinite": {"every_n_steps": 1},
@@ -45,7 +47,7 @@ def out_of_distribution() -> OutOfDistribution:
     return OutOfDistribution(Digits())
 
 
-@pytest.mark.usefixtures("cheap_reports", "in_an_empty_folder")
+@pytest.mark.usefixtures("cheap_reports", "in_an_empty_folder", "reports")
 @pytest.mark.parametrize(
     "name",
     [e.name if e.name in QUICK else pytest.param(e.name, marks=pytest.mark.slow) for e in entries("callbacks")],

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.unit.callbacks.test_samples import BrightnessModel, fit
 from zoo.callbacks import CurvePlotter
-from zoo.callbacks.curves import read_metrics
+from zoo.report.metrics import read_metrics
 
 
 class LossLogger(BrightnessModel):

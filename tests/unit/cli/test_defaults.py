@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSum
 
 from tests.helpers.networks import mlps
 from zoo import GAN, MLPClassifier
-from zoo.callbacks import ClassReport, PredictionWriter, StopOnNonFinite
+from zoo.callbacks import ClassReport, PredictionWriter, RunReport, StopOnNonFinite
 from zoo.checkpoints.writing import AtomicCheckpointIO
 from zoo.cli.defaults import (
     NoProfiler,
@@ -46,6 +46,15 @@ def names(added) -> list[str]:
 def test_callbacks_of_each_command(command, expected):
     assert names(default_callbacks(command, [], progress_bar=True, model_summary=False)) == expected
     assert names(default_callbacks(command, [], progress_bar=False, model_summary=False)) == expected[1:]
+
+
+def test_the_report_is_that_of_the_command_line_also_if_the_user_gives_one():
+    report = RunReport(program="python cli.py", describe=lambda *_: {})
+    assert report in default_callbacks("fit", [], False, False, report=report)
+    assert report not in default_callbacks("validate", [], False, False, report=report)
+    own = RunReport(mistakes=3)
+    assert "RunReport" not in names(default_callbacks("fit", [own], False, False, report=report))
+    assert (own.program, own.describe, own.mistakes) == ("python cli.py", report.describe, 3)
 
 
 def test_the_test_of_a_classifier_has_a_report():

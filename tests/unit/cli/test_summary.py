@@ -16,7 +16,7 @@ from tests.helpers.networks import mlps
 from tests.unit.training import quiet_trainer
 from zoo import GAN, MLPClassifier
 from zoo.callbacks import BestAndLastCheckpoint
-from zoo.cli.summary import print_summary
+from zoo.cli.summary import further_commands, next_commands, print_summary
 from zoo.datamodules import Digits
 
 
@@ -89,8 +89,9 @@ def test_a_run_that_ended_before_its_first_validation_has_no_best_metric(lines):
 def test_a_generative_model_is_followed_by_the_command_sample_and_its_images(lines):
     Path("run/samples").mkdir(parents=True)
     Path("run/curves.png").touch()
+    Path("run/report.html").touch()
     fit(5, GAN((1, 8, 8), **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
-    assert "to look at: run/samples, run/curves.png" in lines()
+    assert "to look at: run/report.html, run/samples, run/curves.png" in lines()
     assert "Next: zoo sample --ckpt_path run/checkpoints/last.ckpt --n 64" in lines()
 
 
@@ -98,6 +99,14 @@ def test_a_conditional_model_is_followed_by_the_command_that_draws_every_class(l
     fit(5, GAN((1, 8, 8), 10, conditional=True, **mlps(16), latent_dim=4), monitor="val/fd", max_steps=1)
     assert "Next: zoo sample --ckpt_path run/checkpoints/last.ckpt --n 8 --per_class true" in lines()
     assert "zoo test" not in lines()
+
+
+def test_the_report_has_further_commands_and_each_of_them_once():
+    for model in (GAN((1, 8, 8), **mlps(16), latent_dim=4), MLPClassifier((1, 8, 8), 10, 16, 1)):
+        words = [command.words.split()[0] for command in (*next_commands(model), *further_commands(model))]
+        assert set(words) >= {"test", "validate", "export", "fit", "report"}
+        assert words.count("test") == 1
+        assert ("sample" in words) == isinstance(model, GAN)
 
 
 def test_fast_dev_run_prints_nothing(lines):
