@@ -31,6 +31,7 @@ COMMANDS = {
     "edit": ("zoo.cli.edit", "run_edit"),
     "export": ("zoo.cli.export", "run_export"),
     "list": ("zoo.cli.list", "run_list"),
+    "play": ("zoo.cli.play", "run_play"),
     "tour": ("zoo.cli.tour", "run_tour"),
 }
 
@@ -45,6 +46,7 @@ commands:
   sample     draw from a generative model:  {program} sample --ckpt_path FILE --n 64 --out grid.png
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   export     write a model to a file that runs without this package:  {program} export --ckpt_path FILE --out model.onnx
+  play       try out a trained model in the browser:  {program} play --model diffusion-digits
   list       list models, data, callbacks, recipes, search spaces and weights
   tour       draw a figure of the lecture:  {program} tour optimizers
 

@@ -88,7 +88,8 @@ def _check_histories(name: str, model: Any, data: Any) -> None:
             between = model.interpolate(2, 3, labels=labels, generator=_generator())
         holds(between.shape == (2, 3, *shape), f"{name} interpolates {_described(between)}; return {(2, 3, *shape)}")
     if offers(model, LatentSpace):
-        with explained(f"{name} does not sample latent vectors", "sample_latents takes seeded_latents(seeds) and labels"):
+        remedy = "sample_latents takes what seeded_latents(seeds) returns, and labels"
+        with explained(f"{name} does not sample latent vectors", remedy):
             latents = model.seeded_latents(torch.tensor([1, 2]))
             decoded = model.sample_latents(latents, labels=labels)
         holds(latents.ndim == 2 and len(latents) == 2, f"{name} has latents {_described(latents)}; return (2, D) for 2")
