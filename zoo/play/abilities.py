@@ -67,8 +67,9 @@ def abilities_of(model: Any) -> list[Ability]:
 
 
 def describe(model: Any) -> str:
-    """Class, shape of a sample and size of a model, in one line."""
-    count = sum(parameter.numel() for parameter in model.parameters())
+    """Class, shape of a sample and size of a model, in one line; a moving average of its weights is not counted."""
+    average = set() if getattr(model, "ema", None) is None else set(model.ema.parameters())
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter not in average)
     shape = tuple(model.input_shape)
     if len(shape) == 3:
         about = f"images of {shape[2]}x{shape[1]} pixels" + (" in color" if shape[0] == 3 else "")

@@ -8,9 +8,9 @@ import gradio as gr
 
 from zoo.play.classifying import MOST_PASSES, USUAL_PASSES, classify, has_dropout
 from zoo.play.events import LIVE, guarded
-from zoo.play.examples import blank, example
+from zoo.play.examples import blank, example, is_blank
 from zoo.play.fields import whole_number
-from zoo.play.parts import NARROW
+from zoo.play.parts import NARROW, result_image
 
 
 def add_classify(model: Any) -> None:
@@ -49,12 +49,13 @@ def add_classify(model: Any) -> None:
         with gr.Column(min_width=NARROW):
             label = gr.Label(label="Probabilities", num_top_classes=1000, elem_id="probabilities", show_heading=True)
             line = gr.Markdown(elem_id="uncertainty")
-            seen = gr.Image(label="What the model sees", format="png", height=240, elem_id="seen", interactive=False)
+            gr.Markdown("What the model sees")
+            seen = result_image("What the model sees", "seen", height=240)
 
     @guarded
     def answer(value: dict[str, Any] | None, passes: float) -> tuple[Any, ...]:
         picture = (value or {}).get("composite")
-        if picture is None:
+        if picture is None or is_blank(picture):
             return None, "", None
         found = classify(model, picture, whole_number("passes", passes))
         return found.probabilities, found.uncertainty, found.seen
@@ -62,8 +63,10 @@ def add_classify(model: Any) -> None:
     @guarded
     def next_example(number: int) -> tuple[Any, int]:
         found = example(model, number)
-        return (None if found is None else found.picture), number + 1
+        assert found is not None  # or the button is not there
+        return found.picture, number + 1
 
-    gr.on([editor.change, passes.release], answer, [editor, passes], [label, line, seen], **LIVE)
+    # Also what the page itself puts into the editor is `input`, once the editor shows it.
+    gr.on([editor.input, passes.release], answer, [editor, passes], [label, line, seen], **LIVE)
     gr.on([clear.click, editor.clear], lambda: empty, None, editor, **LIVE)
     shown.click(next_example, number, [editor, number], **LIVE)

@@ -14,7 +14,7 @@ from zoo.play.editing import MOST_RESULTS, NO_CLASS, Settings, redraw, vary
 from zoo.play.events import LIVE, ONE_AT_A_TIME, guarded
 from zoo.play.examples import example
 from zoo.play.fields import whole_number
-from zoo.play.parts import NARROW, class_input
+from zoo.play.parts import NARROW, class_input, result_image
 from zoo.plotting.images import RGBImage
 
 PAINT = "#ff3b30"
@@ -30,7 +30,7 @@ def add_edit(model: Any) -> None:
             editor = gr.ImageEditor(
                 first,
                 type="pil",
-                label="Paint over what is to be redrawn, or upload a picture",
+                label="Paint over what to redraw",
                 elem_id="paint",
                 sources=("upload", "clipboard"),
                 brush=gr.Brush(default_size=side // 8, colors=[PAINT], color_mode="fixed"),
@@ -49,17 +49,14 @@ def add_edit(model: Any) -> None:
                 seed = gr.Number(0, precision=0, label="seed")
                 scale = gr.Number(model.guidance_scale, label="guidance_scale", visible=bool(names))
         with gr.Column(min_width=NARROW):
-            with gr.Row(equal_height=True):
-                resamples = gr.Number(5, precision=0, label="resamples", info="times that each step is repeated")
-                inpaint = gr.Button("Redraw what is painted over", variant="primary", elem_id="inpaint")
-            with gr.Row(equal_height=True):
-                sigma = gr.Slider(
-                    0.1, 10, value=1, step=0.1, label="strength", info="noise level below which details are redrawn"
-                )
-                varied = gr.Button("Vary the whole picture", elem_id="vary")
-            picture = gr.Image(
-                label="Picture, and results", format="png", elem_id="edited", interactive=False, height=440
-            )
+            with gr.Row():
+                with gr.Column(min_width=200):
+                    resamples = gr.Number(5, precision=0, label="resamples", info="repeats of each step")
+                    inpaint = gr.Button("Redraw painted part", variant="primary", elem_id="inpaint")
+                with gr.Column(min_width=200):
+                    sigma = gr.Number(1.0, label="sigma", info="noise level, the strength")
+                    varied = gr.Button("Vary whole picture", elem_id="vary")
+            picture = result_image("Picture, and results", "edited", height=440)
             cost = gr.Markdown(elem_id="edit-cost")
 
     def settings(label: str, n: float, steps: float, seed: float, scale: float | None) -> Settings:

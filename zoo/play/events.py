@@ -52,4 +52,4 @@ def explained() -> Iterator[None]:
 
 def _shown(message: str) -> gr.Error:
     # The page shows the message as HTML.
-    return gr.Error(html.escape(one_line(message), quote=False), duration=None, print_exception=False)
+    return gr.Error(html.escape(one_line(message), quote=False), print_exception=False)

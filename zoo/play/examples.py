@@ -63,6 +63,12 @@ def blank(model: Any, color: tuple[int, int, int], side: int = 320) -> Image.Ima
     return Image.new("RGB", (round(width * factor), round(height * factor)), color)
 
 
+def is_blank(picture: Image.Image) -> bool:
+    """Whether a picture has one color only: nothing is drawn on it."""
+    bands = picture.convert("RGB").getextrema()
+    return all(low == high for low, high in bands)  # type: ignore[misc] # a pair for each band
+
+
 @cache
 def _test_split(data: type) -> tuple[Tensor, Tensor]:
     """Pictures (N, C, H, W) in [-1, 1] and labels (N,) of a data module's test split, in random order."""

@@ -25,7 +25,7 @@ class Field(NamedTuple):
         kind: what is entered.
         value: first value; None for an empty field.
         choices: valid values of a choice.
-        info: description.
+        info: description; empty for a choice, whose values say it.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _field(model: Any, option: Option) -> Field | None:
     if value is None and kind != "text":  # the model's own setting, if it has one of this name
         value = getattr(model, option.name, None)
         value = value if isinstance(value, (bool, int, float, str)) else None
-    return Field(option.name, kind, value, choices, option.help)
+    return Field(option.name, kind, value, choices, "" if choices else option.help)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

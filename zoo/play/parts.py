@@ -15,9 +15,22 @@ NARROW = 280  # pixels of a column, below which the page puts columns below one 
 
 
 def seed_input(button: bool = True) -> tuple[gr.Number, gr.Button]:
-    with gr.Row(equal_height=True):
-        seed = gr.Number(0, precision=0, label="seed", min_width=120)
-        return seed, gr.Button("New noise", elem_id="new-noise", min_width=120, visible=button)
+    seed = gr.Number(0, precision=0, label="seed")
+    return seed, gr.Button("New noise", elem_id="new-noise", size="sm", visible=button)
+
+
+def result_image(label: str, elem_id: str, value: Any = None, height: int | None = None) -> gr.Image:
+    """A picture that the model has made, without Gradio's button that shares it."""
+    return gr.Image(
+        value,
+        label=label,
+        show_label=False,
+        format="png",
+        height=height,
+        elem_id=elem_id,
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
 
 
 def new_seed() -> int:

@@ -11,7 +11,7 @@ from zoo.play import drawing
 from zoo.play.drawing import ANY_CLASS, EACH_CLASS, Drawn, class_names
 from zoo.play.events import LIVE, ONE_AT_A_TIME, guarded
 from zoo.play.fields import Field, entered, fields_of, whole_number
-from zoo.play.parts import NARROW, class_input, field_inputs, new_seed, or_none, seed_input
+from zoo.play.parts import NARROW, class_input, field_inputs, new_seed, or_none, result_image, seed_input
 from zoo.plotting.images import RGBImage
 
 
@@ -28,7 +28,7 @@ def add_sample(model: Any) -> None:
             values = field_inputs(fields)
             button = gr.Button("Draw", variant="primary", elem_id="draw-samples")
         with gr.Column(min_width=NARROW, scale=2):
-            picture = gr.Image(label="Samples", format="png", elem_id="samples", interactive=False)
+            picture = result_image("Samples", "samples")
             cost = gr.Markdown(elem_id="cost")
 
     @guarded
@@ -49,14 +49,7 @@ def add_wander(model: Any) -> None:
             label = class_input(class_names(model), [ANY_CLASS])
             weight = gr.Slider(0, 1, value=0, step=0.01, label="position between them", elem_id="position")
         with gr.Column(min_width=NARROW, scale=2):
-            picture = gr.Image(
-                or_none(lambda: drawing.wander(model, 0, 1, 0).picture),
-                label="Sample",
-                format="png",
-                height=440,
-                elem_id="between",
-                interactive=False,
-            )
+            picture = result_image("Sample", "between", or_none(lambda: drawing.wander(model, 0, 1, 0).picture), 440)
             cost = gr.Markdown()
 
     @guarded
@@ -101,7 +94,7 @@ def _frames(
             values = field_inputs(fields)
             button = gr.Button(f"Compute the {name.lower()}", variant="primary", elem_id=f"compute-{name.lower()}")
         with gr.Column(min_width=NARROW, scale=2):
-            picture = gr.Image(label=name, format="png", height=440, elem_id=name.lower(), interactive=False)
+            picture = result_image(name, name.lower(), height=440)
             position = gr.Slider(0, 1, value=1, step=0.005, label="position", elem_id=f"{name.lower()}-position")
     state = gr.State([])
 
