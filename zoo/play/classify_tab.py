@@ -21,10 +21,11 @@ def add_classify(model: Any) -> None:
     colors: list[Any] = greys if dark else greys[::-1]
     with gr.Row():
         with gr.Column(min_width=NARROW):
+            gr.Markdown("Draw with the mouse, or upload a picture.")
             editor = gr.ImageEditor(
                 empty,
                 type="pil",
-                label="Draw with the mouse, or upload a picture",
+                label="Drawing",
                 elem_id="draw",
                 sources=("upload", "clipboard"),
                 brush=gr.Brush(max(8, min(empty.size) // 14), colors, color_mode="fixed"),

@@ -27,10 +27,11 @@ def add_edit(model: Any) -> None:
     first = None if start is None else _of_side(start.picture, side)
     with gr.Row():
         with gr.Column(min_width=NARROW):
+            gr.Markdown("Paint over what is to be redrawn, or upload another picture.")
             editor = gr.ImageEditor(
                 first,
                 type="pil",
-                label="Paint over what to redraw",
+                label="Picture",
                 elem_id="paint",
                 sources=("upload", "clipboard"),
                 brush=gr.Brush(default_size=side // 8, colors=[PAINT], color_mode="fixed"),

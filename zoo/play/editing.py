@@ -77,7 +77,7 @@ def vary(model: Any, picture: Image.Image, sigma: float, settings: Settings) -> 
 
 
 def painted_pixels(model: Any, painted: Image.Image) -> Tensor:
-    """Mask (1, 1, H, W), true for pixels of the model of which at least half is painted on.
+    """Mask (1, 1, H, W), true for pixels of the model of which more than half is painted on.
 
     Args:
         model: model of images.
@@ -88,7 +88,7 @@ def painted_pixels(model: Any, painted: Image.Image) -> Tensor:
     """
     if painted.mode != "RGBA":
         painted = painted.convert("RGBA")
-    redrawn = fit_image(painted.getchannel("A"), (1, *model.input_shape[1:])) >= 0
+    redrawn = fit_image(painted.getchannel("A"), (1, *model.input_shape[1:])) > 0
     if not redrawn.any():
         raise UserError("there is nothing to redraw: paint over a part of the picture")
     return redrawn

@@ -65,7 +65,7 @@ def source_hint(model: Any) -> str:
     names = _token_names(model)
     most = model.input_shape[0] - 1
     if names:
-        known = "".join(sorted({name for name in names if len(name) == 1}))
+        known = "".join(sorted({name for name in names if name != "?"}))
         return f"1 to {most} of the characters {known}"
     return f"1 to {most} numbers of tokens, 0 to {model.num_classes - 1}, with spaces between them"
 
