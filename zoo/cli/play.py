@@ -91,6 +91,11 @@ def _serve(page: Any, port: int, shown: bool) -> None:
             import webbrowser
 
             webbrowser.open(address)
-        threading.Event().wait()
+        _wait()
     finally:
         page.close(verbose=False)
+
+
+def _wait() -> None:
+    """Waits until the handler of a signal raises an exception here."""
+    threading.Event().wait()

@@ -14,6 +14,7 @@ from zoo.play.parts import NARROW, result_image
 
 
 def add_classify(model: Any) -> None:
+    """A canvas to draw on, the probabilities of all classes, and the picture that the model sees."""
     color = model.trained_on.preprocessing.background
     dark = sum(color) < 3 * 128
     empty = blank(model, color)

@@ -21,6 +21,7 @@ PAINT = "#ff3b30"
 
 
 def add_edit(model: Any) -> None:
+    """A picture to paint on, its redrawn part, and variations of it."""
     start = example(model, 0)
     side = 320
     names = class_names(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -56,7 +57,7 @@ def _blocks(title: str) -> gr.Blocks:
 
 
 def _add_model(model: Any, name: str) -> None:
-    gr.Markdown(f"## {name}\n{describe(model)}")
+    gr.HTML(f"<h2>{html.escape(name)}</h2><p>{html.escape(describe(model))}</p>")
     with gr.Tabs():
         for ability in abilities_of(model):
             add_tab(ability, model)

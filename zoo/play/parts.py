@@ -15,6 +15,7 @@ NARROW = 280  # pixels of a column, below which the page puts columns below one 
 
 
 def seed_input(button: bool = True) -> tuple[gr.Number, gr.Button]:
+    """A field for a random seed, and a button for a new one."""
     seed = gr.Number(0, precision=0, label="seed")
     return seed, gr.Button("New noise", elem_id="new-noise", size="sm", visible=button)
 
@@ -34,18 +35,22 @@ def result_image(label: str, elem_id: str, value: Any = None, height: int | None
 
 
 def new_seed() -> int:
+    """A seed that nobody has chosen."""
     return int(np.random.default_rng().integers(2**31))
 
 
 def class_input(names: list[str], others: list[str], value: str | None = None) -> gr.Dropdown:
+    """A choice of a class by its name, after `others`; hidden for a model without classes."""
     return gr.Dropdown([*others, *names], value=value or others[0], label="class", elem_id="class", visible=bool(names))
 
 
 def field_inputs(fields: Sequence[Field]) -> list[gr.components.Component]:
+    """Components for fields, in their order."""
     return [field_input(field) for field in fields]
 
 
 def field_input(field: Field) -> gr.components.Component:
+    """The component for a field."""
     about: dict[str, Any] = {"label": field.name, "info": field.info or None}
     if field.kind == "choice":
         return gr.Dropdown(list(field.choices), value=field.value, **about)

@@ -16,6 +16,7 @@ from zoo.plotting.images import RGBImage
 
 
 def add_sample(model: Any) -> None:
+    """Number, seed, class and the model's own options, and a grid of samples."""
     images = len(model.input_shape) == 3
     fields = fields_of(model, "sample", drawing.CONTRACT)
     names = class_names(model)
@@ -42,6 +43,7 @@ def add_sample(model: Any) -> None:
 
 
 def add_wander(model: Any) -> None:
+    """Two seeds, and a slider between their samples."""
     with gr.Row():
         with gr.Column(min_width=NARROW):
             first = gr.Number(0, precision=0, label="first seed")
@@ -62,6 +64,7 @@ def add_wander(model: Any) -> None:
 
 
 def add_film(model: Any) -> None:
+    """The trajectory of one sample, and a slider over it."""
     fields = fields_of(model, "trajectory", drawing.CONTRACT)
     default = 30
 
@@ -72,6 +75,8 @@ def add_film(model: Any) -> None:
 
 
 def add_path(model: Any) -> None:
+    """The model's interpolation between a random pair, and a slider over it."""
+
     def frames_of(seed: int, frames: int, label: str, values: Sequence[Any]) -> list[RGBImage]:
         return drawing.path(model, seed, frames, label)
 

@@ -15,6 +15,7 @@ SHORT = 200  # tokens that the page begins with
 
 
 def add_write(model: Any) -> None:
+    """The beginning of a text, and the text that the model writes on."""
     fields = fields_of(model, "stream", CONTRACT)
     shorter = [field._replace(value=SHORT) if field.name == "max_new_tokens" else field for field in fields]
     with gr.Row():
@@ -40,6 +41,7 @@ def add_write(model: Any) -> None:
 
 
 def add_transduce(model: Any) -> None:
+    """A source, and its decoded target."""
     with gr.Row():
         with gr.Column(min_width=NARROW):
             source = gr.Textbox(label="source", info=source_hint(model), elem_id="source")
