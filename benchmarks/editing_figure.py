@@ -19,7 +19,7 @@ from torch import Tensor
 
 import zoo
 from benchmarks.output import check_new, new_parser
-from zoo.cli.edit import EditResult, EditSession
+from zoo.hub.editing import EditResult, EditSession
 from zoo.models.base import eval_mode
 from zoo.plotting.figures import new_figure, render_figure
 from zoo.plotting.images import image_grid, save_png

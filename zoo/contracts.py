@@ -15,7 +15,7 @@ without it, and names what is left out in one line (`left_out`), or refuses (`re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
@@ -264,6 +264,63 @@ class Interpolating(Protocol):
         self, rows: int, steps: int, *, labels: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Samples between pairs of latent vectors, (rows, steps, *input_shape); `labels` are of the pairs, (rows,)."""
+
+
+class LatentSpace(Protocol):
+    """A generative model whose samples are a function of one latent vector each.
+
+    Without it, the page of `play` has no slider between two samples.
+    """
+
+    def seeded_latents(self, seeds: Tensor, /) -> Tensor:
+        """Latent vectors (n, D) by their seeds, int64 (n,): those of the samples that `sample` draws with them."""
+
+    def sample_latents(self, latents: Tensor, /, *, labels: Tensor | None = None) -> Tensor:
+        """Samples (n, *input_shape) of latent vectors (n, D), with classes for a conditional model, int64 (n,)."""
+
+
+class OptionChoices(Protocol):
+    """Values of the options of a model's methods that are names, such as the solvers of `sample`.
+
+    Without it, the page of `play` has a text field for such an option instead of a list.
+
+    Attributes:
+        option_choices: valid values by the name of the option.
+    """
+
+    option_choices: Mapping[str, Sequence[str]]
+
+
+class TextStream(Protocol):
+    """A language model that yields text while it is generated. Without it, there is no page of `play` to write with.
+
+    Attributes:
+        tokenizer: object with `decode(tokens: list[int]) -> str`.
+    """
+
+    tokenizer: Any
+
+    def stream(self, n: int = 1, *, generator: Generator | None = None) -> Iterator[Tensor]:
+        """Next tokens of `n` texts, int64 (n,), as they are sampled."""
+
+
+class Transduction(Protocol):
+    """An encoder-decoder that maps a sequence of tokens to another one. Without it, `play` has no field for a source.
+
+    Attributes:
+        input_shape: (S,), the length of a source.
+        num_classes: number of tokens.
+        padding: padding token.
+        end: last token of a sequence.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    padding: int
+    end: int
+
+    def greedy_decode(self, source: Tensor, /) -> Tensor:
+        """Sources int64 (N, S) to targets int64 (N, T)."""
 
 
 class Decoding(Protocol):

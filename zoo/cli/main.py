@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("zoo.cli.export", "run_export"),
     "report": ("zoo.cli.report", "run_report"),
     "list": ("zoo.cli.list", "run_list"),
+    "play": ("zoo.cli.play", "run_play"),
     "tour": ("zoo.cli.tour", "run_tour"),
 }
 
@@ -47,6 +48,7 @@ commands:
   edit       edit an image with a diffusion model:  {program} edit --ckpt_path FILE --task vary --image in.png --sigma 1
   export     write a model to a file that runs without this package:  {program} export --ckpt_path FILE --out model.onnx
   report     make a page on a run, or compare runs:  {program} report runs/gan/version_0 runs/gan/version_1
+  play       try out a trained model in the browser:  {program} play --model diffusion-digits
   list       list models, data, callbacks, recipes, search spaces and weights
   tour       draw a figure of the lecture:  {program} tour optimizers
 

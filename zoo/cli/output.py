@@ -1,4 +1,7 @@
-"""Standard output and error of the commands, which go on when nobody reads them any longer: `fit … | head`."""
+"""Standard output and error of the commands, which go on when nobody reads them any longer: `fit … | head`.
+
+And whether there is a screen beside them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,13 @@ def outlive_readers() -> None:
         buffer = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
         lasting = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
         setattr(sys, name, lasting)
+
+
+def has_screen() -> bool:
+    """Whether a person is at a terminal that windows can open beside."""
+    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 class _Pipe(io.FileIO):

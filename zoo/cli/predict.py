@@ -147,10 +147,10 @@ def _load(
 ) -> Any:
     """Loads a classifier, and checks that it has the options given."""
     from zoo.checkpoints.reading import read_checkpoint
-    from zoo.cli.options import accepts
     from zoo.cli.own_networks import load_model_with_config
     from zoo.contracts import PredictiveClassifier, lacking
     from zoo.hub.loading import find_checkpoint
+    from zoo.method_options import accepts
     from zoo.registry import find_class
 
     path = str(find_checkpoint(Path(ckpt_path)))

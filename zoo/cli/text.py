@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.files import TEXT_SEPARATOR, check_output, save_texts
 from zoo.hub.loading import find_device
-
-MAX_TOKENS_PER_CHARACTER = 4  # bytes of a character in UTF-8
+from zoo.hub.texts import stream_text
 
 
 def sample_text(
@@ -54,24 +52,6 @@ def sample_text(
     return f"{written} in {out}"
 
 
-def decode_stream(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """Decodes tokens one by one; a character that spans several tokens is yielded when it is complete.
-
-    Args:
-        tokens: token ids.
-        decode: tokens to text, with the replacement character for incomplete characters.
-    """
-    pending: list[int] = []
-    for token in tokens:
-        pending.append(token)
-        text = decode(pending)
-        if not text.endswith("\ufffd") or len(pending) >= MAX_TOKENS_PER_CHARACTER:
-            yield text
-            pending = []
-    if pending:
-        yield decode(pending)
-
-
 def generate_texts(
     model: Any, n: int, generator: torch.Generator, show: Callable[[str], object], options: dict[str, Any]
 ) -> str:
@@ -94,10 +74,8 @@ def generate_texts(
         show(piece)
 
     for index in range(n):
-        tokens: Iterator[Tensor] = model.stream(1, generator=generator, **options)
         if index:
             put(TEXT_SEPARATOR)
-        put((options.get("prompt") or "").lstrip("\n"))
-        for piece in decode_stream((int(token) for token in tokens), model.tokenizer.decode):
+        for piece in stream_text(model, generator, options):
             put(piece)
     return "".join(shown)

@@ -5,10 +5,9 @@ The list imports neither torch nor Lightning. The options of a section are the a
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
+from zoo.cli.output import has_screen
 from zoo.cli.program import program
 from zoo.errors import UserError, did_you_mean
 from zoo.tour.sections import SECTIONS, find_section
@@ -53,14 +52,7 @@ def _draw(name: str, words: Sequence[str]) -> None:
     path = output_path(out, f"{name}.png", overwrite)
     save_png(path, draw(**given), overwrite, colors=256)
     print(f"wrote {path}")
-    if shown and _has_screen():
+    if shown and has_screen():
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
-
-
-def _has_screen() -> bool:
-    """Whether a person is at a terminal that windows can open beside."""
-    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
-        return False
-    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

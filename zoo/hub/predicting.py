@@ -51,7 +51,7 @@ def predict_files(model: Any, paths: Sequence[Path], batch_size: int = 256) -> I
         UserError: the model is no classifier, or does not say how pictures are brought to its input.
     """
     check_at_least(1, batch_size=batch_size)
-    preprocessing = _preprocessing_of(model)
+    preprocessing = preprocessing_of(model)
     device = _device_of(model)
     options = (preprocessing.size, preprocessing.channels, preprocessing.fit, preprocessing.background)
     batches = _in_batches(decode_files(paths, *options), len(paths), batch_size)
@@ -104,7 +104,12 @@ def _in_batches(
         yield cut(count, len(indices))
 
 
-def _preprocessing_of(model: Any) -> Preprocessing:
+def preprocessing_of(model: Any) -> Preprocessing:
+    """How a classifier's pictures are brought to its input.
+
+    Raises:
+        UserError: the model is no classifier of pictures, or does not say it.
+    """
     name = type(model).__name__
     if not offers(model, PredictiveClassifier):
         raise UserError(f"{name} is not a classifier: it has no predictive(x, places)")
@@ -169,7 +174,7 @@ def write_predictions(
     Returns:
         The number of files that cannot be read.
     """
-    _preprocessing_of(model)
+    preprocessing_of(model)
     names = class_names_of(model)
     broken = 0
     columns = {"path": str, **prediction_columns(names), "error": str}

@@ -13,6 +13,7 @@ from zoo.contracts import (
     Decoding,
     Generative,
     Interpolating,
+    LatentSpace,
     PredictiveClassifier,
     Trajectories,
     accepts,
@@ -86,6 +87,13 @@ def _check_histories(name: str, model: Any, data: Any) -> None:
         with explained(f"{name} does not interpolate", "interpolate takes rows, steps, labels and generator"):
             between = model.interpolate(2, 3, labels=labels, generator=_generator())
         holds(between.shape == (2, 3, *shape), f"{name} interpolates {_described(between)}; return {(2, 3, *shape)}")
+    if offers(model, LatentSpace):
+        remedy = "sample_latents takes what seeded_latents(seeds) returns, and labels"
+        with explained(f"{name} does not sample latent vectors", remedy):
+            latents = model.seeded_latents(torch.tensor([1, 2]))
+            decoded = model.sample_latents(latents, labels=labels)
+        holds(latents.ndim == 2 and len(latents) == 2, f"{name} has latents {_described(latents)}; return (2, D) for 2")
+        holds(decoded.shape == (2, *shape), f"{name} makes {_described(decoded)} of 2 latents; return {(2, *shape)}")
 
 
 def check_predictions(name: str, model: Any, data: Any) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.helpers.command import fails, tree
 from tests.helpers.pictures import png_of
-from zoo.cli.edit import load_image
 from zoo.cli.main import main
 from zoo.datamodules import Digits
+from zoo.hub.editing import load_image
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "pictures")
 

@@ -178,7 +178,7 @@ def test_a_model_of_nan_writes_nothing(use, monkeypatch):
     Image.new("L", (8, 8)).save("a.png")
     diffusion = broken(Diffusion(**IMAGES, network=unet(8)))
     monkeypatch.setattr("zoo.cli.edit.load_model_with_config", lambda *_: diffusion)
-    monkeypatch.setattr("zoo.hub.predicting._preprocessing_of", lambda model: Preprocessing((8, 8), 1))
+    monkeypatch.setattr("zoo.hub.predicting.preprocessing_of", lambda model: Preprocessing((8, 8), 1))
     with pytest.raises(NonFiniteError, match=r"(are|predicts) (NaN|NaN or Inf).*take another checkpoint"):
         USES[use]()
     assert [path.name for path in Path().iterdir()] == ["a.png"]

@@ -12,8 +12,8 @@ from zoo import TransformerLM
 from zoo.callbacks import SampleLogger
 from zoo.checkpoints.reading import load_model
 from zoo.cli.main import main
-from zoo.cli.text import decode_stream
 from zoo.datamodules import Text
+from zoo.hub.texts import decode_stream
 from zoo.tokenizers import ByteTokenizer
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

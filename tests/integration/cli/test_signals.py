@@ -85,7 +85,7 @@ def sends(number: int) -> Callable[..., Any]:
     [
         (["sample", "--ckpt_path=gan"], "zoo.cli.sample.render_samples"),
         (["sample", "--ckpt_path=letters", "--out=a.txt"], "zoo.cli.text.save_texts"),
-        ([*EDIT, "--ckpt_path=unconditional_diffusion"], "zoo.cli.edit.load_image"),
+        ([*EDIT, "--ckpt_path=unconditional_diffusion"], "zoo.hub.editing.load_image"),
         (["export", "--ckpt_path=mlp", "--out=a.onnx"], "zoo.cli.export.export"),
         (["predict", "--ckpt_path=mlp", "--images=a.png"], "zoo.hub.predicting.write_predictions"),
         (["list"], "zoo.cli.list.run_list"),

@@ -65,6 +65,7 @@ def folder(tmp_path, monkeypatch, shared_data) -> Path:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "argv", ["cli.py"])  # as the pages type it
     monkeypatch.setattr(sys, "orig_argv", ["python"])
+    monkeypatch.setattr("zoo.cli.play._serve", lambda page, port, shown: None)  # until somebody types Ctrl-C
     return tmp_path
 
 

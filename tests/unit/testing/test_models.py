@@ -283,6 +283,14 @@ class InterpolatesOneRow(Good):
         return self.sample(rows, labels=labels, generator=generator)[None]
 
 
+class DecodesOneLatent(Good):
+    def seeded_latents(self, seeds):
+        return torch.zeros(len(seeds), 4)
+
+    def sample_latents(self, latents, *, labels=None):
+        return self.sample(1, labels=None if labels is None else labels[:1], generator=torch.Generator())
+
+
 class PredictsLogits(MLPClassifier):
     def predictive(self, x, places=None):
         found = super().predictive(x, places)
@@ -358,6 +366,7 @@ BREAKS = [
     ("sampling", TakesNoLabels, "does not sample (TypeError"),
     ("sampling", HasAShortTrajectory, "has a trajectory of float32 (2, 1, 8, 8); return (frames, 2, 1, 8, 8) for n=2"),
     ("sampling", InterpolatesOneRow, "interpolates float32 (1, 2, 1, 8, 8); return (2, 3, 1, 8, 8)"),
+    ("sampling", DecodesOneLatent, "makes float32 (1, 1, 8, 8) of 2 latents; return (2, 1, 8, 8)"),
     ("prediction", PredictsLogits, "predicts float32 (6, 10); return probabilities (6, 10) with rows of sum 1"),
     ("prediction", PredictsNoEntropy, "predicts without probabilities and 2 more"),
     ("prediction", PredictsByChance, "predicts something else for the same samples"),

@@ -56,6 +56,7 @@ class Diffusion(DenoisingModule, ScoreModel):
     """
 
     validated = ("loss", "force_loss", "excess", "distance_to_ideal")
+    option_choices = {"solver": tuple(SOLVERS)}
 
     def __init__(
         self,
@@ -206,12 +207,30 @@ class Diffusion(DenoisingModule, ScoreModel):
         with eval_mode(self):
             noise, labels = self._first_noise(rows, labels, generator, None)
             start, end = noise().flatten(1), noise().flatten(1)
-            starts = [slerp(start, end, weight).view(-1, *self.input_shape) for weight in torch.linspace(0, 1, steps)]
-            solver = self.solver if self.solver in DETERMINISTIC else "deis"
-            sigmas = karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
-            denoise = self.guided(labels, self.guidance_scale)
-            ends = [solve(denoise, self.denoiser.mean + self.sigma_max * x, sigmas, solver).x for x in starts]
-            return self._finish(torch.stack(ends, dim=1))
+            starts = [slerp(start, end, weight) for weight in torch.linspace(0, 1, steps)]
+            return torch.stack([self._follow_flow(x, labels) for x in starts], dim=1)
+
+    def seeded_latents(self, seeds: Tensor) -> Tensor:
+        """Noise (n, D) of the samples that are drawn with these seeds, int64 (n,), flattened and of unit variance."""
+        return self._first_noise(len(seeds), None, None, seeds)[0]().flatten(1)
+
+    def sample_latents(self, latents: Tensor, *, labels: Tensor | None = None) -> Tensor:
+        """Samples (n, *input_shape) at the ends of the probability flow from noise.
+
+        Args:
+            latents: noise of unit variance, (n, D); see `seeded_latents`.
+            labels: classes for a conditional model, int64 (n,); no class by default.
+        """
+        with eval_mode(self):
+            return self._follow_flow(latents.to(self.device), None if labels is None else labels.to(self.device))
+
+    def _follow_flow(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Samples (n, *input_shape) of noise of unit variance (n, D), by a solver without random numbers."""
+        noise = latents.view(-1, *self.input_shape)
+        solver = self.solver if self.solver in DETERMINISTIC else "deis"
+        sigmas = karras_sigmas(self.steps, self.sigma_min, self.sigma_max)
+        denoise = self.guided(labels, 0.0 if labels is None else self.guidance_scale)
+        return self._finish(solve(denoise, self.denoiser.mean + self.sigma_max * noise, sigmas, solver).x)
 
     def _draw(
         self,

@@ -214,6 +214,20 @@ class GAN(GenerativeModule):
             labels = self.draw_labels(seeds) if labels is None else labels.to(self.device)
             return self(self._seeded_latents(seeds)(), labels).float()
 
+    def seeded_latents(self, seeds: Tensor) -> Tensor:
+        """Latent vectors (n, latent_dim) of the samples that are drawn with these seeds, int64 (n,)."""
+        return self._seeded_latents(seeds)()
+
+    def sample_latents(self, latents: Tensor, *, labels: Tensor | None = None) -> Tensor:
+        """Samples (n, *input_shape) of latent vectors (n, latent_dim).
+
+        Args:
+            latents: latent vectors, standard normal in training.
+            labels: classes for a conditional GAN, int64 (n,).
+        """
+        with eval_mode(self):
+            return self(latents.to(self.device), None if labels is None else labels.to(self.device)).float()
+
     def interpolate(
         self, rows: int, steps: int, *, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:

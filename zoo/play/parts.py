@@ -1,0 +1,69 @@
+"""Components that several tabs of the page have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.play.fields import Field
+
+NARROW = 280  # pixels of a column, below which the page puts columns below one another
+
+
+def seed_input(button: bool = True) -> tuple[gr.Number, gr.Button]:
+    """A field for a random seed, and a button for a new one."""
+    seed = gr.Number(0, precision=0, label="seed")
+    return seed, gr.Button("New noise", elem_id="new-noise", size="sm", visible=button)
+
+
+def result_image(label: str, elem_id: str, value: Any = None, height: int | None = None) -> gr.Image:
+    """A picture that the model has made, without Gradio's button that shares it."""
+    return gr.Image(
+        value,
+        label=label,
+        show_label=False,
+        format="png",
+        height=height,
+        elem_id=elem_id,
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
+
+
+def new_seed() -> int:
+    """A seed that nobody has chosen."""
+    return int(np.random.default_rng().integers(2**31))
+
+
+def class_input(names: list[str], others: list[str], value: str | None = None) -> gr.Dropdown:
+    """A choice of a class by its name, after `others`; hidden for a model without classes."""
+    return gr.Dropdown([*others, *names], value=value or others[0], label="class", elem_id="class", visible=bool(names))
+
+
+def field_inputs(fields: Sequence[Field]) -> list[gr.components.Component]:
+    """Components for fields, in their order."""
+    return [field_input(field) for field in fields]
+
+
+def field_input(field: Field) -> gr.components.Component:
+    """The component for a field."""
+    about: dict[str, Any] = {"label": field.name, "info": field.info or None}
+    if field.kind == "choice":
+        return gr.Dropdown(list(field.choices), value=field.value, **about)
+    if field.kind == "switch":
+        return gr.Checkbox(bool(field.value), **about)
+    if field.kind == "text":
+        return gr.Textbox(field.value, **about)
+    return gr.Number(field.value, precision=0 if field.kind == "integer" else None, **about)
+
+
+def or_none(compute: Callable[[], Any]) -> Any:
+    """What a function computes; None if the model needs something for it that is not entered yet."""
+    try:
+        return compute()
+    except UserError:
+        return None
