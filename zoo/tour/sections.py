@@ -18,6 +18,7 @@ SECTIONS = {
     "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
     "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
     "backwards": "diffusion and its reversal: force, noise level, memorized training samples",
+    "generation": "the learned force: samples, edits, and classification by the same model",
 }
 
 

@@ -82,4 +82,5 @@ QUICK_TOUR = {
     "vanishing": ["--depth=4", "--width=8", "--steps=2", "--images=16"],
     "equilibrium": ["--steps=3", "--game_steps=3"],
     "backwards": ["--n=200", "--steps=5", "--training=3"],
+    "generation": ["--images=2", "--levels=1", "--repeats=1", "--steps=6", "--edit_steps=2", "--train_steps=1"],
 }
