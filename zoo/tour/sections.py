@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 SECTIONS = {
     "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
     "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
+    "residuals": "residual blocks and batch normalization: depth, what layers respond to, learning rates",
     "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
     "backwards": "diffusion and its reversal: force, noise level, memorized training samples",
+    "generation": "the learned force: samples, edits, and classification by the same model",
 }
 
 
