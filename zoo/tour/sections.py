@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
     "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
+    "stopping": "early stopping: overfitting, weight decay in closed form, patience, the optimism of a minimum",
     "dropout": "dropout as bagging: masks, scaled weights and networks, and the rescaling by 1 / (1 - p)",
     "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
     "backwards": "diffusion and its reversal: force, noise level, memorized training samples",

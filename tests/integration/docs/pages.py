@@ -80,6 +80,7 @@ OTHERS = [
 QUICK_TOUR = {
     "optimizers": ["--steps=5", "--train_steps=3", "--rates=2", "--seeds=1"],
     "vanishing": ["--depth=4", "--width=8", "--steps=2", "--images=16"],
+    "stopping": ["--images=20", "--epochs=2", "--seeds=2", "--steps=2"],
     "dropout": ["--images=20", "--steps=2", "--passes=2", "--networks=2", "--seeds=1"],
     "equilibrium": ["--steps=3", "--game_steps=3"],
     "backwards": ["--n=200", "--steps=5", "--training=3"],
