@@ -273,6 +273,16 @@ class Decoding(Protocol):
         """Tokens int64 (N, T) to N texts."""
 
 
+class SequenceMapping(Protocol):
+    """A model that maps sequences to sequences. Without it, the command `predict` refuses texts."""
+
+    def predict(self, texts: Sequence[str], /) -> list[str]:
+        """Texts to texts, in their order."""
+
+    def greedy_decode(self, source: Tensor) -> Tensor:
+        """Sources int64 (N, S) to the most probable targets int64 (N, T)."""
+
+
 class ClassPrediction(Protocol):
     """Prediction of a classifier for a batch, with its uncertainty in nats."""
 
@@ -287,6 +297,13 @@ class ClassPrediction(Protocol):
     @property
     def mutual_information(self) -> Tensor:
         """Mutual information of class and ensemble member, (N,); 0 for one member."""
+
+
+class Averaged(Protocol):
+    """A state without the weights that a moving average was made from. Without it, a saved model holds both."""
+
+    def averaged_state_dict(self) -> dict[str, Any]:
+        """State dict in which the trained network has the averaged weights, and shares their memory."""
 
 
 class Exportable(Protocol):

@@ -24,7 +24,7 @@ NOT_LISTED = frozenset({"Augment", "PerSample", "InMemoryDataModule"})
 #: Kinds of entries, in the order in which they are listed.
 KINDS = (*BUILT_IN, "trained models", "recipes", "spaces", "weights")
 #: Metrics of a trained model that `list` shows, the first one that it has.
-SHOWN_METRICS = ("test/acc", "test/fd", "test/w1", "val/perplexity", "val/acc")
+SHOWN_METRICS = ("test/acc", "test/fd", "test/w1", "test/exact_match", "val/perplexity", "val/acc")
 _CLASS = re.compile(r'^class (\w+)\b[^"]*?:\n    """(.*?)(?:"""|$)', re.MULTILINE)
 
 

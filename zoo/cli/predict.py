@@ -1,4 +1,7 @@
-"""The command `predict`: with --images, a table of predictions for files of pictures; without, LightningCLI's."""
+"""The command `predict`: with --images, a table of predictions for files of pictures; else LightningCLI's.
+
+With --texts it is that of `zoo.cli.predict_texts`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ SHOWN = 200  # files from which a progress bar is shown
 DESCRIPTION = (
     "Classifies pictures with a trained model and writes a table, one row for each file: its path, the most probable "
     "class, the probability of every class, the entropy and the mutual information in nats, and for a broken file why "
-    "it cannot be read. Without --images, predict runs on one split of a data module, as test does: predict --config "
+    "it cannot be read. With --texts instead, a sequence-to-sequence model maps texts to texts: predict --texts --help "
+    "lists those options. Without either, predict runs on one split of a data module, as test does: predict --config "
     "RECIPE --ckpt_path FILE; predict --config RECIPE --help lists those options."
 )
 
@@ -36,6 +40,11 @@ def run_predict(args: Sequence[str]) -> None:
     """Predicts files of pictures if --images is given, and a data module otherwise."""
     words = list(args[1:])
     typed = typed_options(words)
+    if "texts" in typed and "images" not in typed:
+        from zoo.cli.predict_texts import run_predict_texts
+
+        run_predict_texts(words)
+        return
     if "images" in typed or set(words) <= {"--help", "-h"}:
         _refuse_foreign(typed)
         given = _parse(name_checkpoint(words))

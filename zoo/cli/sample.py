@@ -34,6 +34,7 @@ from zoo.cli.own_networks import load_model_with_config
 from zoo.cli.parser import OneLineParser
 from zoo.cli.program import program
 from zoo.cli.text import sample_text
+from zoo.contracts import PredictiveClassifier, SequenceMapping, offers
 from zoo.datamodules.memory import check_fits
 from zoo.errors import UserError, check_at_least, check_seed, nearest
 from zoo.files import check_output, output_path
@@ -120,8 +121,19 @@ def run_sample(args: Sequence[str]) -> None:
 def _load_generative(ckpt_path: str, model_class: str | None, config: str | None) -> Any:
     network = load_model_with_config(ckpt_path, model_class, config)
     if not any(callable(getattr(network, method, None)) for method in ("sample", "stream")):
-        raise UserError(f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model")
+        raise UserError(
+            f"{ckpt_path} holds a {type(network).__name__}, which is not a generative model{_other_use(network)}"
+        )
     return network
+
+
+def _other_use(network: Any) -> str:
+    """Command for a model that draws no samples; empty if there is none."""
+    if offers(network, SequenceMapping):
+        return "; it maps texts to texts: predict --texts"
+    if offers(network, PredictiveClassifier) and len(network.input_shape) == 3:
+        return "; it classifies pictures: predict --images"
+    return ""
 
 
 def _generates_text(network: Any) -> bool:

@@ -62,6 +62,8 @@ class ZooModule(HookNames, PretrainedMixin, LightningModule):
 
     #: Whether a sample is a sequence of tokens; else it is an image or a point.
     tokens: bool = False
+    #: Attribute that holds the network of which `ema` is the average.
+    averaged_from: str = "network"
     network: nn.Module
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None = None
@@ -217,6 +219,18 @@ class ZooModule(HookNames, PretrainedMixin, LightningModule):
         self._indices = start + torch.arange(n) * ranks
 
     # Checkpoints
+
+    def averaged_state_dict(self) -> dict[str, Any]:
+        """State dict in which the trained network has the averaged weights, and shares their memory.
+
+        Predictions and samples are those of the average either way; a training that starts here starts from it.
+        Without a moving average this is the state dict.
+        """
+        state = self.state_dict()
+        if self.ema is None:
+            return state
+        averages = {name: state[f"ema.network.{name}"] for name in self.ema.network.state_dict()}
+        return state | {f"{self.averaged_from}.{name}": average for name, average in averages.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainer = attached_trainer(self)

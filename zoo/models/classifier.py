@@ -85,8 +85,9 @@ class Classifier(ZooModule):
         network: name of a network of the zoo, such as "PooledResNet"; a factory that is handed `(input_shape,
             num_classes)`; or a module. It maps samples (N, *input_shape), images in [-1, 1], to logits (N,
             num_classes).
-        init_from: path to the checkpoint of a classifier with the same network, from whose weights training starts; its
-            last layer is taken over if it has as many classes. Later checkpoints do not need the file.
+        init_from: classifier with the same network, from whose weights training starts: path to its checkpoint, to the
+            folder of a saved model, or name of a trained model of the zoo. Its last layer is taken over if it has as
+            many classes. Later checkpoints do not need the file.
         label_smoothing: probability mass of the label that is spread over all classes in the loss.
         class_weights: weight of each class in the training loss, not in what validation and test measure: a list of
             positive numbers, or "balanced" for n / (k n_c) with n_c of the n training samples in each of k classes.

@@ -12,10 +12,12 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from zoo.checkpoints.pretrained import is_pretrained
 from zoo.checkpoints.reading import read_checkpoint
 from zoo.contracts import SplitLabels, data_of, offers
 from zoo.errors import UserError
 from zoo.optim.unfreezing import adopt_unfrozen
+from zoo.registry import trained_folders
 
 
 def find_backbone(network: nn.Module) -> nn.Module:
@@ -42,15 +44,19 @@ def load_initial_weights(network: nn.Module, path: str, num_classes: int) -> Non
 
     Args:
         network: network of the same class and options.
-        path: path to the checkpoint.
+        path: path to the checkpoint or to the folder of a saved model, or name of a trained model of the zoo.
         num_classes: number of classes of `network`.
 
     Raises:
-        UserError: the file is missing, not safe to load, or holds another network.
+        UserError: there is no such model, it is not safe to load, or it holds another network.
     """
-    if not Path(path).is_file():
-        raise UserError(f"init_from {path} is not a file; null starts from the network's own initial weights")
-    checkpoint = read_checkpoint(path)
+    source = Path(path) if Path(path).exists() else trained_folders().get(path, Path(path))
+    if not (source.is_file() or is_pretrained(source)):
+        raise UserError(
+            f"init_from {path} is neither a checkpoint, the folder of a saved model nor a trained model of the zoo; "
+            "null starts from the network's own initial weights"
+        )
+    checkpoint = read_checkpoint(source)
     state, own = checkpoint["state_dict"], network.state_dict()
     prefix = "ema.network." if any(name.startswith("ema.network.") for name in state) else "network."
     given = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

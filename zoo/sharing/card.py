@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from zoo.contracts import Decoding, Generative, PredictiveClassifier, is_conditional, offers
+from zoo.contracts import Decoding, Generative, PredictiveClassifier, SequenceMapping, is_conditional, offers
 from zoo.registry import entries
 from zoo.sharing.training import Training
 
@@ -50,6 +50,7 @@ class Facts:
         limits: sentences on what the model is not good for.
         results: metrics on a split that nothing was chosen by.
         samples: number of samples of that split; 0 if it is not known.
+        remarks: sentences on the results, such as published values beside them.
     """
 
     command: str = ""
@@ -57,6 +58,7 @@ class Facts:
     limits: str = ""
     results: Sequence[Result] = ()
     samples: int = 0
+    remarks: str = ""
 
 
 def task_of(model: Any) -> str | None:
@@ -102,7 +104,7 @@ def model_card(
         f"## Model\n\n{_model(model, description)}",
         _titled("Data", facts.data),
         _titled("Training", _joined(facts.command and f"Made by `{facts.command}`.", _training(training))),
-        _titled("Results", _joined(_measured(facts), _results(description, training))),
+        _titled("Results", _joined(_measured(facts), facts.remarks, _results(description, training))),
         _titled("Limits", facts.limits),
         _titled("Versions", _table(description.get("versions") or {})),
     ]
@@ -165,6 +167,8 @@ def _calls(model: Any, data: Mapping[str, Any]) -> list[str]:
     if offers(model, PredictiveClassifier) and callable(getattr(model, "predict", None)):
         given = '"picture.png")' if data.get("preprocessing") else f"x)  # floats (N, {shape})"
         return [f"predictions = model.predict({given}", "predictions[0].class_name, predictions[0].probabilities"]
+    if offers(model, SequenceMapping):
+        return ['print(model.predict(["31524", "2026"]))'] if "1" in (data.get("class_names") or ()) else []
     if offers(model, Decoding) and offers(model, Generative):
         return ["print(model.decode(model.sample(1))[0])"]
     if offers(model, Generative):
@@ -181,9 +185,18 @@ def _model(model: Any, description: Mapping[str, Any]) -> str:
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "input": _shape(getattr(model, "input_shape", ())),
         "classes": _classes(data.get("class_names") or ()),
+        "temperature": _temperature(model),
         "preprocessing": preprocessing and ", ".join(f"{key} {_plain(value)}" for key, value in preprocessing.items()),
     }
     return _table(facts) + "\n\nAll hyperparameters are in `config.json`."
+
+
+def _temperature(model: Any) -> str:
+    """Temperature of a calibrated classifier."""
+    value = getattr(model, "temperature", 1.0)
+    if not offers(model, PredictiveClassifier) or float(value) == 1:
+        return ""
+    return f"{float(value):.4g}, by which logits are divided; fitted on the validation split"
 
 
 def _training(training: Training) -> str:

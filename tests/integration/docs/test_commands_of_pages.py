@@ -71,7 +71,7 @@ def folder(tmp_path, monkeypatch, shared_data) -> Path:
 def shortened(command: str) -> list[str]:
     """Arguments of a command for a short run."""
     arguments = shlex.split(command)[2:]
-    if "--images" in arguments:
+    if "--images" in arguments or "--texts" in arguments:
         return arguments
     if arguments[0] == "tour":
         return [*arguments, *(QUICK_TOUR[arguments[1]] if arguments[1:] else ())]
@@ -92,7 +92,8 @@ def files_written(arguments: list[str]) -> list[str]:
     if arguments[0] == "tune":
         study = f"runs/{run_of(shlex.join(arguments))}_tune"
         return [f"{study}/{name}" for name in ("trials.csv", "trials.png", "best.yaml")]
-    return ["predictions.csv"] if arguments[0] == "predict" and not named else named
+    table = arguments[0] == "predict" and "--texts" not in arguments and not named
+    return ["predictions.csv"] if table else named
 
 
 def test_there_are_commands_about_many_runs():

@@ -67,7 +67,7 @@ def test_an_ensemble_and_passes_with_dropout_are_averaged():
 def test_without_images_the_options_of_a_split_are_those_of_the_trainer(capsys):
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
-    assert "Without --images, predict runs on one split" in " ".join(capsys.readouterr().out.split())
+    assert "Without either, predict runs on one split" in " ".join(capsys.readouterr().out.split())
     assert fails(capsys, "predict", "--device", "cpu").startswith("--device needs --images")
     message = fails(capsys, "predict", "--images", "pictures", "--model.mc_samples", "3")
     assert message == "--model.mc_samples is an option of predict without --images: with --images it is --mc_samples"

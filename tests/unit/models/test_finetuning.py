@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 from torch.utils.data import DataLoader
 
+import zoo
 from tests.helpers.checkpoints import save_untrained
 from tests.unit.training import quiet_trainer
 from zoo import Classifier
@@ -284,6 +285,21 @@ def test_the_moving_average_is_what_training_starts_from_and_starts_there_too(tm
     assert (here.ema.network.head.bias == 7).all()
 
 
+def test_training_starts_from_a_saved_folder_of_averages_and_from_a_trained_model(tmp_path):
+    there = pooled(ema_half_life=10)
+    with torch.no_grad():
+        there.ema.network.head.bias.fill_(7.0)
+    folder = there.save_pretrained(tmp_path / "saved", averages_only=True)
+    assert (pooled(init_from=str(folder)).network.head.bias == 7).all()
+    trained = zoo.load("resnet-fashion-mnist")
+    names = ("backbone", "depth", "widths", "whitening")
+    options = {name: trained.hparams[name] for name in names}
+    here = zoo.ResNetClassifier((1, 28, 28), 5, init_from="resnet-fashion-mnist", **options)
+    average = trained.ema.network.state_dict()
+    taken = [name for name, value in here.network.state_dict().items() if value.equal(average[name])]
+    assert set(average) - set(taken) == {"head.weight", "head.bias"}, "all but the last layer, which has other classes"
+
+
 def test_a_later_checkpoint_does_not_need_the_file(source, tmp_path):
     _, path = source
     save_untrained(pooled(3, init_from=path), tmp_path / "later.ckpt")
@@ -294,7 +310,7 @@ def test_a_later_checkpoint_does_not_need_the_file(source, tmp_path):
 
 def test_weights_that_do_not_fit_are_named(source, tmp_path):
     _, path = source
-    with pytest.raises(UserError, match=r"init_from \S+nothing.ckpt is not a file"):
+    with pytest.raises(UserError, match=r"init_from \S+nothing.ckpt is neither a checkpoint"):
         pooled(init_from=str(tmp_path / "nothing.ckpt"))
     with pytest.raises(UserError, match=r"init_from \S+ does not hold a PooledResNet .*: stem.1.weight is \(2,"):
         pooled(width=8, init_from=path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 import zoo
 from tests.helpers.checkpoints import save_untrained
@@ -110,10 +113,63 @@ def test_a_generative_model_shows_its_samples(build, task, size, tmp_path):
         assert picture.size == tuple(34 * count + 2 for count in size)
 
 
+def test_the_card_of_a_calibrated_classifier_tells_its_temperature(tmp_path):
+    model = small()
+    assert "temperature" not in (model.save_pretrained(tmp_path / "raw") / "README.md").read_text()
+    model.temperature.fill_(0.75)
+    card = (model.save_pretrained(tmp_path / "calibrated") / "README.md").read_text()
+    assert "| temperature | 0.75, by which logits are divided; fitted on the validation split |" in card
+    assert zoo.load(tmp_path / "calibrated").temperature == 0.75
+
+
 def test_a_language_model_shows_a_text(checkpoint, tmp_path):
     folder = zoo.load(checkpoint("letters")).save_pretrained(tmp_path / "saved")
     assert metadata(folder)["pipeline_tag"] == "text-generation"
     assert "Generated with seed 0, not selected:\n\n    " in (folder / "README.md").read_text()
+
+
+def with_batch_norm(input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Network whose averaged statistics are others than those of training."""
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, num_classes))
+
+
+AVERAGING: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "generator": (lambda: zoo.GAN((2,), latent_dim=4, **mlps(64)), mlps(64)),
+    "denoiser": (lambda: zoo.Diffusion((1, 8, 8), network=unet(8), steps=2), {"network": unet(8)}),
+    "network": (
+        lambda: zoo.Classifier((1, 8, 8), 3, with_batch_norm, ema_half_life=1000),
+        {"network": with_batch_norm},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_without_the_weights_behind_an_average_outputs_are_the_same_to_the_bit(name, tmp_path):
+    build, networks = AVERAGING[name]
+    model = build().eval()
+    for tensor in model.ema.state_dict().values():  # other values than those of the network
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    whole = model.save_pretrained(tmp_path / "whole")
+    folder = model.save_pretrained(tmp_path / "averages", averages_only=True)
+    small = zoo.load(folder, **networks)
+    if name == "network":
+        x = torch.randn(5, 1, 8, 8)
+        outputs = [one(x) for one in (model, zoo.load(whole, **networks), small)]
+    else:
+        outputs = [one.sample(5, generator=torch.Generator().manual_seed(0)) for one in (model, small)]
+    assert all(torch.equal(outputs[0], one) for one in outputs)
+    for key, average in small.ema.network.state_dict().items():  # batch norm's statistics included
+        assert torch.equal(getattr(small, name).state_dict()[key], average), key
+    left_out = sum(4 * p.numel() for p in model.ema.parameters())
+    saved = [(path / "model.safetensors").stat().st_size for path in (whole, folder)]
+    assert saved[0] - saved[1] > 0.8 * left_out
+
+
+def test_a_model_without_an_average_is_saved_as_it_is(tmp_path):
+    model = small()
+    same = zoo.load(model.save_pretrained(tmp_path / "saved", averages_only=True))
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_nothing_is_overwritten_unless_it_is_asked_for(tmp_path):

@@ -71,6 +71,7 @@ class DenoisingModule(GenerativeModule):
     """
 
     exports = ("sampler", "denoiser", "network")
+    averaged_from = "denoiser"
     calibrated: Tensor
     window: WindowedMetrics
     #: Means that are logged in validation.

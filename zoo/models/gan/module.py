@@ -85,6 +85,7 @@ class GAN(GenerativeModule):
     """
 
     exports = ("generator",)
+    averaged_from = "generator"
 
     def __init__(
         self,

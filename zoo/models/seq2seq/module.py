@@ -130,6 +130,32 @@ class Seq2Seq(ZooModule):
                 ended |= token == self.end
             return torch.cat(target, dim=1)
 
+    def predict(self, texts: str | Sequence[str]) -> list[str]:
+        """Maps texts to texts by greedy decoding, such as "31524" to "42513"; a character is a token.
+
+        Args:
+            texts: one text or several, each of 1 to S - 1 characters that the training data has as tokens.
+
+        Raises:
+            UserError: the checkpoint does not name its tokens, or a text is too long or has a character that is none.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        names = self.trained_on.class_names or ()
+        specials = (self.padding, self.start, self.end)
+        tokens = {name: token for token, name in enumerate(names) if token not in specials and len(name) == 1}
+        if not tokens:
+            raise UserError("the checkpoint does not name its tokens: use greedy_decode, which takes their numbers")
+        length = self.input_shape[0]
+        source = torch.full((len(texts), length), self.padding, device=self.device)
+        for row, text in zip(source, texts, strict=True):
+            if unknown := next((character for character in text if character not in tokens), None):
+                raise UserError(f"{text!r} has {unknown!r}; this model knows the characters {''.join(tokens)}")
+            if not 0 < len(text) < length:
+                raise UserError(f"{text!r} has {len(text)} characters; this model takes 1 to {length - 1}")
+            row[: len(text) + 1] = torch.tensor([*(tokens[character] for character in text), self.end])
+        decoded = self.greedy_decode(source).tolist()
+        return ["".join(names[token] for token in _until(row, self.end) if token not in specials) for row in decoded]
+
     def export_network(self) -> Export:
         """Logits of the next token of the target at each position, for sources and targets of any length."""
         bounds = (0, self.num_classes - 1)
@@ -195,3 +221,8 @@ class Seq2Seq(ZooModule):
         for name, (metric, value) in {**values, "exact_match": (self.matches[split], right.float())}.items():
             metric.update(value)  # type: ignore[operator]
             self.log(f"{split}/{name}", metric, prog_bar=True)  # type: ignore[arg-type]
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    """Tokens before the first `end`, all if there is none."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens

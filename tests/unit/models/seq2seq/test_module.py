@@ -13,7 +13,7 @@ from zoo import Seq2Seq
 from zoo.checkpoints.reading import load_model
 from zoo.cli.main import main
 from zoo.datamodules import Sequences
-from zoo.datamodules.sequences import END, PADDING, START
+from zoo.datamodules.sequences import END, PADDING, START, decode
 from zoo.errors import UserError
 
 
@@ -51,6 +51,28 @@ def test_the_loss_is_the_mean_over_tokens_that_are_not_padding(fitted):
         log_p = model.eval()(source, before).log_softmax(2)
     losses = -log_p.gather(2, target[..., None])[..., 0]
     assert report["val/loss"] == pytest.approx(losses[target != PADDING].mean().item(), rel=1e-4)
+
+
+def test_texts_are_mapped_as_their_tokens_are(fitted):
+    model, data = fitted
+    texts = decode(data.split("val")[0][:20])
+    assert model.predict(texts) == decode(model.greedy_decode(data.split("val")[0][:20].long()))
+    assert model.predict(texts[3]) == model.predict(texts)[3:4], "a text by itself is one text"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("12x", r"'12x' has 'x'; this model knows the characters 0123456789\+"),
+        ("12345", "'12345' has 5 characters; this model takes 1 to 4"),
+        ("", "'' has 0 characters; this model takes 1 to 4"),
+    ],
+)
+def test_texts_that_the_model_cannot_read_are_refused(fitted, text, message):
+    with pytest.raises(UserError, match=message):
+        fitted[0].predict(["12", text])
+    with pytest.raises(UserError, match="does not name its tokens"):
+        Seq2Seq((5,), 14, 5, layers=1, width=32).predict(text)
 
 
 def test_greedy_decoding_takes_the_most_probable_token_until_the_end_token(fitted):
