@@ -17,6 +17,8 @@ SECTIONS = {
     "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
     "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
     "residuals": "residual blocks and batch normalization: depth, what layers respond to, learning rates",
+    "stopping": "early stopping: overfitting, weight decay in closed form, patience, the optimism of a minimum",
+    "dropout": "dropout as bagging: masks, scaled weights and networks, and the rescaling by 1 / (1 - p)",
     "equilibrium": "the GAN's optimal discriminator, and a game that circles or converges",
     "backwards": "diffusion and its reversal: force, noise level, memorized training samples",
     "generation": "the learned force: samples, edits, and classification by the same model",

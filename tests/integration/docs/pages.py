@@ -81,6 +81,8 @@ QUICK_TOUR = {
     "optimizers": ["--steps=5", "--train_steps=3", "--rates=2", "--seeds=1"],
     "vanishing": ["--depth=4", "--width=8", "--steps=2", "--images=16"],
     "residuals": ["--blocks=2", "--steps=2", "--images=20", "--rate_steps=1", "--rates=2"],
+    "stopping": ["--images=20", "--epochs=2", "--seeds=2", "--steps=2"],
+    "dropout": ["--images=20", "--steps=2", "--passes=2", "--networks=2", "--seeds=1"],
     "equilibrium": ["--steps=3", "--game_steps=3"],
     "backwards": ["--n=200", "--steps=5", "--training=3"],
     "generation": ["--images=2", "--levels=1", "--repeats=1", "--steps=6", "--edit_steps=2", "--train_steps=1"],
