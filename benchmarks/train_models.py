@@ -111,7 +111,7 @@ SPECS = {
     "consistency-digits": Spec(["consistency.yaml"], DIGITS, teacher="diffusion-digits"),
     "mlp-fashion-mnist": Spec(
         ["mlp.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[CALIBRATE, "--model.width=256", "--model.hidden_dropout=0.2", "--trainer.max_epochs=16"],
+        options=[CALIBRATE, "--model.width=320", "--model.hidden_dropout=0.25", "--trainer.max_epochs=30"],
     ),
     "resnet-fashion-mnist": Spec(
         ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=14"], root=ROOT

@@ -155,7 +155,7 @@ def test_list_names_them_with_what_was_measured(capsys):
 
 # As good as they say
 
-QUICK = ("Digits", "Points")  # data that needs no files, of which a test takes about a second
+QUICK = ("Digits",)  # data of which a test takes about a second
 #: Options that place a dataset, and where it is in the folder of datasets.
 FILES = {
     "FashionMNIST": ("root", "."),
