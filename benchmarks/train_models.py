@@ -125,7 +125,7 @@ SPECS = {
     ),
     "vit-fashion-mnist": Spec(
         ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[BF16, CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
+        options=[CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
