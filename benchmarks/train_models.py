@@ -120,12 +120,12 @@ SPECS = {
         ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg",
         options=[
             BF16, CALIBRATE, "--model.widths=[40,80,160]", "--data=ImageFolder", "--data.image_size=32",
-            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--trainer.max_epochs=12",
+            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--trainer.max_epochs=22",
         ],
     ),
     "vit-fashion-mnist": Spec(
         ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[BF16, CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
+        options=[CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
