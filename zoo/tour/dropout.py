@@ -83,9 +83,10 @@ def dropout_passes(model: DropoutMLP, x: Tensor, passes: int, seed: int = 0) -> 
     return torch.stack(found)
 
 
-def ensemble(batches: Sequence[Batch], x: Tensor, steps: int) -> Tensor:
+def ensemble(batches: Sequence[Batch], x: Tensor, steps: int, seed: int = 0) -> Tensor:
     """Log-probabilities (K, N, C) of K networks without dropout, each trained on its batch from a seed of its own."""
-    return torch.stack([log_probs(train(batch, 0.0, 0.0, steps, seed=k), x) for k, batch in enumerate(batches)])
+    networks = (train(batch, 0.0, 0.0, steps, seed=seed + k) for k, batch in enumerate(batches))
+    return torch.stack([log_probs(network, x) for network in networks])
 
 
 def mean_log_probs(members: Tensor) -> Tensor:
@@ -257,10 +258,11 @@ def draw(
     batch, held_out = clothes(images)
     figure, axes = new_figure(6, size=3.4, columns=2)
     model = train(batch, input_dropout, hidden_dropout, steps, seed=seed)
+    resampled = [bootstrap(batch, seed + k) for k in range(networks)]
     members = {
         "dropout, K masks": dropout_passes(model, held_out[0], passes),
-        "bagging, K networks": ensemble([bootstrap(batch, seed + k) for k in range(networks)], held_out[0], steps),
-        "K networks, all images": ensemble([batch] * networks, held_out[0], steps),
+        "bagging, K networks": ensemble(resampled, held_out[0], steps, seed),
+        "K networks, all images": ensemble([batch] * networks, held_out[0], steps, seed),
     }
     _plot_means(axes[0], axes[1], members, log_probs(model, held_out[0]), held_out[1])
     _plot_masks(axes[2], hidden_dropout, steps, seed)

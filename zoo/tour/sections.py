@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 #: Summary of each section, by its name.
 SECTIONS = {
+    "attention": "heads of trained Transformers, the division by sqrt(d), order and distance",
     "optimizers": "gradient descent, momentum, mini-batches and Adam: force becomes velocity",
     "vanishing": "gradients by depth: activation functions, batch normalization, shortcuts",
     "residuals": "residual blocks and batch normalization: depth, what layers respond to, learning rates",

@@ -78,6 +78,7 @@ OTHERS = [
 
 #: Options for a quick figure of each section of the tour.
 QUICK_TOUR = {
+    "attention": ["--keys=8", "--length=8", "--shift=2"],
     "optimizers": ["--steps=5", "--train_steps=3", "--rates=2", "--seeds=1"],
     "vanishing": ["--depth=4", "--width=8", "--steps=2", "--images=16"],
     "residuals": ["--blocks=2", "--steps=2", "--images=20", "--rate_steps=1", "--rates=2"],
