@@ -132,8 +132,8 @@ def _tiles(run: Run) -> dict[str, tuple[str, str]]:
     """The most telling figures, each with a line on it."""
     tiles: dict[str, tuple[str, str]] = {}
     if run.chosen is not None:
-        floor = f", floor {run.chosen.floor:.4g}" if run.chosen.floor is not None else ""
-        tiles[f"best {run.chosen.metric}"] = f"{run.chosen.value:.4g}", f"at step {run.chosen.step:,}{floor}"
+        floor = f"floor {run.chosen.floor:.4g}, " if run.chosen.floor is not None else ""
+        tiles[f"best {run.chosen.metric}"] = f"{run.chosen.value:.4g}", f"{floor}at step {run.chosen.step:,}"
         accuracy = run.training.metrics.get("val/acc")
         if accuracy is not None and run.chosen.metric != "val/acc":
             tiles["val/acc"] = f"{100 * accuracy:.2f}%", "of the chosen checkpoint"
