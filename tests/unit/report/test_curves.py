@@ -20,11 +20,11 @@ def run_with(*names: str, chosen: str | None = None, **values: float) -> Run:
 def test_training_and_validation_share_a_chart_with_their_floor_and_the_chosen_metric_comes_first():
     names = ("train/loss", "val/loss", "train/lr", "val/acc", "val/fd")
     main, rest = charts_of_run(run_with(*names, chosen="val/fd", val_fd_floor=0.5))
-    assert [chart.title for chart in main] == ["val/fd", "val/acc", "loss"]
-    assert [line.label for line in main[2].lines] == ["train/loss", "val/loss"]
+    assert [chart.title for chart in main] == ["val/fd", "loss", "val/acc"]
+    assert [line.label for line in main[1].lines] == ["train/loss", "val/loss"]
     assert [line.label for line in main[0].lines] == ["val/fd", "floor 0.5"]
     assert [chart.title for chart in rest] == ["train/lr"]
-    assert main[0].lines[0].best is not None and main[2].lines[1].best is None
+    assert main[0].lines[0].best is not None and main[1].lines[1].best is None
 
 
 def test_losses_of_several_networks_are_among_the_first_charts():
