@@ -19,6 +19,7 @@ from zoo.report import sections
 from zoo.report.commands import CONFIG, Command, fill_in
 from zoo.report.curves import charts_of_gradient_flow, charts_of_run, charts_of_runs, last_step
 from zoo.report.options import differing_options, flatten
+from zoo.report.pictures import check_inside
 from zoo.report.run import FOLDER, Run, read_run
 
 #: Name of the page in the run's folder.
@@ -108,7 +109,7 @@ def _page(run: Run, program: str) -> dict[str, Any]:
 
 
 def _confusion(run: Run) -> dict[str, Any] | None:
-    return sections.read_confusion(run.folder / FOLDER / "confusion.csv")
+    return sections.read_confusion(check_inside(run.folder, f"{FOLDER}/confusion.csv"))
 
 
 def _other_figures(run: Run) -> list[sections.Figure]:
