@@ -62,7 +62,7 @@ def chosen_weights(trainer: Trainer, model: LightningModule) -> Iterator[str]:
         state = read_checkpoint(path)["state_dict"]
         own = model.state_dict()
         if {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in state.items()}:
-            before = {key: value.clone() for key, value in own.items()}
+            before = {key: value.detach().to("cpu", copy=True) for key, value in own.items()}  # a device may be full
             model.load_state_dict(state)
             name = Path(path).name
     try:

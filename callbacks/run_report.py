@@ -33,7 +33,8 @@ class RunReport(Callback):
     check on copying. These are computed once, with the weights of the best checkpoint, and left with sizes, times and
     versions in the folder `report`, from which the command `report` makes the page again. Without them: under FSDP.
 
-    For any LightningModule. Nothing is done in the training loop. A report that fails does not fail the run.
+    For any LightningModule, with Lightning's CSVLogger for the curves. Nothing is done in the training loop. A report
+    that fails does not fail the run.
 
     Args:
         mistakes: number of mistakes that are shown; 0 for none, and no confusion matrix.

@@ -33,7 +33,7 @@ from zoo.tracking.wandb_process import finish_run
 #: Errors that fail one trial, and not the search.
 ERRORS_OF_TRIALS = (NonFiniteError, UserError, torch.OutOfMemoryError)
 #: Sections of the configuration that a study may change between two calls.
-NOT_COMPARED = ("run", "wandb")
+NOT_COMPARED = ("run", "wandb", "report")
 
 Mode = Literal["min", "max"]
 

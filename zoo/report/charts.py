@@ -94,18 +94,18 @@ class Chart:
     frame: tuple[int, int, int, int] = field(default=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
 
 
-def draw_chart(title: str, curves: Sequence[Curve], last_step: int) -> Chart:
+def draw_chart(title: str, curves: Sequence[Curve], steps: int) -> Chart:
     """Lays out a chart.
 
     Args:
         title: quantity.
         curves: at least one curve that is no floor, each with at least one point.
-        last_step: end of the horizontal axis, the same in all charts of a page, which begins at 0.
+        steps: end of the horizontal axis, which begins at 0; the same in all charts of a page.
     """
     values = [value for curve in curves for _, value in curve.points]
     logarithmic = min(values) > 0 and max(values) / min(values) > LOGARITHMIC
     low, high = _padded(min(values), max(values), logarithmic)
-    last = max(1, last_step)
+    last = max(1, steps)
     inverse = math.log10 if logarithmic else float
 
     def x(step: float) -> float:

@@ -27,6 +27,11 @@ def last_step(metrics: Metrics) -> int:
     return max((points[-1][0] for points in metrics.values()), default=0)
 
 
+def steps_of(metrics: Metrics) -> int:
+    """Number of steps that were logged, of which the first has the number 0."""
+    return last_step(metrics) + 1
+
+
 def charts_of_run(run: Run) -> tuple[list[Chart], list[Chart]]:
     """Charts of one run, a quantity each, training and validation together.
 
@@ -66,7 +71,7 @@ def charts_of_gradient_flow(run: Run) -> list[Chart]:
             for style, (network, found) in enumerate(networks.items())
             for points in found.values()
         ]
-        charts.append(draw_chart(quantity.replace("_", " "), curves, last_step(run.metrics)))
+        charts.append(draw_chart(quantity.replace("_", " "), curves, steps_of(run.metrics)))
     return charts[:MOST_CHARTS]
 
 
@@ -83,7 +88,7 @@ def _chart(quantity: str, names: Sequence[str], metrics: Metrics, chosen: Chosen
         curves.append(Curve(name, metrics[name], style, best=_best(name, metrics, chosen)))
     if not curves:
         return None
-    return draw_chart(curves[0].label if len(curves) == 1 else quantity, [*curves, *constants], last_step(metrics))
+    return draw_chart(curves[0].label if len(curves) == 1 else quantity, [*curves, *constants], steps_of(metrics))
 
 
 def _best(name: str, metrics: Metrics, chosen: Chosen | None) -> int | None:
@@ -106,7 +111,7 @@ def charts_of_runs(runs: Mapping[str, Run]) -> tuple[list[Chart], list[Chart]]:
     """
     names = sorted({name for run in runs.values() for name in run.metrics})
     monitored = {run.chosen.metric for run in runs.values() if run.chosen is not None}
-    last = max((last_step(run.metrics) for run in runs.values()), default=0)
+    steps = max(steps_of(run.metrics) for run in runs.values())
     main: list[tuple[int, Chart]] = []
     rest: list[Chart] = []
     for name in names:
@@ -117,7 +122,7 @@ def charts_of_runs(runs: Mapping[str, Run]) -> tuple[list[Chart], list[Chart]]:
             for style, (label, run) in enumerate(runs.items())
             if name in run.metrics
         ]
-        chart = draw_chart(name, [*curves, *_shared_floors(name, runs)], last)
+        chart = draw_chart(name, [*curves, *_shared_floors(name, runs)], steps)
         if name in monitored or not name.startswith("train/") or quantity_of(name).startswith("loss"):
             main.append((0 if name in monitored else 2 if name.startswith("train/") else 1, chart))
         else:

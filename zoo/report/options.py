@@ -95,7 +95,7 @@ def _with_classes(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_options(recipe: Mapping[str, str], run: Mapping[str, str], typed: Sequence[str] = ()) -> list[Change]:
-    """Options of a run that are not those of its recipe.
+    """Options of a run that are not those of its recipe, callbacks that were added, and those that it lacks.
 
     Args:
         recipe: options of the recipe, see `merged`.
@@ -104,8 +104,9 @@ def changed_options(recipe: Mapping[str, str], run: Mapping[str, str], typed: Se
     """
     names = [name for name in run if name in recipe or name in typed]
     changes = [Change(name, recipe.get(name), run[name]) for name in names if not same(recipe.get(name), run[name])]
-    gone = [name for name in recipe if name not in run and name.startswith("trainer.callbacks.")]
-    return [*changes, *(Change(name, recipe[name], ABSENT) for name in gone if name.count(".") == 2)]
+    callbacks = [name for name in {**recipe, **run} if name.startswith("trainer.callbacks.") and name.count(".") == 2]
+    added = [Change(name, None, run[name]) for name in callbacks if name not in recipe and recipe]
+    return [*changes, *added, *(Change(name, recipe[name], ABSENT) for name in callbacks if name not in run)]
 
 
 def differing_options(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:

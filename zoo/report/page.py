@@ -19,6 +19,7 @@ from zoo.report import sections
 from zoo.report.commands import CONFIG, Command, fill_in
 from zoo.report.curves import charts_of_gradient_flow, charts_of_run, charts_of_runs, last_step
 from zoo.report.options import differing_options, flatten
+from zoo.report.pictures import check_inside
 from zoo.report.run import FOLDER, Run, read_run
 
 #: Name of the page in the run's folder.
@@ -108,7 +109,7 @@ def _page(run: Run, program: str) -> dict[str, Any]:
 
 
 def _confusion(run: Run) -> dict[str, Any] | None:
-    return sections.read_confusion(run.folder / FOLDER / "confusion.csv")
+    return sections.read_confusion(check_inside(run.folder, f"{FOLDER}/confusion.csv"))
 
 
 def _other_figures(run: Run) -> list[sections.Figure]:
@@ -132,8 +133,8 @@ def _tiles(run: Run) -> dict[str, tuple[str, str]]:
     """The most telling figures, each with a line on it."""
     tiles: dict[str, tuple[str, str]] = {}
     if run.chosen is not None:
-        floor = f", floor {run.chosen.floor:.4g}" if run.chosen.floor is not None else ""
-        tiles[f"best {run.chosen.metric}"] = f"{run.chosen.value:.4g}", f"at step {run.chosen.step:,}{floor}"
+        floor = f"floor {run.chosen.floor:.4g}, " if run.chosen.floor is not None else ""
+        tiles[f"best {run.chosen.metric}"] = f"{run.chosen.value:.4g}", f"{floor}at step {run.chosen.step:,}"
         accuracy = run.training.metrics.get("val/acc")
         if accuracy is not None and run.chosen.metric != "val/acc":
             tiles["val/acc"] = f"{100 * accuracy:.2f}%", "of the chosen checkpoint"

@@ -45,6 +45,18 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
     return [path for path in found if path.is_file() and path.resolve().is_relative_to(inside)]
 
 
+def check_inside(folder: Path, name: str) -> Path:
+    """Path of a file in a run's folder, which need not exist.
+
+    Raises:
+        ValueError: it is a link that leads out of the folder, and what it leads to is not to be mailed with the report.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("it is a link that leads out of the folder")
+    return path
+
+
 def step_of(path: Path) -> int | None:
     """Optimizer step in the name of a file of samples, `step_0000500.png`; None for other files."""
     found = re.fullmatch(r"step_(\d{1,12})", path.stem)

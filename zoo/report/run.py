@@ -23,7 +23,7 @@ import yaml
 from zoo.errors import UserError, as_word
 from zoo.report.metrics import Metrics, read_metrics
 from zoo.report.options import class_name
-from zoo.report.pictures import files_of
+from zoo.report.pictures import check_inside, files_of
 from zoo.sharing.training import LOADER, Training, measured, read_training
 
 #: Folder, in that of the run, of what was kept for the report.
@@ -132,14 +132,16 @@ def read_run(folder: Path) -> Run:
     check_run(folder)
     place = folder.absolute()
     run = Run(folder, f"{place.parent.name}/{place.name}" if place.parent.name else place.name)
-    run.metrics = run.attempt("metrics.csv", lambda: read_metrics(folder / "metrics.csv"), {})
-    run.facts = run.attempt(FACTS, lambda: _read_facts(folder / FACTS), {})
+    run.metrics = run.attempt("metrics.csv", lambda: read_metrics(check_inside(folder, "metrics.csv")), {})
+    run.facts = run.attempt(FACTS, lambda: _read_facts(check_inside(folder, FACTS)), {})
     run.config = _latest_config(folder)
     run.training = run.attempt(run.config, lambda: _read_training(folder, run.config), Training(place.parent.name))
     run.chosen = _chosen(run)
     if run.chosen is not None:
         known = {run.chosen.metric: run.chosen.value}
-        found: dict[str, float] = run.attempt("metrics.csv", lambda: measured(folder / "metrics.csv", known), {})
+        found: dict[str, float] = run.attempt(
+            "metrics.csv", lambda: measured(check_inside(folder, "metrics.csv"), known), {}
+        )
         run.training = replace(run.training, metrics=found or known)
     return run
 
@@ -160,7 +162,7 @@ def _latest_config(folder: Path) -> str:
 
 
 def _read_training(folder: Path, name: str) -> Training:
-    path = folder / name
+    path = check_inside(folder, name)
     if not path.is_file():
         return Training(folder.absolute().parent.name)
     text = path.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import yaml
 
 from zoo.report.curves import last_step
 from zoo.report.options import Change, as_text, changed_options, class_name, flatten, merged
-from zoo.report.pictures import Picture, files_of, read_picture, step_of, within_budget
+from zoo.report.pictures import Picture, check_inside, files_of, read_picture, step_of, within_budget
 from zoo.report.run import FOLDER, Run
 from zoo.sharing.training import LOADER
 
@@ -118,7 +118,7 @@ def read_nearest(run: Run) -> dict[str, Any] | None:
 
 
 def _read_json(run: Run, name: str) -> dict[str, Any] | None:
-    path = run.folder / FOLDER / name
+    path = check_inside(run.folder, f"{FOLDER}/{name}")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -167,7 +167,7 @@ def read_tests(run: Run) -> list[dict[str, Any]]:
             | {"support": f"{int(float(row['support'])):,}"}
             for row in rows
         ]
-        confusion = read_confusion(path.parent / "confusion.csv")
+        confusion = read_confusion(check_inside(run.folder, f"{path.parent.name}/confusion.csv"))
         found.append({"folder": path.parent.name, "scores": scores, "confusion": confusion})
     return found
 

@@ -15,7 +15,7 @@ def places(path: str) -> list[tuple[float, float]]:
 
 
 def test_points_lie_where_their_steps_and_values_are():
-    chart = draw_chart("loss", [Curve("loss", [(0, 0.0), (50, 10.0), (100, 5.0)])], last_step=100)
+    chart = draw_chart("loss", [Curve("loss", [(0, 0.0), (50, 10.0), (100, 5.0)])], steps=100)
     (x0, y0), (x1, y1), (x2, y2) = places(chart.lines[0].path)
     assert (x0, x2) == (LEFT, WIDTH - RIGHT)
     assert x1 == pytest.approx((x0 + x2) / 2)
@@ -24,13 +24,13 @@ def test_points_lie_where_their_steps_and_values_are():
 
 
 def test_values_over_two_decades_have_a_logarithmic_axis_and_others_have_not():
-    chart = draw_chart("fd", [Curve("fd", [(0, 1000.0), (1, 10.0), (2, 1.0)])], last_step=2)
+    chart = draw_chart("fd", [Curve("fd", [(0, 1000.0), (1, 10.0), (2, 1.0)])], steps=2)
     (_, top), (_, middle), (_, low) = places(chart.lines[0].path)
     assert chart.logarithmic
     assert (low - middle) / (low - top) == pytest.approx(1 / 3, abs=0.01)
     assert [tick.text for tick in chart.up] == ["1", "10", "100", "1,000"]
-    assert not draw_chart("fd", [Curve("fd", [(0, 1000.0), (1, -1.0)])], last_step=1).logarithmic
-    assert not draw_chart("fd", [Curve("fd", [(0, 99.0), (1, 1.0)])], last_step=1).logarithmic
+    assert not draw_chart("fd", [Curve("fd", [(0, 1000.0), (1, -1.0)])], steps=1).logarithmic
+    assert not draw_chart("fd", [Curve("fd", [(0, 99.0), (1, 1.0)])], steps=1).logarithmic
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,21 @@ def test_values_over_two_decades_have_a_logarithmic_axis_and_others_have_not():
     ],
 )
 def test_ticks_are_round_numbers_within_the_axis(low, high, texts):
-    chart = draw_chart("x", [Curve("x", [(0, low), (1, high)])], last_step=1)
+    chart = draw_chart("x", [Curve("x", [(0, low), (1, high)])], steps=1)
     assert set(texts) <= {tick.text for tick in chart.up}
     assert all(TOP <= tick.place <= HEIGHT - BOTTOM for tick in chart.up)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, 1e-30, 1e30])
 def test_a_curve_of_one_point_or_of_one_value_is_drawn(value):
-    chart = draw_chart("x", [Curve("x", [(5, value)])], last_step=5)
+    chart = draw_chart("x", [Curve("x", [(5, value)])], steps=5)
     assert chart.lines[0].path == "" and chart.lines[0].marks
-    assert "nan" not in draw_chart("x", [Curve("x", [(0, value), (9, value)])], last_step=9).lines[0].path
+    assert "nan" not in draw_chart("x", [Curve("x", [(0, value), (9, value)])], steps=9).lines[0].path
 
 
 def test_curves_of_one_color_differ_in_dashes_and_markers():
     points = [(0, 1.0), (1, 2.0)]
-    lines = draw_chart("x", [Curve(f"run {k}", points, k) for k in range(2 * len(PALETTE))], last_step=1).lines
+    lines = draw_chart("x", [Curve(f"run {k}", points, k) for k in range(2 * len(PALETTE))], steps=1).lines
     assert len({(line.color, line.dash) for line in lines}) == len(lines)
     assert len({line.dash for line in lines[:4]}) == 4, "also those of different colors"
     assert len({re.sub(r"[\d.]+ [\d.]+", "", line.key, count=1) for line in lines[:4]}) == 4, "four shapes of markers"

@@ -40,11 +40,12 @@ def test_changes_are_those_of_the_recipe_and_what_was_typed():
     recipe = {"model": "GAN", "model.loss": "hinge", "trainer.max_steps": "6000", "trainer.callbacks.Old": "Old"}
     run = {
         "model": "GAN", "model.loss": "minimax", "model.conditional": "true", "model.width": "8",
-        "trainer.max_steps": "6000.0",
+        "trainer.max_steps": "6000.0", "trainer.callbacks.New": "New", "trainer.callbacks.New.n": "1",
     }  # fmt: skip
     assert changed_options(recipe, run, ["model.conditional"]) == [
         Change("model.loss", "hinge", "minimax"),
         Change("model.conditional", None, "true"),
+        Change("trainer.callbacks.New", None, "New"),
         Change("trainer.callbacks.Old", "Old", "-"),
     ]
 

@@ -81,7 +81,7 @@ def test_the_page_of_a_run_has_all_that_its_folder_has(run):
     for expected in (
         "gan_digits/version_0",
         "GAN trained on Digits",
-        "best val/fd 4.5 at step 199, floor 1.25",
+        "best val/fd 4.5 floor 1.25, at step 199",
         "1 min 15 s",
         "10 of 100 validation samples (10.0%) are classified wrongly by best.ckpt",
         "bee 98.7% true: ant 1.0%",

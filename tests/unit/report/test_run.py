@@ -56,6 +56,14 @@ def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path, name, content
     assert run.metrics["val/fd"][0] == (99, 9.0)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "report/facts.json"])
+def test_a_link_that_leads_out_of_the_folder_is_not_read(tmp_path, name):
+    folder, secret = write_run(tmp_path / "run"), tmp_path / "secret"
+    (folder / name).rename(secret)
+    (folder / name).symlink_to(secret)
+    assert read_run(folder).problems[0].startswith(f"{name} is left out, because it cannot be read: it is a link")
+
+
 def test_facts_of_other_types_are_none(tmp_path):
     run = read_run(write_run(tmp_path / "run", {"model": [1], "steps": "many", "epochs": True}))
     assert run.fact("model", "class") is None and run.fact("steps", kind=int) is None
