@@ -84,8 +84,8 @@ def _serve(page: Any, port: int, shown: bool) -> None:
     """Serves the page until a signal raises `zoo.distributed.signals.Stopped`."""
     from zoo.play.serving import start
 
-    address = start(page, port)
     try:
+        address = start(page, port)
         print(f"{address} has the page; Ctrl-C ends it", flush=True)
         if shown and has_screen():
             import webbrowser

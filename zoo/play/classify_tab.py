@@ -47,6 +47,7 @@ def add_classify(model: Any) -> None:
                 label="passes with dropout",
                 info="number of passes with dropout on (Monte Carlo dropout); 0 for one pass with dropout off",
                 visible=has_dropout(model),
+                interactive=True,
             )
         with gr.Column(min_width=NARROW):
             label = gr.Label(label="Probabilities", num_top_classes=1000, elem_id="probabilities", show_heading=True)

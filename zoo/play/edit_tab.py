@@ -45,7 +45,7 @@ def add_edit(model: Any) -> None:
             number = gr.State(0)
             label = class_input(names, [NO_CLASS], start.label if start and names else NO_CLASS)
             with gr.Row():
-                n = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="results")
+                n = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="results", interactive=True)
                 steps = gr.Number(20, precision=0, label="steps", info="number of noise levels")
             with gr.Row():
                 seed = gr.Number(0, precision=0, label="seed")

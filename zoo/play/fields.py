@@ -92,16 +92,25 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _checked(field: Field, value: Any) -> Any:
-    """The value of a field; a whole number as an int."""
+    """The value of a field: a whole number as an int, and a number that is typed as text as one."""
     if value in (None, ""):
         return None
-    if field.kind == "integer":
-        return whole_number(field.name, value)
-    if field.kind == "number" and not isinstance(value, (int, float)):
-        raise UserError(f"{field.name} is {value!r}; it must be a number")
+    if field.kind in ("integer", "number"):
+        number = _number(value)
+        if number is None:
+            raise UserError(f"{field.name} is {value!r}; it must be a {'whole ' * (field.kind == 'integer')}number")
+        return whole_number(field.name, number) if field.kind == "integer" else number
     if field.kind == "choice" and value not in field.choices:
         raise UserError(f"{field.name} is {value!r}; choose one of {', '.join(field.choices)}")
     return value
+
+
+def _number(value: Any) -> float | None:
+    """A number, or one in a text; None if it is none."""
+    try:
+        return float(value) if isinstance(value, str) else value if isinstance(value, (int, float)) else None
+    except ValueError:
+        return None
 
 
 def whole_number(name: str, value: Any) -> int:

@@ -41,10 +41,16 @@ def build_choice(names: Sequence[str], load: Callable[[str], Any]) -> gr.Blocks:
     load = cache(load)
     with _blocks("lightning-zoo") as page:
         chosen = gr.Dropdown(list(names), value=names[0], label="trained model", elem_id="model")
+        # Gradio confuses the components of two models that follow one another; with nothing between them it does not.
+        shown = gr.State(names[0])
+        cleared = chosen.change(lambda: None, None, shown, **ONE_AT_A_TIME)
+        cleared.then(lambda name: name, chosen, shown, **ONE_AT_A_TIME)
         rendered = {key: ONE_AT_A_TIME[key] for key in ("concurrency_id", "concurrency_limit")}
 
-        @gr.render(inputs=chosen, **rendered)
-        def show(name: str) -> None:
+        @gr.render(inputs=shown, **rendered)
+        def show(name: str | None) -> None:
+            if name is None:
+                return
             with explained():
                 check_choice("model", name, names)
                 _add_model(load(name), name)

@@ -56,8 +56,8 @@ def field_input(field: Field) -> gr.components.Component:
         return gr.Dropdown(list(field.choices), value=field.value, **about)
     if field.kind == "switch":
         return gr.Checkbox(bool(field.value), **about)
-    if field.kind == "text":
-        return gr.Textbox(field.value, **about)
+    if field.kind == "text" or field.value is None:  # a field for a number is never empty: it would show 0
+        return gr.Textbox(field.value, placeholder="" if field.kind == "text" else "not set", **about)
     return gr.Number(field.value, precision=0 if field.kind == "integer" else None, **about)
 
 

@@ -23,7 +23,7 @@ def add_sample(model: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=NARROW):
             most = drawing.most_samples(model)
-            n = gr.Slider(1, most, value=16 if images else 1000, step=1, label="number of samples")
+            n = gr.Slider(1, most, value=16 if images else 1000, step=1, label="number of samples", interactive=True)
             seed, new_noise = seed_input()
             label = class_input(names, [ANY_CLASS, EACH_CLASS])
             values = field_inputs(fields)
@@ -49,7 +49,9 @@ def add_wander(model: Any) -> None:
             first = gr.Number(0, precision=0, label="first seed")
             second = gr.Number(1, precision=0, label="second seed")
             label = class_input(class_names(model), [ANY_CLASS])
-            weight = gr.Slider(0, 1, value=0, step=0.01, label="position between them", elem_id="position")
+            weight = gr.Slider(
+                0, 1, value=0, step=0.01, label="position between them", elem_id="position", interactive=True
+            )
         with gr.Column(min_width=NARROW, scale=2):
             picture = result_image("Sample", "between", or_none(lambda: drawing.wander(model, 0, 1, 0).picture), 440)
             cost = gr.Markdown()

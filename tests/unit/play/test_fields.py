@@ -71,6 +71,7 @@ def test_fields_of_a_language_model_leave_the_prompt_to_the_page():
 
 def test_empty_fields_leave_the_default_to_the_model(diffusion):
     assert entered(diffusion, "sample", CONTRACT, [None, "", 0.5]) == {"guidance_scale": 0.5}
+    assert entered(diffusion, "sample", CONTRACT, ["7", "", "0.25"]) == {"steps": 7, "guidance_scale": 0.25}
     assert entered(diffusion, "sample", CONTRACT, [4.0, "euler", 0]) == {
         "steps": 4, "solver": "euler", "guidance_scale": 0,
     }  # fmt: skip
