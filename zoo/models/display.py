@@ -64,7 +64,8 @@ def _options(model: Any) -> dict[str, Any]:
     """Hyperparameters that are not the defaults of the model's class or of the class that it passes them on to."""
     defaults: dict[str, Any] = {}
     for cls in type(model).__mro__:
-        for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        own = vars(cls).get("__init__")
+        for name, parameter in inspect.signature(own).parameters.items() if callable(own) else ():
             defaults.setdefault(name, parameter.default)
     return {
         name: _short(value)
