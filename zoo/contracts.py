@@ -304,25 +304,6 @@ class TextStream(Protocol):
         """Next tokens of `n` texts, int64 (n,), as they are sampled."""
 
 
-class Transduction(Protocol):
-    """An encoder-decoder that maps a sequence of tokens to another one. Without it, `play` has no field for a source.
-
-    Attributes:
-        input_shape: (S,), the length of a source.
-        num_classes: number of tokens.
-        padding: padding token.
-        end: last token of a sequence.
-    """
-
-    input_shape: tuple[int, ...]
-    num_classes: int
-    padding: int
-    end: int
-
-    def greedy_decode(self, source: Tensor, /) -> Tensor:
-        """Sources int64 (N, S) to targets int64 (N, T)."""
-
-
 class Decoding(Protocol):
     """A generative model of text. Without it, samples are images or points."""
 
@@ -331,7 +312,7 @@ class Decoding(Protocol):
 
 
 class SequenceMapping(Protocol):
-    """A model that maps sequences to sequences. Without it, the command `predict` refuses texts."""
+    """A model that maps sequences to sequences. Without it, `predict` and `play` take no texts."""
 
     def predict(self, texts: Sequence[str], /) -> list[str]:
         """Texts to texts, in their order."""

@@ -10,9 +10,9 @@ from zoo.contracts import (
     Interpolating,
     LatentSpace,
     PredictiveClassifier,
+    SequenceMapping,
     TextStream,
     Trajectories,
-    Transduction,
     offers,
 )
 from zoo.errors import UserError
@@ -34,7 +34,7 @@ def abilities_of(model: Any) -> list[Ability]:
     | `film` | `Trajectories` |
     | `edit` | a `Diffusion` model of images |
     | `write` | `TextStream` |
-    | `transduce` | `Transduction` |
+    | `transduce` | `SequenceMapping` |
 
     Raises:
         UserError: there is nothing; the message says why.
@@ -56,7 +56,7 @@ def abilities_of(model: Any) -> list[Ability]:
             found.append("edit")
     if offers(model, TextStream):
         found.append("write")
-    if offers(model, Transduction):
+    if offers(model, SequenceMapping):
         found.append("transduce")
     if not found:
         raise UserError(

@@ -63,22 +63,14 @@ def test_a_source_is_decoded_as_the_data_module_encodes_it(reverser):
     assert source_hint(reverser) == "1 to 4 of the characters +0123456789"
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("12x", "the character 'x' is not a token of the model; it has 1 to 4 of the characters"),
-        ("12345", "the source has 5 tokens; give 1 to 4"),
-        ("", "the source has 0 tokens; give 1 to 4"),
-    ],
-)
-def test_a_source_that_the_model_cannot_read_is_named(reverser, source, message):
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("source", ["12x", "12345", ""])
+def test_a_source_that_the_model_cannot_read_is_named(reverser, source):
+    with pytest.raises(UserError, match=repr(source)):
         transduce(reverser, source)
 
 
-def test_tokens_without_names_are_numbers():
+def test_tokens_without_names_have_no_hint_and_cannot_be_typed():
     model = Seq2Seq((5,), 14, 5, **SMALL)
-    target = transduce(model, "3 4 5")
-    assert all(word.isdecimal() for word in target.split())
-    with pytest.raises(UserError, match="'14' is not a token of the model; give 1 to 4 numbers of tokens, 0 to 13"):
-        transduce(model, "3 14")
+    assert source_hint(model) == ""
+    with pytest.raises(UserError, match="does not name its tokens"):
+        transduce(model, "3 4 5")
