@@ -58,7 +58,7 @@ def test_a_mistake_is_named(letters, prompt, seed, options, message):
 
 
 def test_a_source_is_decoded_as_the_data_module_encodes_it(reverser):
-    expected = decode(reverser.greedy_decode(encode(["3152"], 5)))[0]
+    expected = decode(reverser.greedy_decode(encode(["3152"], 5)))[0].replace("?", "")  # special tokens
     assert transduce(reverser, " 3152 ") == expected
     assert source_hint(reverser) == "1 to 4 of the characters +0123456789"
 
