@@ -125,7 +125,10 @@ SPECS = {
     ),
     "vit-fashion-mnist": Spec(
         ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
+        options=[
+            CALIBRATE, "--model.patch_size=7", "--model.layers=4", "--model.dropout=0.0", "--data.augment.crop=0",
+            "--trainer.max_epochs=14",
+        ],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
