@@ -242,7 +242,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             for metric, value in known.items()
             if not metric.endswith(UNCALIBRATED)
         ]
-        lines.append([f"`{name}`", f"`{first['class']}`", f"`{first['data']}`", parameters, ", ".join(values)])
+        data = f"`{first['data']}`" if first["data"].isidentifier() else first["data"]
+        lines.append([f"`{name}`", f"`{first['class']}`", data, parameters, ", ".join(values)])
     return markdown_table(["name", "class", "data", "parameters", "measured (floor)"], lines)
 
 
