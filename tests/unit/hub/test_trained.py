@@ -188,11 +188,16 @@ def training_of(name):
     return yaml.safe_load((trained_folders()[name] / "training.yaml").read_text(encoding="utf-8"))
 
 
+def data_class(name):
+    """Name of the class of the data that a model was made from."""
+    return training_of(name)["data"]["class_path"].rpartition(".")[2]
+
+
 def measured(name, **place):
     """Metrics of a model on the data of its run, measured again; the dataset is read from a place."""
     config = training_of(name)
     options = {key: value for key, value in config["data"]["init_args"].items() if not isinstance(value, dict)}
-    data = find_class(results_of(name)[0]["data"], "data")(**{**options, **place})
+    data = find_class(data_class(name), "data")(**{**options, **place})
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", precision=config["trainer"]["precision"] or "32-true", **quiet)
     measure = trainer.validate if SPECS[name].split == "val" else trainer.test
@@ -209,17 +214,17 @@ def check_results(name, found):
         assert found[metric] == pytest.approx(value, rel=0.02, abs=0.002), metric
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] in QUICK])
+@pytest.mark.parametrize("name", [name for name in NAMES if data_class(name) in QUICK])
 def test_the_metrics_of_the_card_are_measured_again(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     check_results(name, measured(name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] not in QUICK])
+@pytest.mark.parametrize("name", [name for name in NAMES if data_class(name) not in QUICK])
 def test_the_metrics_of_the_card_are_measured_again_on_all_of_a_dataset(name, monkeypatch, tmp_path, shared_data):
     monkeypatch.chdir(tmp_path)
-    option, file = FILES.get(results_of(name)[0]["data"], ("", ""))
+    option, file = FILES.get(data_class(name), ("", ""))
     place = shared_data / file
     if not place.exists():
         pytest.skip(f"no {file} in {shared_data}")
