@@ -79,6 +79,7 @@ class Spec:
         split: split of the results, "test" or "val".
         teacher: trained model whose checkpoint is the teacher.
         remarks: sentences on the results.
+        dataset: name of the data in tables; the class of the data module if it is empty.
     """
 
     recipes: Sequence[str]
@@ -90,6 +91,7 @@ class Spec:
     split: str = "test"
     teacher: str = ""
     remarks: str = ""
+    dataset: str = ""
 
 
 SPECS = {
@@ -117,22 +119,26 @@ SPECS = {
         ["resnet.yaml", "fashion_mnist.yaml"], CLOTHES, options=[BF16, CALIBRATE, "--trainer.max_epochs=14"], root=ROOT
     ),
     "resnet-cifar10-jpeg": Spec(
-        ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg",
+        ["resnet.yaml"], JPEGS, root=ROOT, place="data/cifar10-jpeg", dataset="CIFAR-10 (JPEG)",
         options=[
             BF16, CALIBRATE, "--model.widths=[40,80,160]", "--data=ImageFolder", "--data.image_size=32",
-            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--trainer.max_epochs=22",
+            "--data.batch_size=128", "--data.augment.flip=true", "--data.augment.crop=2", "--data.augment.cutout=0",
+            "--trainer.max_epochs=20",
         ],
     ),
     "vit-fashion-mnist": Spec(
         ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[CALIBRATE, "--model.layers=4", "--trainer.max_epochs=6"],
+        options=[
+            CALIBRATE, "--model.patch_size=7", "--model.layers=4", "--model.dropout=0.0", "--data.augment.crop=0",
+            "--trainer.max_epochs=14",
+        ],
     ),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",
         f"It writes what looks like Shakespeare, and means nothing. {SMALL}",
         ["--trainer.max_steps=6000", "--trainer.val_check_interval=1000"], root="--data.path",
-        place="data/tinyshakespeare.txt", split="val", remarks=NATS,
+        place="data/tinyshakespeare.txt", split="val", remarks=NATS, dataset="tinyshakespeare",
     ),
     "seq2seq-reverse": Spec(
         ["seq2seq.yaml"], "Synthetic sequences of digits.", "It reverses sequences of at most 10 digits, nothing else."
@@ -189,7 +195,7 @@ def save(name: str, spec: Spec, run: Path, out: Path, made_by: str) -> list[dict
     common = {
         "model": name,
         "class": type(model).__name__,
-        "data": type(data).__name__,
+        "data": spec.dataset or type(data).__name__,
         "samples": samples or "",
         "seed": 0,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -236,7 +242,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             for metric, value in known.items()
             if not metric.endswith(UNCALIBRATED)
         ]
-        lines.append([f"`{name}`", f"`{first['class']}`", f"`{first['data']}`", parameters, ", ".join(values)])
+        data = f"`{first['data']}`" if first["data"].isidentifier() else first["data"]
+        lines.append([f"`{name}`", f"`{first['class']}`", data, parameters, ", ".join(values)])
     return markdown_table(["name", "class", "data", "parameters", "measured (floor)"], lines)
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch.nn.functional import nll_loss
 
 import zoo
-from benchmarks.train_models import PAGE, SPECS, filled
+from benchmarks.train_models import PAGE, SPECS, filled, table
 from tests.helpers.command import fails
 from zoo.callbacks.mode_coverage import mode_coverage
 from zoo.checkpoints.pretrained import WEIGHTS
@@ -33,6 +33,12 @@ NAMES = list_models()
 
 def results_of(name):
     return [row for row in trained_results() if row["model"] == name]
+
+
+def half_life(name):
+    """Half-life of the moving average of a model, 0 if it has none."""
+    config = json.loads((trained_folders()[name] / "config.json").read_text(encoding="utf-8"))
+    return config["hyper_parameters"].get("ema_half_life", 0)
 
 
 # What is in the folders
@@ -73,6 +79,13 @@ def test_the_page_shows_what_was_measured():
     assert all(f"| `{name}` |" in page for name in NAMES)
 
 
+def test_the_table_shows_floors_and_what_calibration_changed():
+    first = {"model": "a", "class": "B", "data": "C", "parameters": "1000"}
+    values = {"test/fd": ("2", "1"), "test/ece": ("0.1", ""), "test/ece_uncalibrated": ("0.3", "")}
+    rows = [first | {"metric": metric, "value": value, "floor": floor} for metric, (value, floor) in values.items()]
+    assert "| `a` | `B` | `C` | 1,000 | fd 2 (1), ece 0.1 (uncalibrated 0.3) |" in table(rows)
+
+
 # By name
 
 
@@ -94,6 +107,12 @@ def test_a_model_is_loaded_by_its_name_and_is_ready_for_use(name):
     else:
         predictions = model.predict(torch.zeros(2, *model.input_shape))
         assert len(predictions.names) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if half_life(name)])
+def test_an_average_is_saved_without_the_weights_that_it_was_made_from(name):
+    (parameters,) = {int(row["parameters"]) for row in results_of(name)}
+    assert (trained_folders()[name] / WEIGHTS).stat().st_size < 4 * parameters + 20_000
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
@@ -169,11 +188,16 @@ def training_of(name):
     return yaml.safe_load((trained_folders()[name] / "training.yaml").read_text(encoding="utf-8"))
 
 
+def data_class(name):
+    """Name of the class of the data that a model was made from."""
+    return training_of(name)["data"]["class_path"].rpartition(".")[2]
+
+
 def measured(name, **place):
     """Metrics of a model on the data of its run, measured again; the dataset is read from a place."""
     config = training_of(name)
     options = {key: value for key, value in config["data"]["init_args"].items() if not isinstance(value, dict)}
-    data = find_class(results_of(name)[0]["data"], "data")(**{**options, **place})
+    data = find_class(data_class(name), "data")(**{**options, **place})
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", precision=config["trainer"]["precision"] or "32-true", **quiet)
     measure = trainer.validate if SPECS[name].split == "val" else trainer.test
@@ -190,17 +214,17 @@ def check_results(name, found):
         assert found[metric] == pytest.approx(value, rel=0.02, abs=0.002), metric
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] in QUICK])
+@pytest.mark.parametrize("name", [name for name in NAMES if data_class(name) in QUICK])
 def test_the_metrics_of_the_card_are_measured_again(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     check_results(name, measured(name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if results_of(name)[0]["data"] not in QUICK])
+@pytest.mark.parametrize("name", [name for name in NAMES if data_class(name) not in QUICK])
 def test_the_metrics_of_the_card_are_measured_again_on_all_of_a_dataset(name, monkeypatch, tmp_path, shared_data):
     monkeypatch.chdir(tmp_path)
-    option, file = FILES.get(results_of(name)[0]["data"], ("", ""))
+    option, file = FILES.get(data_class(name), ("", ""))
     place = shared_data / file
     if not place.exists():
         pytest.skip(f"no {file} in {shared_data}")

@@ -141,6 +141,7 @@ class Seq2Seq(ZooModule):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         names = self.trained_on.class_names or ()
+        names = names if len(names) == self.num_classes else ()
         specials = (self.padding, self.start, self.end)
         tokens = {name: token for token, name in enumerate(names) if token not in specials and len(name) == 1}
         if not tokens:
