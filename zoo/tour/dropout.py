@@ -346,7 +346,7 @@ def _plot_scales(ax: Any, model: DropoutMLP, held_out: Batch, input_dropout: flo
     series = ((True, scaled, "with 1 / (1 - p)", PALETTE[0]), (False, forgotten, "without", PALETTE[1]))
     for rescale, log_p, name, color in series:
         label = f"{name}: NLL {nll(log_p, y):.2f}"
-        ax.plot(places, scales(model, x[:200], 100, rescale), "o-", color=color, markersize=4, label=label)
+        ax.plot(places, scales(model, x[:100], 40, rescale), "o-", color=color, markersize=4, label=label)
     law = [1 / ((1 - input_dropout) * (1 - hidden_dropout) ** (place - 1)) for place in places]
     ax.plot(places, law, "k--", linewidth=1, label="product of 1 / (1 - p)")
     ax.set_title("sums in evaluation / mean in training", fontsize="medium")

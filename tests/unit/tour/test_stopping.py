@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
 
 from zoo.tour import stopping
 from zoo.tour.stopping import Run
@@ -55,14 +58,18 @@ def test_patience_is_that_of_early_stopping(patience, stop, chosen):
     assert stopping.chosen_epoch(losses, patience) == chosen
 
 
-def test_stopped_epoch_is_that_of_lightning():
-    from lightning.pytorch.callbacks import EarlyStopping
-
+@pytest.mark.parametrize("patience", [1, 2, 4, 7])
+def test_stopped_epoch_is_that_of_lightning(patience):
     losses = torch.rand(60, generator=torch.Generator().manual_seed(0)) + torch.linspace(1, 0, 60)
-    for patience in (1, 2, 4, 7):
-        callback = EarlyStopping("val/loss", patience=patience)
-        stops = (epoch for epoch, loss in enumerate(losses) if callback._evaluate_stopping_criteria(loss)[0])
-        assert stopping.stopped_epoch(losses.tolist(), patience) == next(stops, 59)
+    callback = EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.state.fn = TrainerFn.FITTING
+    validations = 0
+    while not trainer.should_stop and validations < len(losses):
+        trainer.callback_metrics["val/loss"] = losses[validations]
+        callback.on_validation_end(trainer, None)
+        validations += 1
+    assert stopping.stopped_epoch(losses.tolist(), patience) == validations - 1
 
 
 def test_regret_is_zero_if_the_best_epoch_is_chosen():
