@@ -55,6 +55,9 @@ def test_accuracies_of_one_draw_and_of_all_draws():
     one, some, every = classifier.accuracy_by_draws(errors, labels, [1, 5, 12], seeded())
     assert one == pytest.approx(sum(classifier.accuracy_by_level(errors, labels)) / 3)
     assert every == (errors.mean((1, 2)).argmin(1) == labels).double().mean().item()
+    order = torch.randperm(12, generator=seeded())
+    groups = [errors.flatten(1, 2)[:, part].mean(1).argmin(1) for part in (order[:5], order[5:10])]
+    assert some == pytest.approx(sum((group == labels).double().mean().item() for group in groups) / 2)
     assert one < some < every
 
 
