@@ -9,7 +9,6 @@ section 4.1). What a channel responds to is shown by the pictures that excite it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +19,14 @@ from zoo.datamodules import Digits, FashionMNISTSubset
 from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.hub.loading import load
 from zoo.models.resnet.network import Block, CIFARResNet, PooledResNet, Shortcut
-from zoo.plotting.figures import PALETTE, new_figure, render_figure
-from zoo.plotting.images import RGBImage, image_grid
+from zoo.plotting.figures import PALETTE, new_figure, render_figure, show_images
+from zoo.plotting.images import RGBImage
 from zoo.tour.batch_norm import plot_noise, plot_rates, plot_scales
+from zoo.tour.generative_classifier import accuracy
 from zoo.tour.optimizers import Batch
 
 BLOCK_TYPES = {"plain": "batch_norm", "residual": "residual_batch_norm"}
 WIDTH = 16
-Classify = Callable[[Tensor], Tensor]
 
 
 # Depth
@@ -69,12 +68,6 @@ def train(
         optimizer.step()
         schedule.step()
     return model.eval(), errors
-
-
-@torch.no_grad()
-def accuracy(model: Classify, batch: Batch) -> float:
-    """Accuracy of a classifier on pictures and their labels."""
-    return (model(batch[0]).argmax(1) == batch[1]).double().mean().item()
 
 
 # Blocks that are left out
@@ -285,18 +278,9 @@ def _plot_responses(ax: Any, network: PooledResNet, x: Tensor, columns: int = 10
             cut = x[chosen] if whole else crops(x[chosen], row, column, field)
             rows.append(_enlarged(cut, side))
             names.append(f"stage {layer}")
-    _show(ax, rows, names, side)
-    ax.set_title("first filters; what excites a channel most", fontsize="medium")
+    show_images(ax, rows, (), names, "first filters; what excites a channel most")
 
 
 def _enlarged(x: Tensor, side: int) -> Tensor:
     """Pictures (N, C, h, w) resized to (N, C, side, side), each pixel a square."""
     return F.interpolate(x, (side, side), mode="nearest")
-
-
-def _show(ax: Any, rows: Sequence[Tensor], names: Sequence[str], side: int) -> None:
-    ax.imshow(image_grid(torch.cat(list(rows)).clamp(-1, 1), len(rows[0]), cell=side), interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([(side + 2) * (k + 0.5) for k in range(len(names))], names, fontsize="small")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
