@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from zoo.plotting.images import RGBImage, image_grid
+from zoo.plotting.images import RGBImage
 
 #: Colors that people with any common color vision tell apart (Okabe and Ito 2008, "Color Universal Design").
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -50,30 +47,6 @@ def new_figure(panels: int, size: float = 3.2, columns: int = 3, fast: bool = Fa
             hspace=down / (height / rows - down),
         )
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
-
-
-def show_images(
-    ax: Any, rows: Sequence[Tensor], columns: Sequence[str] = (), names: Sequence[str] = (), title: str = ""
-) -> None:
-    """Draws a grid of images with names beside it.
-
-    Args:
-        ax: axes of matplotlib.
-        rows: images of each row, (columns, C, H, W) in [-1, 1], equally many in all rows.
-        columns: names above the columns, from the first one.
-        names: names at the left of the rows, from the first one.
-        title: title of the axes.
-    """
-    images = torch.cat(list(rows)).clamp(-1, 1)
-    factor, gap = math.ceil(28 / images.shape[-1]), 2
-    side = images.shape[-1] * factor + gap
-    ax.imshow(image_grid(images, len(rows[0]), cell=images.shape[-2] * factor, gap=gap), interpolation="nearest")
-    ax.set_xticks([side * (k + 0.5) for k in range(len(columns))], columns, fontsize="small")
-    ax.set_yticks([side * (k + 0.5) for k in range(len(names))], names, fontsize="small")
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize="medium")
 
 
 def render_figure(figure: Any) -> RGBImage:

@@ -24,8 +24,8 @@ from zoo.models.diffusion.denoiser import IdealDenoiser, ScoreModel
 from zoo.models.diffusion.editing import inpaint, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import karras_sigmas, solve
-from zoo.plotting.figures import PALETTE, new_figure, render_figure, show_images
-from zoo.plotting.images import RGBImage
+from zoo.plotting.figures import PALETTE, new_figure, render_figure
+from zoo.plotting.images import RGBImage, show_images
 from zoo.tour.generative_classifier import (
     accuracy,
     class_errors,

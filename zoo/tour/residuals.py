@@ -19,8 +19,8 @@ from zoo.datamodules import Digits, FashionMNISTSubset
 from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.hub.loading import load
 from zoo.models.resnet.network import Block, CIFARResNet, PooledResNet, PooledStage, Shortcut
-from zoo.plotting.figures import PALETTE, new_figure, render_figure, show_images
-from zoo.plotting.images import RGBImage
+from zoo.plotting.figures import PALETTE, new_figure, render_figure
+from zoo.plotting.images import RGBImage, show_images
 from zoo.tour.batch_norm import plot_noise, plot_rates, plot_scales
 from zoo.tour.generative_classifier import accuracy
 from zoo.tour.optimizers import Batch
