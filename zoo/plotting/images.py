@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -46,6 +47,30 @@ def image_grid(x: Tensor, columns: int | None = None, cell: int = 32, gap: int =
         top, left = index // columns * height + gap, index % columns * width + gap
         picture[top : top + height - gap, left : left + width - gap] = image
     return picture
+
+
+def show_images(
+    ax: Any, rows: Sequence[Tensor], columns: Sequence[str] = (), names: Sequence[str] = (), title: str = ""
+) -> None:
+    """Draws a grid of images with names beside it.
+
+    Args:
+        ax: axes of matplotlib.
+        rows: images of each row, (columns, C, H, W) in [-1, 1], equally many in all rows.
+        columns: names above the columns, from the first one.
+        names: names at the left of the rows, from the first one.
+        title: title of the axes.
+    """
+    images = torch.cat(list(rows)).clamp(-1, 1)
+    factor, gap = math.ceil(28 / images.shape[-1]), 2
+    side = images.shape[-1] * factor + gap
+    ax.imshow(image_grid(images, len(rows[0]), cell=images.shape[-2] * factor, gap=gap), interpolation="nearest")
+    ax.set_xticks([side * (k + 0.5) for k in range(len(columns))], columns, fontsize="small")
+    ax.set_yticks([side * (k + 0.5) for k in range(len(names))], names, fontsize="small")
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, fontsize="medium")
 
 
 def save_png(path: Path, image: RGBImage, overwrite: bool = False, colors: int | None = None) -> None:

@@ -10,7 +10,7 @@ others. Both are compared here, on models that come with the package. Editing is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +25,10 @@ from zoo.models.diffusion.editing import inpaint, vary
 from zoo.models.diffusion.module import Diffusion
 from zoo.models.diffusion.solvers import karras_sigmas, solve
 from zoo.plotting.figures import PALETTE, new_figure, render_figure
-from zoo.plotting.images import RGBImage, image_grid
+from zoo.plotting.images import RGBImage, show_images
 from zoo.tour.generative_classifier import (
     accuracy,
     class_errors,
-    ideal_by_class,
     nearest_neighbor,
     noise_levels,
     plot_by_draws,
@@ -171,7 +170,7 @@ def _draw_digits(
     """The panels on digits, whose exact force is that of all training samples of the network."""
     training, test = batches(Digits())
     model: Diffusion = load("diffusion-digits")
-    ideal = ideal_by_class(training)
+    ideal = IdealDenoiser(*training)
     _plot_errors(axes[2], {"learned": model, "exact": ideal}, training, test, images, seed)
     _plot_copies(axes[3], model, ideal, training, test, max(7, images // 4), 2 * steps, seed)
     x, y = test[0][:images], test[1][:images]
@@ -194,19 +193,6 @@ def _draw_digits(
     plot_by_draws(axes[7], by_draws, y, others, seed)
 
 
-def _show(ax: Any, rows: Sequence[Tensor], columns: Sequence[str], names: Sequence[str], title: str) -> None:
-    """A grid of pictures: each row (columns, C, H, W), with names at the left and at the top."""
-    pictures = torch.cat(list(rows)).clamp(-1, 1)
-    ax.imshow(image_grid(pictures, len(rows[0]), cell=28), interpolation="nearest")
-    side = pictures.shape[-1] * math.ceil(28 / pictures.shape[-1]) + 2
-    ax.set_xticks([side * (k + 0.5) for k in range(len(columns))], columns, fontsize="small")
-    ax.set_yticks([side * (k + 0.5) for k in range(len(names))], names, fontsize="small")
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize="medium")
-
-
 @torch.no_grad()
 def _plot_guesses(ax: Any, model: Diffusion, training: Batch, test: Batch, seed: int) -> None:
     sigmas = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -219,7 +205,7 @@ def _plot_guesses(ax: Any, model: Diffusion, training: Batch, test: Batch, seed:
         for denoiser in (model, ideal):
             rows.append(torch.cat([x, *(guesses(denoiser, x, of, sigma, noise) for sigma in sigmas)]))
     columns, names = ["test", *(f"{sigma:g}" for sigma in sigmas)], ("noisy", "learned D", "exact D") * len(NOISY)
-    _show(ax, rows, columns, names, "noise sigma and the guesses at the picture")
+    show_images(ax, rows, columns, names, "noise sigma and the guesses at the picture")
 
 
 @torch.no_grad()
@@ -232,7 +218,7 @@ def _plot_film(ax: Any, model: Diffusion, steps: int, seed: int, columns: int = 
     wanted = [8.0 * 0.4**k for k in range(columns - 2)]
     places = [0, *(min(range(steps), key=lambda k: abs(sigmas[k] - sigma)) for sigma in wanted), steps]
     rows = [states[places, index] for index in range(len(labels))]
-    _show(ax, rows, [f"{sigmas[k]:.2g}" for k in places], (), f"the film by the learned force, {steps} steps")
+    show_images(ax, rows, [f"{sigmas[k]:.2g}" for k in places], (), f"the film by the learned force, {steps} steps")
 
 
 def _plot_errors(ax: Any, models: dict[str, ScoreModel], training: Batch, test: Batch, images: int, seed: int) -> None:
@@ -264,7 +250,7 @@ def _plot_copies(
         names += [name, "nearest"]
         distances[name] = distance.mean().item()
     found = ", ".join(f"{name} {value:.2f}" for name, value in distances.items())
-    _show(ax, rows, (), names, f"samples and the nearest training digits\ndistance: {found}")
+    show_images(ax, rows, (), names, f"samples and the nearest training digits\ndistance: {found}")
 
 
 def _plot_strengths(ax: Any, model: Diffusion, test: Batch, steps: int, seed: int) -> None:
@@ -273,7 +259,9 @@ def _plot_strengths(ax: Any, model: Diffusion, test: Batch, steps: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     columns = [x, *(redraw(model, x, sigma, steps, generator) for sigma in sigmas)]
     rows = list(torch.stack(columns, dim=1))
-    _show(ax, rows, ["test", *(f"{sigma:g}" for sigma in sigmas)], (), "SDEdit: redrawn from the noise level sigma")
+    show_images(
+        ax, rows, ["test", *(f"{sigma:g}" for sigma in sigmas)], (), "SDEdit: redrawn from the noise level sigma"
+    )
 
 
 def _plot_inpainting(ax: Any, model: Diffusion, test: Batch, steps: int, seed: int, count: int = 5) -> None:
@@ -285,4 +273,4 @@ def _plot_inpainting(ax: Any, model: Diffusion, test: Batch, steps: int, seed: i
     drawn = fill(model, x.repeat_interleave(count, 0), mask, steps, generator, labels)
     hidden = torch.where(mask, 0.0, x)
     rows = [torch.stack([x[k], hidden[k], *drawn[k * count : (k + 1) * count]]) for k in range(len(x))]
-    _show(ax, rows, ["test", "known", *[""] * count], (), "inpainting: the right half redrawn")
+    show_images(ax, rows, ["test", "known", *[""] * count], (), "inpainting: the right half redrawn")

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.diffusion.denoiser import IdealDenoiser
 from zoo.models.resnet.network import PooledResNet
 from zoo.plotting.figures import PALETTE
 from zoo.tour.optimizers import Batch
@@ -165,8 +164,3 @@ def nearest_neighbor(training: Batch) -> Callable[[Tensor], Tensor]:
         return torch.stack([-torch.cdist(x.flatten(1), own.flatten(1)).amin(1).square() for own in by_class], dim=1)
 
     return score
-
-
-def ideal_by_class(training: Batch) -> IdealDenoiser:
-    """Exact denoiser of the training pictures of a class."""
-    return IdealDenoiser(*training)

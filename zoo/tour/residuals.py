@@ -9,7 +9,6 @@ section 4.1). What a channel responds to is shown by the pictures that excite it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,15 +18,15 @@ from torch import Tensor, nn
 from zoo.datamodules import Digits, FashionMNISTSubset
 from zoo.errors import check_at_least, check_at_most, check_seed
 from zoo.hub.loading import load
-from zoo.models.resnet.network import Block, CIFARResNet, PooledResNet, Shortcut
+from zoo.models.resnet.network import Block, CIFARResNet, PooledResNet, PooledStage, Shortcut
 from zoo.plotting.figures import PALETTE, new_figure, render_figure
-from zoo.plotting.images import RGBImage, image_grid
+from zoo.plotting.images import RGBImage, show_images
 from zoo.tour.batch_norm import plot_noise, plot_rates, plot_scales
+from zoo.tour.generative_classifier import accuracy
 from zoo.tour.optimizers import Batch
 
 BLOCK_TYPES = {"plain": "batch_norm", "residual": "residual_batch_norm"}
 WIDTH = 16
-Classify = Callable[[Tensor], Tensor]
 
 
 # Depth
@@ -71,12 +70,6 @@ def train(
     return model.eval(), errors
 
 
-@torch.no_grad()
-def accuracy(model: Classify, batch: Batch) -> float:
-    """Accuracy of a classifier on pictures and their labels."""
-    return (model(batch[0]).argmax(1) == batch[1]).double().mean().item()
-
-
 # Blocks that are left out
 
 
@@ -96,16 +89,22 @@ def without_block(network: CIFARResNet | PooledResNet, index: int) -> nn.Module:
         added, stride = block.conv2.out_channels - block.conv1.in_channels, block.conv1.stride[0]
         network.blocks[index] = Shortcut(added, stride)  # of values after a ReLU, so the last ReLU changes nothing
         return network
-    stage, place = divmod(index, len(network.stages[0].blocks))
-    network.stages[stage].blocks[place] = Nothing()
+    stages = stages_of(network)
+    stage, place = divmod(index, len(stages[0].blocks))
+    stages[stage].blocks[place] = Nothing()
     return network
+
+
+def stages_of(network: PooledResNet) -> list[PooledStage]:
+    """The stages of a pooled network."""
+    return [stage for stage in network.stages if isinstance(stage, PooledStage)]
 
 
 def count_blocks(network: CIFARResNet | PooledResNet) -> int:
     """Number of blocks of a network."""
     if isinstance(network, CIFARResNet):
         return len(network.blocks)
-    return sum(len(stage.blocks) for stage in network.stages)
+    return sum(len(stage.blocks) for stage in stages_of(network))
 
 
 def accuracies_without(network: CIFARResNet | PooledResNet, batch: Batch) -> list[float]:
@@ -133,7 +132,7 @@ class Field(NamedTuple):
 def receptive_fields(network: PooledResNet) -> list[Field]:
     """Receptive fields of the first convolution and of the output of each stage."""
     fields = [Field(0, 1, 2)]  # a 2x2 convolution without padding
-    for stage in network.stages:
+    for stage in stages_of(network):
         start, step, size = fields[-1]
         start, size = start - step, size + 2 * step  # a 3x3 convolution
         size, step = size + step, 2 * step  # pooling by 2
@@ -273,7 +272,9 @@ def _plot_left_out(
 
 def _plot_responses(ax: Any, network: PooledResNet, x: Tensor, columns: int = 10, side: int = 28) -> None:
     fields = receptive_fields(network)
-    filters = network.stem[1].weight.detach()[:columns, :1]
+    first = network.stem[1]
+    assert isinstance(first, nn.Conv2d)
+    filters = first.weight.detach()[:columns, :1]
     filters = 0.8 * filters / filters.abs().amax((1, 2, 3), keepdim=True)
     blank = torch.ones(columns - len(filters), 1, side, side)
     rows, names = [torch.cat([_enlarged(filters, side), blank])], ["filters"]
@@ -285,18 +286,9 @@ def _plot_responses(ax: Any, network: PooledResNet, x: Tensor, columns: int = 10
             cut = x[chosen] if whole else crops(x[chosen], row, column, field)
             rows.append(_enlarged(cut, side))
             names.append(f"stage {layer}")
-    _show(ax, rows, names, side)
-    ax.set_title("first filters; what excites a channel most", fontsize="medium")
+    show_images(ax, rows, (), names, "first filters; what excites a channel most")
 
 
 def _enlarged(x: Tensor, side: int) -> Tensor:
     """Pictures (N, C, h, w) resized to (N, C, side, side), each pixel a square."""
     return F.interpolate(x, (side, side), mode="nearest")
-
-
-def _show(ax: Any, rows: Sequence[Tensor], names: Sequence[str], side: int) -> None:
-    ax.imshow(image_grid(torch.cat(list(rows)).clamp(-1, 1), len(rows[0]), cell=side), interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([(side + 2) * (k + 0.5) for k in range(len(names))], names, fontsize="small")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from zoo.errors import UserError
-from zoo.plotting.images import image_grid, save_gif, save_npz, save_png, to_uint8
+from zoo.plotting.figures import new_figure
+from zoo.plotting.images import image_grid, save_gif, save_npz, save_png, show_images, to_uint8
 
 
 def test_bytes_cover_the_range_from_minus_1_to_1():
@@ -76,3 +77,16 @@ def test_png_of_few_colors_keeps_rare_ones(tmp_path):
         found = np.asarray(few.convert("RGB")).astype(int)
     assert np.abs(found[0, 0] - (204, 121, 167)).max() < 16
     assert len(np.unique(found.reshape(-1, 3), axis=0)) <= 32
+
+
+def test_names_are_at_the_middle_of_their_images():
+    _, (ax,) = new_figure(1)
+    black, white = -torch.ones(3, 1, 8, 8), torch.ones(3, 1, 8, 8)
+    show_images(ax, [black, white], ["first", "second"], ["black", "white"], "a title")
+    (image,) = ax.get_images()
+    pixels = image.get_array()
+    assert pixels.shape == (2 * 34 + 2, 3 * 34 + 2, 3), "each pixel is enlarged to 4x4"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["first", "second"]
+    middle = int(ax.get_xticks()[0])
+    assert [pixels[int(y), middle].tolist() for y in ax.get_yticks()] == [[0, 0, 0], [255, 255, 255]]
+    assert ax.get_title() == "a title"

@@ -22,12 +22,12 @@ def test_errors_of_the_exact_denoiser_integrate_to_the_log_likelihood():
     denoiser = IdealDenoiser(centers, torch.arange(2), std=s)
     x = torch.tensor([[0.2, 0.1], [0.9, -0.4], [0.6, 0.9]], dtype=torch.double)
     sigmas = classifier.noise_levels(40)
-    errors = classifier.class_errors(denoiser.denoise, x.repeat(1500, 1), 2, sigmas, 1, seeded())
-    found = classifier.log_likelihood(errors.view(1500, 3, 40, 1, 2).mean(0), sigmas)
+    errors = classifier.class_errors(denoiser.denoise, x.repeat(800, 1), 2, sigmas, 1, seeded())
+    found = classifier.log_likelihood(errors.view(800, 3, 40, 1, 2).mean(0), sigmas)
     # of a Gaussian, between the densities at the lowest and at the highest noise level
     half = torch.cdist(x, centers).square() / 2
     law = half / (s**2 + sigmas[-1] ** 2) - half / (s**2 + sigmas[0] ** 2)
-    torch.testing.assert_close(found[:, 0] - found[:, 1], law[:, 0] - law[:, 1], atol=0.04, rtol=0)
+    torch.testing.assert_close(found[:, 0] - found[:, 1], law[:, 0] - law[:, 1], atol=0.06, rtol=0)
 
 
 def test_exact_denoiser_classifies_by_the_nearest_sample_at_low_noise_and_the_nearest_mean_at_high_noise():
@@ -55,6 +55,9 @@ def test_accuracies_of_one_draw_and_of_all_draws():
     one, some, every = classifier.accuracy_by_draws(errors, labels, [1, 5, 12], seeded())
     assert one == pytest.approx(sum(classifier.accuracy_by_level(errors, labels)) / 3)
     assert every == (errors.mean((1, 2)).argmin(1) == labels).double().mean().item()
+    order = torch.randperm(12, generator=seeded())
+    groups = [errors.flatten(1, 2)[:, part].mean(1).argmin(1) for part in (order[:5], order[5:10])]
+    assert some == pytest.approx(sum((group == labels).double().mean().item() for group in groups) / 2)
     assert one < some < every
 
 
@@ -70,7 +73,8 @@ def test_the_same_noise_for_all_classes_decides_with_fewer_draws():
     assert shared > own + 0.1
 
 
+@pytest.mark.slow
 def test_small_residual_network_learns_the_digits():
-    model = classifier.train_classifier(TRAINING, steps=25)
-    assert classifier.accuracy(model, TEST) > 0.8
+    model = classifier.train_classifier(TRAINING, steps=100)
+    assert classifier.accuracy(model, TEST) > 0.95
     assert not model.training
