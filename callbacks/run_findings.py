@@ -111,38 +111,72 @@ def write_mistakes(trainer: Trainer, model: Any, folder: Path, most: int, weight
     """
     if not offers(model, PredictiveClassifier):
         return
-    names: list[str] = []
-    confusion = torch.zeros(0, 0, dtype=torch.long)
-    kept: list[dict[str, Any]] = []
-    seen = 0
+    tally = _Tally(most)
     for x, y in validation_batches(trainer, model, MOST_SEEN):
         if y.ndim != 1 or y.is_floating_point():
             return
-        p = model.predictive(x, seen + torch.arange(len(x))).probabilities.float().cpu()
-        y, predicted = y.cpu(), p.argmax(1)
-        if not names:
-            names = _class_names(trainer, p.shape[1])
-            confusion = confusion.new_zeros(p.shape[1], p.shape[1])
-        confusion.index_put_((y, predicted), torch.ones_like(y), accumulate=True)
-        for place in (predicted != y).nonzero().flatten().tolist():
-            label, chosen = int(y[place]), int(predicted[place])
-            probabilities = {"probability": float(p[place, chosen]), "true_probability": float(p[place, label])}
-            kept.append({"index": seen + place, "true": names[label], "predicted": names[chosen], **probabilities})
-            kept[-1]["x"] = x[place]
-        kept = sorted(kept, key=lambda mistake: -mistake["probability"])[:most]
-        seen += len(x)
-    if not seen:
+        places = tally.seen + torch.arange(len(x))
+        tally.add(x, y.cpu(), model.predictive(x, places).probabilities.float().cpu())
+    if not tally.seen:
         return
-    paths = _paths(trainer)
-    for number, mistake in enumerate(kept):
-        mistake["picture"] = _save_picture(folder / f"mistake_{number:02d}.png", mistake.pop("x"))
-        mistake["path"] = paths[mistake["index"]] if mistake["index"] < len(paths) else None
-    if len(names) <= MOST_CLASSES:
+    names, paths = _class_names(trainer, tally.classes), _paths(trainer)
+    mistakes = []
+    for number, (probability, index, label, predicted, true_probability, x) in enumerate(tally.worst):
+        mistakes.append(
+            {
+                "index": index,
+                "path": paths[index] if index < len(paths) else None,
+                "picture": _save_picture(folder / f"mistake_{number:02d}.png", x),
+                "true": names[label],
+                "predicted": names[predicted],
+                "probability": probability,
+                "true_probability": true_probability,
+            }
+        )
+    if tally.confusion is not None:
         with atomic_write(folder / CONFUSION, "w", newline="", encoding="utf-8") as file:
-            rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+            rows = [[name, *row] for name, row in zip(names, tally.confusion.tolist(), strict=True)]
             csv.writer(file).writerows([["true class / predicted class", *names], *rows])
-    wrong = seen - int(confusion.diagonal().sum())
-    _write_json(folder / MISTAKES, {"seen": seen, "wrong": wrong, "weights": weights, "mistakes": kept})
+    found = {"seen": tally.seen, "wrong": tally.wrong, "weights": weights, "mistakes": mistakes}
+    _write_json(folder / MISTAKES, found)
+
+
+class _Tally:
+    """Mistakes among the samples so far.
+
+    Args:
+        most: number of mistakes that are kept.
+
+    Attributes:
+        seen: number of samples.
+        wrong: number of mistakes.
+        classes: number of classes.
+        confusion: confusion matrix, int64 (C, C), rows are true classes; None for too many classes.
+        worst: the most confident mistakes: probability of the predicted class, index of the sample, true class,
+            predicted class, probability of the true class, and the sample itself.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen = self.wrong = self.classes = 0
+        self.confusion: Tensor | None = None
+        self.worst: list[tuple[float, int, int, int, float, Tensor]] = []
+
+    def add(self, x: Tensor, y: Tensor, p: Tensor) -> None:
+        """Adds samples (N, ...), their classes, int64 (N,), and their probabilities (N, C)."""
+        probability, predicted = p.max(1)
+        wrong = (predicted != y).nonzero().flatten()
+        self.classes = p.shape[1]
+        if self.classes <= MOST_CLASSES:
+            if self.confusion is None:
+                self.confusion = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+            self.confusion.index_put_((y, predicted), torch.ones_like(y), accumulate=True)
+        for place in wrong[probability[wrong].topk(min(self.most, len(wrong))).indices].tolist():
+            label = int(y[place])
+            numbers = (self.seen + place, label, int(predicted[place]), float(p[place, label]))
+            self.worst.append((float(probability[place]), *numbers, x[place]))
+        self.worst = sorted(self.worst, key=lambda mistake: -mistake[0])[: self.most]
+        self.seen, self.wrong = self.seen + len(x), self.wrong + len(wrong)
 
 
 def _class_names(trainer: Trainer, count: int) -> list[str]:

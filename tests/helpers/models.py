@@ -89,7 +89,7 @@ def tiny_arguments(name: str, folder: Path) -> list[str]:
 
 
 #: Callbacks of every model, with their options in a run of six steps.
-COMMON = ["GradientFlow", "every_n_steps=2", "CurvePlotter", "StopOnNonFinite", "every_n_steps=1"]
+COMMON = ["GradientFlow", "every_n_steps=2", "CurvePlotter", "RunReport", "StopOnNonFinite", "every_n_steps=1"]
 SAMPLES = ["SampleLogger", "n=2", "every_n_steps=3"]
 CLASSIFIED = ["ClassReport", "PredictionWriter", "OutOfDistribution", "data=Digits"]
 BEST_FD = ["BestAndLastCheckpoint", "monitor=val/fd"]

@@ -81,6 +81,9 @@ class Chart:
         across: ticks of the horizontal axis, optimizer steps.
         up: ticks of the vertical axis.
         logarithmic: whether the vertical axis is logarithmic.
+        width: width of the drawing.
+        height: height of the drawing.
+        frame: left, top, right and bottom of the area in which the curves are.
     """
 
     title: str

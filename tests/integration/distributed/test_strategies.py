@@ -236,14 +236,14 @@ def test_every_callback_is_tested_with_a_strategy():
 @pytest.mark.parametrize(
     "name", [n if n == "ViTClassifier" else pytest.param(n, marks=pytest.mark.slow) for n in ALONE]
 )
-def test_every_model_trains_and_is_evaluated_by_ddp_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+def test_every_model_trains_and_is_evaluated_by_ddp_on_one_rank_with_all_callbacks(name, tiny, cheap_reports, reports):
     with only_rank():
         train_and_evaluate([*alone(name, tiny), "--trainer.strategy=ddp"], "gloo")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED_RECIPES)
-def test_a_sharded_model_trains_and_is_evaluated_on_one_rank_with_all_callbacks(name, tiny, cheap_reports):
+def test_a_sharded_model_trains_and_is_evaluated_on_one_rank_with_all_callbacks(name, tiny, cheap_reports, reports):
     with only_rank():
         train_and_evaluate(["--config=fsdp.yaml", *alone(name, tiny)], "gloo")
 
@@ -301,14 +301,14 @@ class TestOnOneGPU:
     pytestmark = needs_gpus(1)
 
     @pytest.mark.parametrize("name", ALONE)
-    def test_by_nccl_every_model_trains_and_is_evaluated_with_all_callbacks(self, name, tiny, cheap_reports):
+    def test_by_nccl_every_model_trains_and_is_evaluated_with_all_callbacks(self, name, tiny, cheap_reports, reports):
         args = ["--config=gpu.yaml", *alone(name, tiny), "--trainer.accelerator=gpu", "--trainer.strategy=ddp"]
         with only_rank():
             train_and_evaluate(args, "nccl")
 
     @pytest.mark.parametrize("name", SHARDED_RECIPES)
     @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-    def test_by_nccl_a_sharded_model_trains_and_is_evaluated(self, name, precision, tiny, cheap_reports):
+    def test_by_nccl_a_sharded_model_trains_and_is_evaluated(self, name, precision, tiny, cheap_reports, reports):
         stack = ["--config=gpu.yaml", "--config=fsdp.yaml"]
         options = ["--trainer.accelerator=gpu", f"--trainer.precision={precision}"]
         with only_rank():

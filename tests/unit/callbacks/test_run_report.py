@@ -62,8 +62,8 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_mistakes_and_confusion_are_those_of_the_validation_split(tmp_path):
-    data = Pictures(batch_size=20, eval_batch_size=7, val_size=50)
+def test_mistakes_and_confusion_are_those_of_the_validation_split_which_is_not_augmented(tmp_path):
+    data = Pictures(batch_size=20, eval_batch_size=7, val_size=50, augment=torch.neg)
     run(tmp_path, classifier(), data, RunReport(mistakes=3))
     x, y = data.split("val")
     p = (10 * x.flatten(1)).softmax(1)
