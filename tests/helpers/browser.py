@@ -64,7 +64,7 @@ class View:
         self.page.set_default_timeout(PATIENCE)
         self.refused: list[str] = []
         self.saved = 0
-        self.page.on("requestfinished", self._count_saved)
+        self.page.on("request", self._count_saved)
         self.page.route("**/*", self._answer)
         self.page.goto(address)
         self.page.get_by_role("tab").first.wait_for()
@@ -135,10 +135,11 @@ class View:
             self.page.mouse.move(*corners[0])
             self.page.mouse.down()
             for corner in corners[1:]:
-                self.page.mouse.move(*corner, steps=10)
+                self.page.mouse.move(*corner, steps=4)
             self.page.mouse.up()
             for _ in range(20):
                 self.page.wait_for_timeout(250)
-                if self.saved >= saved + 3:  # background, layer, and both
+                if self.saved > saved:
+                    self.page.wait_for_timeout(1500)  # for its other layers
                     return
         pytest.fail(f"the page did not take what was drawn in {editor}")
