@@ -6,7 +6,7 @@ import io
 import shutil
 import socket
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,7 @@ class View:
     Attributes:
         page: page of Playwright.
         refused: addresses on other machines that were asked for; none of them is reached.
+        saved: number of pictures that editors of the page have handed to the server.
     """
 
     def __init__(self, browser: Any, address: str, width: int = 1200) -> None:
@@ -62,9 +63,14 @@ class View:
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.set_default_timeout(PATIENCE)
         self.refused: list[str] = []
+        self.saved = 0
+        self.page.on("request", self._count_saved)
         self.page.route("**/*", self._answer)
         self.page.goto(address)
         self.page.get_by_role("tab").first.wait_for()
+
+    def _count_saved(self, request: Any) -> None:
+        self.saved += "component_server" in request.url
 
     def _answer(self, route: Any) -> None:
         if urllib.parse.urlparse(route.request.url).hostname in (HOST, None):
@@ -112,27 +118,28 @@ class View:
         answer = self.page.request.get(self.source(element))
         return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB"))
 
-    def stroke(self, editor: str, points: Sequence[tuple[float, float]], until: Callable[[], bool]) -> None:
+    def stroke(self, editor: str, points: Sequence[tuple[float, float]]) -> None:
         """Draws a line in an editor with the mouse, again if the editor was not ready for it.
 
         Args:
             editor: id of the editor.
             points: corners of the line, as fractions of the editor's width and height.
-            until: whether the page has answered.
         """
         canvas = self.page.locator(f"#{editor} canvas").first
         canvas.wait_for()
         for _ in range(ATTEMPTS):
             self.page.wait_for_timeout(1500)  # the editor fits its canvas to the window
+            saved = self.saved
             box = canvas.bounding_box()
             corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
             self.page.mouse.move(*corners[0])
             self.page.mouse.down()
             for corner in corners[1:]:
-                self.page.mouse.move(*corner, steps=10)
+                self.page.mouse.move(*corner, steps=4)
             self.page.mouse.up()
             for _ in range(20):
-                if until():
-                    return
                 self.page.wait_for_timeout(250)
-        pytest.fail(f"the page did not answer what was drawn in {editor}")
+                if self.saved > saved:
+                    self.page.wait_for_timeout(1500)  # for its other layers
+                    return
+        pytest.fail(f"the page did not take what was drawn in {editor}")

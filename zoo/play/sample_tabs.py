@@ -102,7 +102,9 @@ def _frames(
             button = gr.Button(f"Compute the {name.lower()}", variant="primary", elem_id=f"compute-{name.lower()}")
         with gr.Column(min_width=NARROW, scale=2):
             picture = result_image(name, name.lower(), height=440)
-            position = gr.Slider(0, 1, value=1, step=0.005, label="position", elem_id=f"{name.lower()}-position")
+            position = gr.Slider(
+                0, 1, value=1, step=0.005, label="position", elem_id=f"{name.lower()}-position", interactive=True
+            )
     state = gr.State([])
 
     @guarded
