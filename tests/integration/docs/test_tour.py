@@ -87,6 +87,8 @@ def test_index_and_list_name_every_section(capsys):
         (["dropout", "--images=20000"], "images is 20000; it must be at most 10000"),
         (["equilibrium", "--lr=0"], "it must be at least 0.001"),
         (["backwards", "--offset=-1000"], "offset is -1000.0; it must be at least -100"),
+        (["residuals", "--blocks=1"], "blocks is 1; it must be at least 2"),
+        (["residuals", "--images=5000"], "images is 5000; it must be at most 2000"),
         (["generation", "--images=298"], "images is 298; it must be at most 297"),
         (["generation", "--levels=0"], "levels is 0; it must be at least 1"),
         (["optimizers", "--seeds=0"], "seeds is 0; it must be at least 1"),
