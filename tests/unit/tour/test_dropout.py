@@ -108,5 +108,5 @@ def test_dropout_passes_and_bagging_mend_what_few_images_spoil():
     single, bag = (value for value, _ in dropout.by_size(plain, y, [1, 4]))
     scaled, passes = dropout.log_probs(model, x), dropout.mean_log_probs(dropout.dropout_passes(model, x, 16))
     assert bag < single - 0.2
-    assert dropout.nll(passes, y) < dropout.nll(scaled, y) - 0.05 < single
+    assert dropout.nll(passes, y) < dropout.nll(scaled, y) - 0.02 < single
     assert dropout.calibration_error(passes, y) < dropout.calibration_error(scaled, y)

@@ -96,9 +96,9 @@ def test_choice_by_all_but_few_images_is_the_better_candidate():
 
 @pytest.mark.slow
 def test_network_on_few_digits_overfits_and_stops_early():
-    run = stopping.train(50, 60)
+    run = stopping.train(100, 120)
     losses = run.validation(200)
-    assert run.held_out.shape == (61, 1150)
+    assert run.held_out.shape == (121, 1100)
     assert run.training[-1] < 0.01
     assert losses[-1] > 1.2 * losses.min()
     assert stopping.stopped_epoch(losses.tolist(), 10) < 60
