@@ -118,12 +118,14 @@ class View:
         answer = self.page.request.get(self.source(element))
         return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB"))
 
-    def stroke(self, editor: str, points: Sequence[tuple[float, float]]) -> None:
-        """Draws a line in an editor with the mouse, again if the editor was not ready for it.
+    def stroke(self, editor: str, points: Sequence[tuple[float, float]], answered: bool = True) -> None:
+        """Draws a line in an editor with the mouse.
 
         Args:
             editor: id of the editor.
             points: corners of the line, as fractions of the editor's width and height.
+            answered: whether the page hands over every stroke, not only when a button is clicked: then the line is
+                drawn again if the editor was not ready for it.
         """
         canvas = self.page.locator(f"#{editor} canvas").first
         canvas.wait_for()
@@ -139,7 +141,7 @@ class View:
             self.page.mouse.up()
             for _ in range(20):
                 self.page.wait_for_timeout(250)
-                if self.saved > saved:
-                    self.page.wait_for_timeout(1500)  # for its other layers
+                if not answered or self.saved > saved:
+                    self.page.wait_for_timeout(1500)  # until it is painted, and its layers are handed over
                     return
         pytest.fail(f"the page did not take what was drawn in {editor}")
