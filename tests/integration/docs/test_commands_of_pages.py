@@ -164,6 +164,7 @@ CODE = [block.text for page in PAGES for block in page.blocks if block.language 
 ANSWERS = {
     "sevens = model.sample(": ("print(tuple(sevens.shape), sevens.abs().max().item() <= 1)", "(16, 1, 8, 8) True"),
     "zoo.list_models(": ("print(tuple(images.shape), images.abs().max().item() <= 1)", "(16, 1, 8, 8) True"),
+    "half_way = wander(": ("print(half_way.ndim, half_way.shape[2], half_way.dtype)", "3 3 uint8"),
     "onnxruntime.InferenceSession(": (
         "print(samples.shape, abs(samples).max() <= 1, about['model_class'])",
         "(64, 1, 8, 8) True zoo.models.gan.module.GAN",

@@ -16,6 +16,7 @@ from tests.helpers.models import MODELS
 from tests.helpers.networks import mlps
 from tests.unit.models.test_contract import CASES, digits, points
 from tests.unit.training import quiet_trainer
+from zoo.contracts import PredictiveClassifier, offers
 from zoo.errors import UserError
 from zoo.models.precision import in_float32
 from zoo.optim import Muon, ScalarAdam
@@ -94,7 +95,7 @@ def test_every_model_trains_and_is_used_in_every_precision(name, precision, tmp_
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = zoo.load(tmp_path / "model.ckpt")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    if hasattr(loaded, "predict"):
+    if offers(loaded, PredictiveClassifier):
         x = torch.rand(3, *data.input_shape)
         torch.testing.assert_close(
             loaded.predict(x).probabilities, model.predict(x).probabilities.float(), atol=0.02, rtol=0.05

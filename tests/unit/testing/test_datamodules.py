@@ -204,7 +204,7 @@ BREAKS = [
     ("disjoint", TestsOnValidationData, "test samples in the train split as well"),
     ("reproducible", SplitsByChance, "samples when built again; split by a seed of its own"),
     ("held_out_test", ReadsTestInFit, "reads the test split in setup('fit'); read it for test and predict only"),
-    ("prediction", PredictsAfterFitOnly, "has no prediction batches after setup('predict') (KeyError"),
+    ("prediction", PredictsAfterFitOnly, "has no prediction batches after setup('predict') (UserError"),
     ("pickling", HoldsALambda, "HoldsALambda cannot be pickled ("),
     ("pickling", ForgetsItsSizeInPickles, "has other train and val samples; pickle all options"),
     ("processes", IsRepeatedOverRanks, "shows 2 ranks 20 val samples instead of each of the 19 once"),
