@@ -59,7 +59,8 @@ def build_choice(names: Sequence[str], load: Callable[[str], Any]) -> gr.Blocks:
 
 
 def _blocks(title: str) -> gr.Blocks:
-    return gr.Blocks(title=title, analytics_enabled=False)
+    # Files of uploads and of pictures that were shown are deleted after an hour.
+    return gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600))
 
 
 def _add_model(model: Any, name: str) -> None:

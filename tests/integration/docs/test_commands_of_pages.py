@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +17,9 @@ from PIL import Image
 from tests.helpers.command import CHECKOUT, TINY, fails, run_program
 from tests.helpers.plugin import write_metadata
 from tests.integration.docs.pages import PAGES, QUICK_TOUR
+from zoo.cli import tour
 from zoo.cli.main import main
+from zoo.tour.sections import find_section
 
 SHORT = ["--trainer.limit_val_batches=2"]
 SHORT_EVALUATION = [f"--trainer.limit_{name}_batches=2" for name in ("val", "test", "predict")]
@@ -72,10 +77,10 @@ def folder(tmp_path, monkeypatch, shared_data) -> Path:
 def shortened(command: str) -> list[str]:
     """Arguments of a command for a short run."""
     arguments = shlex.split(command)[2:]
-    if "--images" in arguments or "--texts" in arguments:
-        return arguments
     if arguments[0] == "tour":
         return [*arguments, *(QUICK_TOUR[arguments[1]] if arguments[1:] else ())]
+    if "--images" in arguments or "--texts" in arguments:
+        return arguments
     if arguments[0] in ("validate", "test", "predict"):
         return [*arguments, *SHORT_EVALUATION]
     if arguments[0] not in ("fit", "tune"):
@@ -97,6 +102,21 @@ def files_written(arguments: list[str]) -> list[str]:
     return ["predictions.csv"] if table else named
 
 
+def section_drawn_once(drawn: dict[str, Any], name: str) -> Callable[..., Any]:
+    """The function of a section of the tour, which draws each figure once: commands that change one option of several
+    have the same small settings."""
+    draw = find_section(name)
+
+    @wraps(draw)
+    def draw_once(**options: Any) -> Any:
+        settings = f"{name} {sorted(options.items())}"
+        if settings not in drawn:
+            drawn[settings] = draw(**options)
+        return drawn[settings]
+
+    return draw_once
+
+
 def test_there_are_commands_about_many_runs():
     assert len(COMMANDS) > 10
     assert sum(map(len, COMMANDS.values())) > 40
@@ -105,8 +125,9 @@ def test_there_are_commands_about_many_runs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", COMMANDS)
-def test_commands_run_in_order(run, folder, cheap_reports, reports, capsys, caplog):
+def test_commands_run_in_order(run, folder, monkeypatch, cheap_reports, reports, capsys, caplog):
     printed = {}
+    monkeypatch.setattr(tour, "find_section", partial(section_drawn_once, {}))
     project = CHECKOUT / "examples" / "vae_plugin"
     if run == OF_PLUGIN:
         write_metadata(project, folder)

@@ -147,10 +147,11 @@ def test_invalid_options_are_named(options, message):
 
 
 @pytest.mark.slow
-def test_the_recipe_reverses_ten_digits(tmp_path, monkeypatch):
+def test_the_recipe_reverses_six_digits(tmp_path, monkeypatch):
+    """Of ten it takes twice the steps; the trained model `seq2seq-reverse` is measured on these."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    main(["fit", "--config", "seq2seq.yaml", "--trainer.accelerator=cpu", "--trainer.max_steps=1000"])
+    main(["fit", "--config", "seq2seq.yaml", "--trainer.accelerator=cpu", "--data.digits=6", "--trainer.max_steps=500"])
     with Path("runs/seq2seq/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert max(float(row["val/exact_match"]) for row in rows if row["val/exact_match"]) >= 0.99
