@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from zoo.errors import check_at_least
-from zoo.notebook import Output, Rich, in_notebook
+from zoo.plotting.notebook import Output, Rich, in_notebook
 
 
 class NotebookProgress(ProgressBar):

@@ -29,8 +29,8 @@ from zoo.contracts import (
 )
 from zoo.errors import check_at_least, check_seed
 from zoo.files import save_texts, unused_path
-from zoo.notebook import Output, Rich, captioned, in_notebook
 from zoo.plotting.images import RGBImage, save_gif, save_png
+from zoo.plotting.notebook import Output, Rich, captioned, in_notebook
 from zoo.plotting.samples import class_columns, render_frames, render_samples
 
 MAX_FRAMES = 100  # of the animation over training

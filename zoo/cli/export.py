@@ -28,7 +28,7 @@ from zoo.cli.program import program
 from zoo.errors import UserError, nearest
 from zoo.files import check_output
 from zoo.hub.export import export, find_format, find_part, part_methods
-from zoo.method_options import own_options
+from zoo.hub.method_options import own_options
 
 DESCRIPTION = "Exports a trained model to a file that runs without this package: ONNX, torch.export or safetensors."
 MODEL_DECIDES = (

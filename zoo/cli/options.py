@@ -1,6 +1,6 @@
 """Options that several commands have, and those that are keyword arguments of a model's methods.
 
-What the arguments of a method are is in `zoo.method_options`.
+What the arguments of a method are is in `zoo.hub.method_options`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from zoo._lightning import option_names
 from zoo.errors import UserError, nearest
-from zoo.method_options import Option
+from zoo.hub.method_options import Option
 
 CKPT_HELP = "path to the checkpoint, to the folder of its run, or to that of a saved model."
 MODEL_HELP = "name of a trained model of the zoo instead of --ckpt_path; `list models` names them."

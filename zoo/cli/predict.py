@@ -150,7 +150,7 @@ def _load(
     from zoo.cli.own_networks import load_model_with_config
     from zoo.contracts import PredictiveClassifier, lacking
     from zoo.hub.loading import find_checkpoint
-    from zoo.method_options import accepts
+    from zoo.hub.method_options import accepts
     from zoo.registry import find_class
 
     path = str(find_checkpoint(Path(ckpt_path)))

@@ -35,7 +35,7 @@ from zoo.datamodules.memory import check_fits
 from zoo.errors import UserError, check_at_least, check_seed, nearest
 from zoo.files import check_output, output_path
 from zoo.hub.loading import find_device
-from zoo.method_options import Option, accepts, own_options, select_options
+from zoo.hub.method_options import Option, accepts, own_options, select_options
 from zoo.models.generative import check_samples
 from zoo.plotting.images import save_gif, save_npz, save_png
 from zoo.plotting.samples import render_frames, render_samples

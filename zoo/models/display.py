@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from zoo.checkpoints.format import Origin, TrainingData
-from zoo.notebook import table
+from zoo.plotting.notebook import table
 
 NOT_OPTIONS = ("input_shape", "num_classes")
 

@@ -10,7 +10,7 @@ from zoo.play.classifying import MOST_PASSES, USUAL_PASSES, classify, has_dropou
 from zoo.play.events import LIVE, guarded
 from zoo.play.examples import blank, example, is_blank
 from zoo.play.fields import whole_number
-from zoo.play.parts import NARROW, result_image
+from zoo.play.parts import NARROW, picture_editor, result_image
 
 
 def add_classify(model: Any) -> None:
@@ -19,22 +19,11 @@ def add_classify(model: Any) -> None:
     dark = sum(color) < 3 * 128
     empty = blank(model, color)
     greys = ["#ffffff", "#aaaaaa", "#555555", "#000000"]
-    colors: list[Any] = greys if dark else greys[::-1]
+    colors = greys if dark else greys[::-1]
     with gr.Row():
         with gr.Column(min_width=NARROW):
             gr.Markdown("Draw with the mouse, or upload a picture.")
-            editor = gr.ImageEditor(
-                empty,
-                type="pil",
-                label="Drawing",
-                elem_id="draw",
-                sources=("upload", "clipboard"),
-                brush=gr.Brush(max(8, min(empty.size) // 14), colors, color_mode="fixed"),
-                layers=False,
-                transforms=(),
-                canvas_size=empty.size,
-                height=460,
-            )
+            editor = picture_editor(empty, "Drawing", "draw", empty.size, max(8, min(empty.size) // 14), colors)
             with gr.Row():
                 clear = gr.Button("Clear", elem_id="clear")
                 number = gr.State(0)

@@ -14,7 +14,7 @@ from zoo.play.editing import MOST_RESULTS, NO_CLASS, Settings, redraw, vary
 from zoo.play.events import LIVE, ONE_AT_A_TIME, guarded
 from zoo.play.examples import example
 from zoo.play.fields import whole_number
-from zoo.play.parts import NARROW, class_input, result_image
+from zoo.play.parts import NARROW, class_input, picture_editor, result_image
 from zoo.plotting.images import RGBImage
 
 PAINT = "#ff3b30"
@@ -29,18 +29,7 @@ def add_edit(model: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=NARROW):
             gr.Markdown("Paint over what is to be redrawn, or upload another picture.")
-            editor = gr.ImageEditor(
-                first,
-                type="pil",
-                label="Picture",
-                elem_id="paint",
-                sources=("upload", "clipboard"),
-                brush=gr.Brush(default_size=side // 8, colors=[PAINT], color_mode="fixed"),
-                layers=False,
-                transforms=(),
-                canvas_size=(side, side),
-                height=460,
-            )
+            editor = picture_editor(first, "Picture", "paint", (side, side), side // 8, [PAINT])
             shown = gr.Button("Another picture", elem_id="another")
             number = gr.State(0)
             label = class_input(names, [NO_CLASS], start.label if start and names else NO_CLASS)

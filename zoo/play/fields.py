@@ -1,7 +1,7 @@
 """Fields of a page for the keyword arguments of a model's method, and the arguments that they hold.
 
 A field is left empty for the model's default. Types and descriptions are those of the command line's options, see
-`zoo.method_options`.
+`zoo.hub.method_options`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from zoo.contracts import OptionChoices, offers
 from zoo.errors import UserError
-from zoo.method_options import Option, own_options, select_options
+from zoo.hub.method_options import Option, own_options, select_options
 
 Kind = Literal["integer", "number", "choice", "switch", "text"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from zoo.errors import UserError
 from zoo.play.fields import Field
@@ -31,6 +32,33 @@ def result_image(label: str, elem_id: str, value: Any = None, height: int | None
         elem_id=elem_id,
         interactive=False,
         buttons=["download", "fullscreen"],
+    )
+
+
+def picture_editor(
+    value: Image.Image | None, label: str, elem_id: str, size: tuple[int, int], brush: int, colors: Sequence[str]
+) -> gr.ImageEditor:
+    """A picture to paint on with the mouse, or to replace by an uploaded one.
+
+    Args:
+        value: picture that it begins with.
+        label: name above it.
+        elem_id: its id in the page.
+        size: width and height of the canvas, in pixels.
+        brush: width of the brush, in pixels of the canvas.
+        colors: colors of the brush, of which the first is chosen.
+    """
+    return gr.ImageEditor(
+        value,
+        type="pil",
+        label=label,
+        elem_id=elem_id,
+        sources=("upload", "clipboard"),
+        brush=gr.Brush(brush, list(colors), color_mode="fixed"),
+        layers=False,
+        transforms=(),
+        canvas_size=size,
+        height=460,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.notebook import Output, captioned, in_notebook, table
+from zoo.plotting.notebook import Output, captioned, in_notebook, table
 
 
 @pytest.mark.parametrize(

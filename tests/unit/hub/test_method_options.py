@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from zoo.cli.options import add_options
 from zoo.errors import UserError
-from zoo.method_options import accepts, own_options, select_options
+from zoo.hub.method_options import accepts, own_options, select_options
 
 if TYPE_CHECKING:
     from nowhere import Unknown
