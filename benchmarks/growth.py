@@ -1,13 +1,15 @@
-"""Cost and memory of training against batch size, image size, width, number of images and length of a run. Usage:
+"""Cost and memory of training against batch and image size, width, images, processes and length of a run. Usage:
 
     python -m benchmarks.growth --out growth.png
     python -m benchmarks.growth --axes image_size length
 
-Each point is a process of its own, in which a recipe's model trains for a few steps on random images with one thread:
+Each point is a process of its own, in which a recipe's model trains for a few steps on random images with one thread
+and the memory allocator of the command line:
 the median CPU seconds of a step, and the memory that it added at its peak. `exponent` is the slope of the logarithms
 between the largest two values of an axis: 1 for what grows in proportion. The axis `length` runs no model: it writes as
 many rows to metrics.csv, draws curves.png once, and keeps as many measurements of `GradientFlow` of 20 layers, as
-a run of that many thousand steps does with the recipes' settings.
+a run of that many thousand steps does with the recipes' settings. The axis `processes` trains by DDP over gloo, with
+the same batch on each process, and its seconds are those of the clock, waiting included: it needs as many free cores.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ from benchmarks.gpu_day.recipes import as_factory, changed
 from benchmarks.output import check_new, markdown_table, new_parser, report
 from zoo.callbacks import GradientFlow
 from zoo.callbacks.gradient_probe import Measurement, Row
+from zoo.cli.allocator import keep_freed_memory
 from zoo.datamodules import InMemoryDataModule
 from zoo.plotting.curves import plot_curves
 from zoo.plotting.figures import new_figure, render_figure
 from zoo.plotting.images import RGBImage, save_png
 from zoo.registry import find_class
 from zoo.report.metrics import read_metrics
+from zoo.testing.ranks import on_ranks, rank_options
 from zoo.testing.runs import linked, quiet
 from zoo.tracking.loggers import RunCSVLogger
 
@@ -46,6 +50,7 @@ AXES: dict[str, Sequence[int]] = {
     "image_size": (8, 16, 32, 64, 128),
     "width": (16, 32, 64, 128),
     "images": (1_000, 10_000, 100_000, 1_000_000),
+    "processes": (1, 2),
     "length": (1, 4, 16, 64),
 }
 UNITS = {
@@ -53,12 +58,14 @@ UNITS = {
     "image_size": "pixels of a side",
     "width": "channels of the first level",
     "images": "training images",
+    "processes": "processes",
     "length": "thousand steps",
 }
 POWERS = {"batch_size": 1, "image_size": 2}  # of what grows in proportion to the values of an axis, to the pixels
 RECIPES = ("gan.yaml", "diffusion_fashion.yaml", "resnet.yaml", "vit.yaml")
 WARMUP, TIMED = 2, 3  # steps
 SMALL_BATCH = 16  # where the batch is not what grows
+PROCESS_BATCH = 64  # batch of each process, where their number grows
 LAYERS = 20  # of the network whose gradients are measured in the axis `length`
 
 
@@ -83,16 +90,21 @@ class RandomImages(InMemoryDataModule):
 
 
 class Timer(Callback):
-    """CPU seconds of each step after the first ones, without those in between."""
+    """Seconds of each step, without those in between.
 
-    def __init__(self) -> None:
+    Args:
+        clock: what counts them.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
+        self.clock = clock
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self._start = time.process_time()
+        self._start = self.clock()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.seconds.append(time.process_time() - self._start)
+        self.seconds.append(self.clock() - self._start)
 
 
 def with_width(recipe: str, width: int) -> dict[str, Any]:
@@ -107,26 +119,37 @@ def with_width(recipe: str, width: int) -> dict[str, Any]:
     }[recipe]
 
 
-def train(recipe: str, axis: str, value: int) -> dict[str, float]:
-    """Trains a recipe's model for a few steps; returns CPU seconds of a step and of the set-up, and memory in MB."""
+def train(recipe: str, axis: str, value: int, timed: int) -> dict[str, float]:
+    """Trains a recipe's model for a few steps; returns seconds of a step and of the set-up, and memory in MB."""
+    if axis == "processes":
+        ranks = on_ranks(partial(train_process, recipe, axis, value, timed), value)
+        return {name: statistics.mean(rank[name] for rank in ranks) for name in ranks[0]}
+    return train_process(recipe, axis, value, TIMED)
+
+
+def train_process(recipe: str, axis: str, value: int, timed: int) -> dict[str, float]:
+    """The training of one process: all of it, or a rank of several that train together."""
+    together = axis == "processes"
     side = value if axis == "image_size" else 8 if axis == "images" else 28
-    batch = value if axis == "batch_size" else SMALL_BATCH
-    count = value if axis == "images" else max(1000, 8 * batch)
+    batch = value if axis == "batch_size" else PROCESS_BATCH if together else SMALL_BATCH
+    count = value if axis == "images" else max(1000, 8 * batch * (value if together else 1))
     spec = read_recipe(recipe)["model"]
     arguments = {**spec["init_args"], **(with_width(recipe, value) if axis == "width" else {})}
     before = _peak()
-    start = time.process_time()
+    clock = time.perf_counter if together else time.process_time
+    start = clock()
     torch.manual_seed(0)
     data = RandomImages(side, count, val_size=10, batch_size=batch)
     make = partial(find_class(spec["class_path"], "models"), **{k: as_factory(v) for k, v in arguments.items()})
     model = make(**linked(make, data, {}))
-    timer = Timer()
+    timer = Timer(clock)
     shown = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     hidden: dict[str, Any] = dict.fromkeys(shown, False)
     hidden |= {"limit_val_batches": 0, "log_every_n_steps": 1000}
-    trainer = Trainer(accelerator="cpu", max_steps=WARMUP + TIMED, callbacks=[timer], **hidden)
+    hidden |= rank_options(value) if together else {}
+    trainer = Trainer(accelerator="cpu", max_steps=WARMUP + timed, callbacks=[timer], **hidden)
     trainer.fit(model, datamodule=data)
-    total = time.process_time() - start
+    total = clock() - start
     return {
         "seconds": statistics.median(timer.seconds[WARMUP:]),
         "set_up_seconds": total - sum(timer.seconds),
@@ -134,7 +157,7 @@ def train(recipe: str, axis: str, value: int) -> dict[str, float]:
     }
 
 
-def log(recipe: str, axis: str, value: int) -> dict[str, float]:
+def log(value: int) -> dict[str, float]:
     """Files of a run of `value` thousand steps; returns CPU seconds of a thousand steps, of the curves, and MB kept."""
     with tempfile.TemporaryDirectory() as folder:
         logger, flow = RunCSVLogger(folder, "", ""), GradientFlow()
@@ -173,17 +196,17 @@ def _peak() -> float:
 
 def _in_process(connection: Any, function: Callable[..., dict[str, float]], *arguments: Any) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     with quiet():
         connection.send(function(*arguments))
 
 
-def measure(recipe: str, axis: str, value: int) -> dict[str, float]:
+def measure(recipe: str, axis: str, value: int, timed: int) -> dict[str, float]:
     """Measures a point in a process that ends with it; its memory is that of this process at first."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_in_process, args=(theirs, log if axis == "length" else train, recipe, axis, value)
-    )
+    call = (log, value) if axis == "length" else (train, recipe, axis, value, timed)
+    process = context.Process(target=_in_process, args=(theirs, *call))
     process.start()
     theirs.close()
     try:
@@ -217,9 +240,9 @@ def draw(curves: dict[str, dict[str, list[tuple[int, dict[str, float]]]]]) -> RG
             ax.set(xscale="log", yscale="log", xlabel=UNITS[axis], ylabel=unit)
             ax.set_xticks(given, [f"{value:,}" for value in given], minor=False)
             ax.set_xticks([], minor=True)
-            if axis == "length" and key == "seconds":
-                ax.set_ylabel("CPU ms a thousand steps")
-            if axis == "length" or (axis, key) == ("images", "seconds"):
+            if key == "seconds" and axis in ("length", "processes"):
+                ax.set_ylabel("CPU ms a thousand steps" if axis == "length" else "ms a step")
+            if axis in ("length", "processes") or (axis, key) == ("images", "seconds"):
                 low, high = ax.get_ylim()
                 ax.set_ylim(low / 5, high * 5)  # else noise would look like growth
             ax.legend(fontsize="small")
@@ -231,6 +254,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="what grows")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="models")
     parser.add_argument("--most", type=int, default=2**20, help="largest value of an axis")
+    parser.add_argument("--steps", type=int, default=30, help="steps that are timed on the axis processes")
     parser.add_argument("--out", type=Path, help="figure to write (default: none)")
     options = parser.parse_args(args)
     if options.out is not None:
@@ -239,7 +263,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for axis in options.axes:
         for recipe in ["logging"] if axis == "length" else options.recipes:
             for value in [value for value in AXES[axis] if value <= options.most]:
-                found = measure(recipe, axis, value)
+                found = measure(recipe, axis, value, options.steps)
                 report(f"{recipe}, {axis} {value}", None, **found)
                 curves.setdefault(axis, {}).setdefault(recipe, []).append((value, found))
     rows = []

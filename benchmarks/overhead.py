@@ -4,8 +4,8 @@ One side is `zoo fit` as a user runs it, with the progress bar, metrics.csv and 
 without validation, checkpoints, samples, curves and Weights & Biases. The other is the file of the recipe in plain/, a
 loop of plain PyTorch that trains the same parameters to the bit. Both train in blocks of steps: one waits while the
 other has its block. A block counts in CPU seconds of the process; the ratio of two neighboring blocks is free of what
-else the machine does. `gan_digits` is the loop of plain/gan.py with the networks and the data of gan_digits.yaml.
-Usage:
+else the machine does. Both have the memory allocator of the command line, or with `--system_allocator` that of the
+system. `gan_digits` is the loop of plain/gan.py with the networks and the data of gan_digits.yaml. Usage:
 
     python -m benchmarks.overhead
     python -m benchmarks.overhead --recipes gan_digits mlp --blocks 40
@@ -26,6 +26,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.output import markdown_table, new_parser, report
+from zoo.cli.allocator import keep_freed_memory
 from zoo.cli.fit import ZooCLI, run_trainer
 from zoo.datamodules import Digits
 from zoo.models.gan.network import MLPDiscriminator, MLPGenerator
@@ -117,13 +118,13 @@ class TakesTurns(Callback):
         return -1  # leaves out the rest of the epoch
 
 
-def train_by_lightning(recipe: str, turns: Turns, extra: Sequence[str]) -> None:
-    """Trains a recipe by `zoo fit` until the turns are over."""
+def fit_recipe(recipe: str, callback: Callback, extra: Sequence[str] = ()) -> None:
+    """Trains a recipe by `zoo fit` with another callback, without validation, checkpoints and Weights & Biases."""
 
     class CLI(ZooCLI):
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.append(TakesTurns(turns))  # type: ignore[attr-defined]
+            trainer.callbacks.append(callback)  # type: ignore[attr-defined]
             return trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +195,7 @@ def compare(recipe: str, steps: int, blocks: int, extra: Sequence[str]) -> dict[
     thread = threading.Thread(target=other, daemon=True)
     thread.start()
     try:
-        train_by_lightning(recipe, turns, extra)
+        fit_recipe(recipe, TakesTurns(turns), extra)
     finally:
         turns.give_up()
         thread.join()
@@ -217,8 +218,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=20, help="blocks of steps of each loop")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of steps in a block")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--system_allocator", action="store_true", help="memory allocator as the system sets it")
     options, extra = parser.parse_known_args(args)
     torch.set_num_threads(options.threads)
+    if not options.system_allocator:
+        keep_freed_memory()
     rows = []
     for recipe in options.recipes:
         found = compare(recipe, max(1, round(RECIPES[recipe] * options.scale)), options.blocks, extra)

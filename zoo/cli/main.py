@@ -12,6 +12,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
+from zoo.cli.allocator import keep_freed_memory
 from zoo.cli.output import outlive_readers
 from zoo.cli.program import NAME, program
 from zoo.distributed.signals import SignalHandlers, Stopped
@@ -100,6 +101,7 @@ def _run(typed: list[str]) -> None:
             raise UserError(f"there is no command {typed[0]}{did_you_mean(typed[0], COMMANDS)}")
         if typed[0] not in ("list", "report"):
             _silence_irrelevant()
+            keep_freed_memory()
         module, function = COMMANDS[typed[0]]
         getattr(import_module(module), function)(typed)
     except (NonFiniteError, UnresponsiveError) as error:

@@ -58,6 +58,9 @@ def row(name: str, *cells: str) -> str:
 
 
 RUNS = {
+    "allocator": [
+        Run("--recipes gan_digits --turns 1 --scale 0.1", (row("gan_digits", *[N] * 7), r'"faults_kept": \d')),
+    ],
     "classifier_quality": [
         Run(
             f"mlp --rows dropout {CLASSIFIER} --model.width=32",
@@ -207,7 +210,14 @@ RUNS = {
                 row("image_size", "gan.yaml", *[N] * 4),
             ),
             writes="growth.png",
-        )
+        ),
+        Run(
+            "--axes processes --recipes gan.yaml --most 2 --steps 3",
+            (
+                rf'"row": "gan.yaml, processes 2", "seconds": {N}, "set_up_seconds": {N}, "megabytes": {N}',
+                row("processes", "gan.yaml", *[N] * 4),
+            ),
+        ),
     ],
     "language_model": [
         Run(
