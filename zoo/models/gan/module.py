@@ -60,8 +60,9 @@ class GAN(GenerativeModule):
         conditional: condition generator and discriminator on the class.
         latent_dim: length of the latent vector z ~ N(0, 1).
         generator: "mlp" for points and tiny images, "conv" for images whose sides can be halved to 4 to 8 pixels,
-            "auto" to choose by the shape; or a factory that is handed `(input_shape, latent_dim, num_classes)`, or a
-            module. It maps z (N, latent_dim) and labels, int64 (N,) or None, to samples (N, *input_shape).
+            "auto" to choose by the shape, the latter with a hidden layer more if the GAN is unconditional; or a factory
+            that is handed `(input_shape, latent_dim, num_classes)`, or a module. It maps z (N, latent_dim) and labels,
+            int64 (N,) or None, to samples (N, *input_shape).
         discriminator: likewise, with a factory that is handed `(input_shape, num_classes)`. It maps samples and labels
             to logits (N,). An unconditional GAN hands over 0 classes. With batch norm, data and samples are batches of
             their own.

@@ -146,6 +146,14 @@ def _check_positive(**values: int | None) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
+def _hidden_layer(in_features: int, **widths: int) -> tuple[nn.Sequential, int]:
+    """A hidden layer with LeakyReLU and its width, given by name; with width 0 nothing and `in_features`."""
+    ((name, width),) = widths.items()
+    if width < 0:
+        raise ValueError(f"{name} is {width}; it must be at least 0")
+    return mlp(in_features, width, min(width, 1), slope=0.2), width or in_features
+
+
 class ConvGenerator(nn.Module):
     """Convolutional generator: a linear map to the coarsest grid, then transposed convolutions that double it.
 
@@ -155,9 +163,11 @@ class ConvGenerator(nn.Module):
         num_classes: number of classes, 0 for an unconditional network.
         width: channels at half the full resolution, doubled at each coarser one.
         depth: number of transposed convolutions (default: as many as lead to 4 to 8 pixels).
+        mapping_width: units of a hidden layer between the latent vector and the linear map; 0 for none, which makes the
+            coarsest grid a linear function of z up to the LeakyReLU, and kinds of images harder to tell apart.
 
     Raises:
-        ValueError: the shape is not that of an image that can be halved, or not as often.
+        ValueError: the shape is not that of an image that can be halved, or not as often; or mapping_width is negative.
     """
 
     def __init__(
@@ -167,16 +177,16 @@ class ConvGenerator(nn.Module):
         num_classes: int = 0,
         width: int = 32,
         depth: int | None = None,
+        mapping_width: int = 0,
     ) -> None:
         super().__init__()
         depth = _halvings(output_shape, width, depth)
         channels, height, columns = output_shape
         scale = 2**depth
         self.latent = LabeledLatent(latent_dim, num_classes)
+        self.mapping, features = _hidden_layer(self.latent.out_features, mapping_width=mapping_width)
         coarse = (width * scale // 2, height // scale, columns // scale)
-        self.project = nn.Sequential(
-            nn.Linear(self.latent.out_features, math.prod(coarse)), nn.LeakyReLU(0.2), nn.Unflatten(1, coarse)
-        )
+        self.project = nn.Sequential(nn.Linear(features, math.prod(coarse)), nn.LeakyReLU(0.2), nn.Unflatten(1, coarse))
         layers: list[nn.Module] = []
         for level in range(depth - 1, 0, -1):
             layers += [nn.ConvTranspose2d(width * 2**level, width * 2 ** (level - 1), 4, 2, 1), nn.LeakyReLU(0.2)]
@@ -184,7 +194,7 @@ class ConvGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z (N, latent_dim), labels (N,) to (N, C, H, W) in [-1, 1]."""
-        return self.upsample(self.project(self.latent(z, labels)))
+        return self.upsample(self.project(self.mapping(self.latent(z, labels))))
 
 
 class ConvDiscriminator(nn.Module):
@@ -195,13 +205,20 @@ class ConvDiscriminator(nn.Module):
         num_classes: number of classes, 0 for an unconditional network.
         width: channels after the first convolution.
         depth: number of convolutions (default: as many as lead to 4 to 8 pixels).
+        head_width: units of a hidden layer between the coarsest grid and the logit; 0 for none, which makes the logit
+            a linear function of the grid.
 
     Raises:
-        ValueError: the shape is not that of an image that can be halved, or not as often.
+        ValueError: the shape is not that of an image that can be halved, or not as often; or head_width is negative.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int = 0, width: int = 32, depth: int | None = None
+        self,
+        input_shape: Sequence[int],
+        num_classes: int = 0,
+        width: int = 32,
+        depth: int | None = None,
+        head_width: int = 0,
     ) -> None:
         super().__init__()
         depth = _halvings(input_shape, width, depth)
@@ -211,23 +228,41 @@ class ConvDiscriminator(nn.Module):
             layers += [nn.Conv2d(channels, width * 2**level, 4, 2, 1), nn.LeakyReLU(0.2)]
             channels = width * 2**level
         self.hidden = nn.Sequential(*layers, nn.Flatten())
-        self.head = ProjectionHead(channels * (height // 2**depth) * (columns // 2**depth), num_classes)
+        grid = channels * (height // 2**depth) * (columns // 2**depth)
+        self.summary, features = _hidden_layer(grid, head_width=head_width)
+        self.head = ProjectionHead(features, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), labels (N,) to logits (N,)."""
-        return self.head(self.hidden(x), labels)
+        return self.head(self.summary(self.hidden(x)), labels)
+
+
+#: Units of the hidden layers that the automatic convolutional networks have without classes (docs/results/gan.md): no
+#: class tells the generator what kind of image to draw, or the discriminator what to compare it with.
+UNCONDITIONAL_WIDTH = 128
 
 
 def default_generator(
     output_shape: Sequence[int], latent_dim: int, num_classes: int = 0
 ) -> MLPGenerator | ConvGenerator:
-    """Convolutional generator for images that can be halved, else a fully connected one."""
-    return (ConvGenerator if _has_convolutions(output_shape) else MLPGenerator)(output_shape, latent_dim, num_classes)
+    """Convolutional generator for images that can be halved, with a mapping layer if there are no classes.
+
+    For all other samples a fully connected one.
+    """
+    if not _has_convolutions(output_shape):
+        return MLPGenerator(output_shape, latent_dim, num_classes)
+    mapping_width = 0 if num_classes else UNCONDITIONAL_WIDTH
+    return ConvGenerator(output_shape, latent_dim, num_classes, mapping_width=mapping_width)
 
 
 def default_discriminator(input_shape: Sequence[int], num_classes: int = 0) -> MLPDiscriminator | ConvDiscriminator:
-    """Convolutional discriminator for images that can be halved, else a fully connected one."""
-    return (ConvDiscriminator if _has_convolutions(input_shape) else MLPDiscriminator)(input_shape, num_classes)
+    """Convolutional discriminator for images that can be halved, with a hidden layer in its head without classes.
+
+    For all other samples a fully connected one.
+    """
+    if not _has_convolutions(input_shape):
+        return MLPDiscriminator(input_shape, num_classes)
+    return ConvDiscriminator(input_shape, num_classes, head_width=0 if num_classes else UNCONDITIONAL_WIDTH)
 
 
 def _has_convolutions(input_shape: Sequence[int]) -> bool:
