@@ -8,8 +8,10 @@ module, whose public LightningModules, LightningDataModules, Callbacks and netwo
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -88,13 +90,31 @@ def find_class(path: str, *kinds: str) -> type:
 def load_plugins() -> list[Any]:
     """Loads the entry points `zoo.plugins`. One that fails is named in a warning; the others are loaded."""
     loaded = []
-    for point in metadata.entry_points(group="zoo.plugins"):
+    for point in _entry_points(tuple((folder, _changed(folder)) for folder in sys.path)):
         try:
             loaded.append(point.load())
         except Exception as error:  # a plugin can raise anything
             message = f"the plugin {point.name} ({point.value}) does not load: {type(error).__name__}: {error}"
             warnings.warn(message, stacklevel=2)
     return loaded
+
+
+@lru_cache(maxsize=1)
+def _entry_points(folders: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    """Entry points `zoo.plugins`; to find them takes as long as to read every class of the zoo.
+
+    Args:
+        folders: folders of `sys.path` with the times of their last change: installing a package changes one.
+    """
+    return tuple(metadata.entry_points(group="zoo.plugins"))
+
+
+def _changed(folder: str) -> int:
+    """Time of the last change of a folder in nanoseconds; 0 where there is none."""
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def recipe_files() -> dict[str, Path]:
@@ -125,18 +145,21 @@ def trained_results() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _built_in(kind: str) -> Iterator[Entry]:
+@cache
+def _built_in(kind: str) -> tuple[Entry, ...]:
     """Public classes of a built-in package, found in its source files."""
     if kind not in BUILT_IN:
-        return
+        return ()
     package = import_module(BUILT_IN[kind])
     public = set(package.__all__) - NOT_LISTED
     folder = Path(package.__path__[0])
+    found = []
     for path in (folder / "models" if kind == "models" else folder).rglob("*.py"):
         for name, summary in _CLASS.findall(path.read_text(encoding="utf-8")):
             if name in public:
                 module = ".".join((package.__name__, *path.relative_to(folder).with_suffix("").parts))
-                yield Entry(kind, name, summary.strip(), module)
+                found.append(Entry(kind, name, summary.strip(), module))
+    return tuple(found)
 
 
 def _files(kind: str) -> Iterator[Entry]:

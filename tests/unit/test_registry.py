@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -99,7 +100,9 @@ def plugins(monkeypatch):
         return [SimpleNamespace(name=name, value=f"{name}:value", load=lambda name=name: load(name)) for name in points]
 
     monkeypatch.setattr(registry.metadata, "entry_points", entry_points)
-    return points
+    registry._entry_points.cache_clear()
+    yield points
+    registry._entry_points.cache_clear()
 
 
 def test_classes_of_a_plugin_module_are_listed_by_kind(plugins):
@@ -114,6 +117,19 @@ def test_classes_of_a_plugin_module_are_listed_by_kind(plugins):
     assert added["PluginModel"].kind == "models" and added["PluginModel"].summary == "A model of a plugin."
     assert added["PluginCallback"].kind == "callbacks"
     assert find_class("PluginModel") is PluginModel
+
+
+def test_a_plugin_that_is_installed_while_the_program_runs_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    os.utime(tmp_path, (0, 0))
+    assert "StochasticWeightAveraging" not in {entry.name for entry in entries("callbacks")}
+    info = tmp_path / "averaging-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: averaging\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[zoo.plugins]\naveraging = lightning.pytorch.callbacks:StochasticWeightAveraging\n"
+    )
+    assert "StochasticWeightAveraging" in {entry.name for entry in entries("callbacks")}
 
 
 def test_a_plugin_can_be_one_class_and_a_broken_one_is_a_warning(plugins):

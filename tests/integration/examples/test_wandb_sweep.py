@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps import utils
 
 from tests.helpers.command import CHECKOUT
 from zoo.cli.fit import run_trainer
@@ -18,6 +17,8 @@ SWEEP = yaml.safe_load((CHECKOUT / "examples" / "wandb_sweep" / "sweep.yaml").re
 
 @pytest.mark.usefixtures("in_an_empty_folder")
 def test_the_agent_s_command_sets_the_options_that_are_drawn():
+    from wandb.sdk.launch.sweeps import utils  # which takes a second to import, for every worker if it stood above
+
     drawn = {}
     for name, given in SWEEP["parameters"].items():
         assert given.keys() == ({"values"} if "values" in given else {"distribution", "min", "max"})
