@@ -63,6 +63,7 @@ UNITS = {
 }
 POWERS = {"batch_size": 1, "image_size": 2}  # of what grows in proportion to the values of an axis, to the pixels
 RECIPES = ("gan.yaml", "diffusion_fashion.yaml", "resnet.yaml", "vit.yaml")
+SIZES = {"vit.yaml": {"patch_size": 4, "layers": 6}}  # patches that divide images of every size
 WARMUP, TIMED = 2, 3  # steps
 SMALL_BATCH = 16  # where the batch is not what grows
 PROCESS_BATCH = 64  # batch of each process, where their number grows
@@ -134,6 +135,7 @@ def train_process(recipe: str, axis: str, value: int, timed: int) -> dict[str, f
     batch = value if axis == "batch_size" else PROCESS_BATCH if together else SMALL_BATCH
     count = value if axis == "images" else max(1000, 8 * batch * (value if together else 1))
     spec = read_recipe(recipe)["model"]
+    spec["init_args"] |= SIZES.get(recipe, {})
     arguments = {**spec["init_args"], **(with_width(recipe, value) if axis == "width" else {})}
     before = _peak()
     clock = time.perf_counter if together else time.process_time

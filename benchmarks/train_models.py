@@ -126,13 +126,7 @@ SPECS = {
             "--trainer.max_epochs=20",
         ],
     ),
-    "vit-fashion-mnist": Spec(
-        ["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT,
-        options=[
-            CALIBRATE, "--model.patch_size=7", "--model.layers=4", "--model.dropout=0.0", "--data.augment.crop=0",
-            "--trainer.max_epochs=14",
-        ],
-    ),
+    "vit-fashion-mnist": Spec(["vit.yaml", "fashion_mnist.yaml"], CLOTHES, root=ROOT, options=[CALIBRATE]),
     "transformer-shakespeare": Spec(
         ["shakespeare_cpu.yaml"],
         "tinyshakespeare, 1.1 MB of Shakespeare's plays (Karpathy 2015), in the public domain; 90% to train on.",

@@ -4,10 +4,10 @@ An image is a sequence of patches, each of which attends to all others (Dosovits
 sinusoids of row and column as positions and the mean over the patches instead of a class token (Beyer et al. 2022,
 arXiv 2205.01580). On small data sets a ResNet is more accurate, since a convolution has locality built in.
 
-    python plain/vit.py    # 10 epochs; prints the accuracy on the validation images
+    python plain/vit.py    # 14 epochs; prints the accuracy on the validation images
 
 The recipe keeps the weights that are best on the validation images; here the last ones are kept.
-Shapes: N images of 28x28 pixels, T = 49 patches, W channels, H heads of C = W / H channels.
+Shapes: N images of 28x28 pixels, T = 16 patches, W channels, H heads of C = W / H channels.
 """
 
 import copy
@@ -22,11 +22,10 @@ from torch import nn
 DATA = Path(__file__).parents[1] / "datamodules" / "fashion_mnist.npz"
 CLASSES = 10
 VALIDATION = 2000  # images held out of the 12,000 for training
-EPOCHS = 10
+EPOCHS = 14
 BATCH_SIZE = 128
-PATCH, SIDE = 4, 7  # side of a patch in pixels, and of an image in patches
-LAYERS, WIDTH, HEADS, DROPOUT = 6, 96, 3, 0.1
-CROP = 2  # pixels by which an image is shifted at most
+PATCH, SIDE = 7, 4  # side of a patch in pixels, and of an image in patches
+LAYERS, WIDTH, HEADS = 4, 96, 3
 LABEL_SMOOTHING = 0.1
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 WARMUP = 0.1  # fraction of the run in which the learning rate rises; then it falls to zero, as half a cosine
@@ -39,7 +38,6 @@ class Block(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.dropout = nn.Dropout(DROPOUT)
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -52,8 +50,8 @@ class Block(nn.Module):
         return self.out(h.transpose(1, 2).flatten(2))  # (N, T, W)
 
     def forward(self, x):
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class ViT(nn.Module):
@@ -64,10 +62,9 @@ class ViT(nn.Module):
         self.stem = nn.Conv2d(1, width, PATCH, stride=PATCH)
         frequencies = 10_000.0 ** (-torch.arange(0, width // 2, 2).float() / (width // 2))  # (W / 4,)
         angles = torch.outer(torch.arange(SIDE).float(), frequencies)
-        line = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (7, W / 2)
+        line = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (4, W / 2)
         grid = torch.cat([line.repeat_interleave(SIDE, dim=0), line.repeat(SIDE, 1)], dim=1)  # rows, then columns
         self.register_buffer("positions", grid)  # (T, W)
-        self.dropout = nn.Dropout(DROPOUT)
         self.blocks = nn.ModuleList(Block(width) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(width)
         for layer in (module for module in self.modules() if isinstance(module, nn.Linear)):
@@ -81,7 +78,7 @@ class ViT(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x):
-        x = self.dropout(self.stem(x).flatten(2).transpose(1, 2) + self.positions)  # (N, T, W)
+        x = self.stem(x).flatten(2).transpose(1, 2) + self.positions  # (N, T, W)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(1))  # logits (N, 10)
@@ -96,27 +93,20 @@ def load_data():
     return (x[kept], y[kept]), (x[held_out], y[held_out])
 
 
-def augment(x):
-    """Shifts each image (N, 1, 28, 28) by up to CROP pixels, reflected at the border, and mirrors half of them."""
-    n, size = len(x), x.shape[-1]
-    pixels = torch.arange(size, device=x.device)
-    places = (pixels + torch.randint(-CROP, CROP + 1, (2, n, 1), device=x.device)).abs()  # (2, N, 28)
-    rows, columns = size - 1 - (size - 1 - places).abs()
-    x = x.squeeze(1)[torch.arange(n, device=x.device)[:, None, None], rows[:, :, None], columns[:, None, :]].unsqueeze(
-        1
-    )
-    return torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
+def mirror(x):
+    """Mirrors half of the images (N, 1, 28, 28)."""
+    return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
 
 
 def batches(x, y, batch_size):
-    """Batches without end, augmented; every epoch has a new random order."""
+    """Batches without end, half of the images mirrored; every epoch has a new random order."""
     while True:
         # Two draws per epoch from torch's global generator: the seed that a DataLoader draws for its worker processes,
         # which is not used here, and the seed of the order.
         _, seed = (int(torch.empty((), dtype=torch.int64).random_()) for _ in range(2))
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
         for index in order.split(batch_size)[: len(x) // batch_size]:  # the incomplete last batch is left out
-            yield augment(x[index]), y[index]
+            yield mirror(x[index]), y[index]
 
 
 def learning_rate(step, steps):

@@ -86,7 +86,6 @@ CONSTANTS = {
         "LAYERS": f"{MODEL}.layers",
         "WIDTH": f"{MODEL}.width",
         "HEADS": f"{MODEL}.heads",
-        "DROPOUT": f"{MODEL}.dropout",
         "LEARNING_RATE": f"{OPTIMIZER}.lr",
         "WEIGHT_DECAY": f"{OPTIMIZER}.weight_decay",
         "WARMUP": f"{SCHEDULE}.warmup_steps",
