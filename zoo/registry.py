@@ -7,9 +7,12 @@ module, whose public LightningModules, LightningDataModules, Callbacks and netwo
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -88,7 +91,7 @@ def find_class(path: str, *kinds: str) -> type:
 def load_plugins() -> list[Any]:
     """Loads the entry points `zoo.plugins`. One that fails is named in a warning; the others are loaded."""
     loaded = []
-    for point in metadata.entry_points(group="zoo.plugins"):
+    for point in _plugin_points(tuple((path, _changed(path)) for path in sys.path)):
         try:
             loaded.append(point.load())
         except Exception as error:  # a plugin can raise anything
@@ -125,8 +128,31 @@ def trained_results() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _built_in(kind: str) -> Iterator[Entry]:
-    """Public classes of a built-in package, found in its source files."""
+@lru_cache(maxsize=1)
+def _plugin_points(path: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    """Entry points `zoo.plugins` of the installed packages; a command asks for them several times.
+
+    Args:
+        path: folders that Python imports from, each with the time of its last change.
+    """
+    return tuple(metadata.entry_points(group="zoo.plugins"))
+
+
+def _changed(path: str) -> int:
+    """Time of the last change of a folder, nanoseconds; 0 if there is no such folder."""
+    try:
+        return os.stat(path or os.curdir).st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+@cache
+def _built_in(kind: str) -> tuple[Entry, ...]:
+    """Public classes of a built-in package, found in its source files; these are read once."""
+    return tuple(_find_built_in(kind))
+
+
+def _find_built_in(kind: str) -> Iterator[Entry]:
     if kind not in BUILT_IN:
         return
     package = import_module(BUILT_IN[kind])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -99,6 +100,7 @@ def plugins(monkeypatch):
         return [SimpleNamespace(name=name, value=f"{name}:value", load=lambda name=name: load(name)) for name in points]
 
     monkeypatch.setattr(registry.metadata, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "_plugin_points", registry._plugin_points.__wrapped__)  # which remembers them
     return points
 
 
@@ -114,6 +116,19 @@ def test_classes_of_a_plugin_module_are_listed_by_kind(plugins):
     assert added["PluginModel"].kind == "models" and added["PluginModel"].summary == "A model of a plugin."
     assert added["PluginCallback"].kind == "callbacks"
     assert find_class("PluginModel") is PluginModel
+
+
+def test_a_plugin_that_is_installed_while_the_program_runs_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    before = entries("callbacks")
+    assert entries("callbacks") == before
+    info = tmp_path / "late-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[zoo.plugins]\nlate = {__name__}:PluginCallback\n")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or ModuleType(__name__))
+    monkeypatch.setattr(sys.modules[__name__], "PluginCallback", PluginCallback, raising=False)
+    assert [entry.name for entry in entries("callbacks") if entry not in before] == ["PluginCallback"]
 
 
 def test_a_plugin_can_be_one_class_and_a_broken_one_is_a_warning(plugins):

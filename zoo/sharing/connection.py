@@ -24,7 +24,7 @@ def connection_problem(url: str) -> str:
             raise ValueError("it must begin with https://")
     except ValueError as error:
         return f"{one_line(url)} is not the address of a server: {error}"
-    if getproxies():
+    if getproxies().keys() - {"no"}:  # "no" is no proxy, but the hosts that are reached without one
         return ""
     try:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT).close()
