@@ -7,7 +7,6 @@ module, whose public LightningModules, LightningDataModules, Callbacks and netwo
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import warnings
@@ -141,7 +140,7 @@ def _plugin_points(path: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoi
 def _changed(path: str) -> int:
     """Time of the last change of a folder, nanoseconds; 0 if there is no such folder."""
     try:
-        return os.stat(path or os.curdir).st_mtime_ns
+        return Path(path).stat().st_mtime_ns
     except (OSError, ValueError):
         return 0
 
