@@ -323,7 +323,11 @@ def paths(tmp_path: Path, checkpoint: Callable[[str], str], request: pytest.Fixt
 def load_script(
     monkeypatch: pytest.MonkeyPatch, in_an_empty_folder: Path, cheap_reports: None
 ) -> Iterator[Callable[[str], Any]]:
-    """Function that imports a script; afterwards its global settings are undone."""
+    """Function that imports a script; afterwards its global settings are undone.
+
+    A script is imported anew, and what other tests have imported is put back: what they replace in it is in theirs.
+    """
+    imported = {name: module for name, module in sys.modules.items() if name.startswith("benchmarks.")}
     threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = logger.level
     for name, module in peer_library().items():
@@ -331,6 +335,10 @@ def load_script(
     yield lambda name: import_module(f"benchmarks.{name}")
     for name in SCRIPTS:
         sys.modules.pop(f"benchmarks.{name}", None)
+    for name, module in imported.items():
+        sys.modules[name] = module
+        package, _, attribute = name.rpartition(".")
+        setattr(sys.modules[package], attribute, module)
     torch.set_num_threads(threads)
     logger.setLevel(level)
 

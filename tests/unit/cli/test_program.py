@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
 
+from zoo.cli.main import main
 from zoo.cli.program import program, wandb_program
 
 
@@ -57,3 +59,13 @@ def test_wandb_is_started_as_a_module_where_the_shell_does_not_find_it(typed):
     assert wandb_program() == "python -m wandb"
     typed("python", "cli.py", "wandb")
     assert wandb_program() == "wandb"
+
+
+def test_garbage_is_not_searched_for_in_imports_of_a_program_and_a_caller_s_process_is_left_as_it_is(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    main(["list"])
+    assert frozen == [] and gc.isenabled()
+    monkeypatch.setattr(sys, "argv", ["zoo", "list"])
+    main()
+    assert frozen == [False] and gc.isenabled()
