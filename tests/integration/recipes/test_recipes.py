@@ -33,6 +33,7 @@ OPTIONS = {
         *("--data=Digits", "--data.augment.crop=1", "--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]"),
         "--trainer.callbacks.unfreeze_backbone_at_epoch=0",
     ],
+    "gan.yaml": ["--data.eval_batch_size=100"],
     "diffusion.yaml": ["--model.network.widths=[16]", "--model.network.blocks=1"],
     "seq2seq.yaml": ["--model.layers=1", "--model.width=32", "--model.heads=2"],
     "shakespeare.yaml": ["--model.layers=1", "--model.width=96", "--data.context_length=64"],  # for a GPU
