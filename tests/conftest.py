@@ -70,7 +70,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 
 @pytest.fixture
-def cheap_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def cheap_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn where matplotlib puts them by default: to lay them out takes longer than to draw them.
+
+    The quick tests of figures, and of the sections of the tour, lay them out.
+    """
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: {})
+
+
+@pytest.fixture
+def cheap_pictures(monkeypatch: pytest.MonkeyPatch, cheap_layout: None) -> None:
     """Callbacks draw less: no curves, no plots of points, three frames of a trajectory.
 
     Each of them takes longer than a run of six steps, and has tests of its own.

@@ -392,7 +392,7 @@ def peer_library() -> dict[str, ModuleType]:
         for number, run in enumerate(RUNS.get(script, ()))
     ],
 )
-def test_it_prints_its_result(script, run, load_script, paths, capsys):
+def test_it_prints_its_result(script, run, load_script, paths, capsys, cheap_layout):
     if script == "soak" and not Path("/proc/self/fd").is_dir():
         pytest.skip("soak reads /proc, which is Linux's")
     args = re.sub(r"\{(\w+)\}", lambda name: paths(name[1]), run.args).split()

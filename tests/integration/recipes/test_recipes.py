@@ -26,14 +26,16 @@ STACKED = {
 OPTIONS = {
     **{
         f"{name}.yaml": ["--data=Digits", "--data.batch_size=64"]  # no files
-        for name in ("mlp", "resnet20", "diffusion_fashion", "vit")
+        for name in ("mlp", "resnet20", "vit")
     },
+    "diffusion_fashion.yaml": ["--data=Digits", "--data.batch_size=64", "--data.eval_batch_size=100"],
     # No folder of pictures, and nothing to download; its only epoch is that in which the backbone is unfrozen.
     "finetune.yaml": [
         *("--data=Digits", "--data.augment.crop=1", "--model.network=PooledResNet", "--model.network.widths=[4, 4, 4]"),
         "--trainer.callbacks.unfreeze_backbone_at_epoch=0",
     ],
     "gan.yaml": ["--data.eval_batch_size=100"],
+    "gan_points.yaml": ["--data.eval_batch_size=1000"],
     "diffusion.yaml": ["--model.network.widths=[16]", "--model.network.blocks=1"],
     "seq2seq.yaml": ["--model.layers=1", "--model.width=32", "--model.heads=2"],
     "shakespeare.yaml": ["--model.layers=1", "--model.width=96", "--data.context_length=64"],  # for a GPU
