@@ -50,19 +50,20 @@ build/installed: .venv/installed
 	touch .venv-newest/installed
 
 # Where requirements.lock is for, every downloaded file must have a hash that it names, and nothing else is downloaded, not
-# even to build the package. Elsewhere, or with LOCKED=no, the versions of constraints.txt are installed. Python compiles a
-# module when it is first imported; to compile all 19,000 of them would be half of pip's CPU time.
+# even to build the package. Elsewhere, or with LOCKED=no, the versions of constraints.txt are installed.
 LOCKED ?= $(shell $(PYTHON) -c "import platform as p; print('yes' if p.python_implementation() == 'CPython' and \
 	p.python_version().startswith('3.11.') and (p.system(), p.machine()) == ('Linux', 'x86_64') else 'no')")
 
+# Python compiles a module when it is first imported; to compile all 19,000 of them ahead would be half of pip's CPU time.
+.venv/installed: export PIP_COMPILE = 0
 .venv/installed: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
 ifeq ($(LOCKED),yes)
-	.venv/bin/python -m pip install --quiet --no-compile --require-hashes --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 else
 	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 endif
 	touch .venv/installed
 
