@@ -203,11 +203,12 @@ RUNS = {
     ],
     "growth": [
         Run(
-            "--axes image_size length --recipes gan.yaml --most 16 --out growth.png",
+            "--axes image_size length --recipes gan.yaml vit.yaml --most 16 --out growth.png",
             (
                 rf'"row": "gan.yaml, image_size 8", "seconds": {N}, "set_up_seconds": {N}, "megabytes": {N}',
                 rf'"row": "logging, length 4", .*"checkpoint_megabytes": {N}',
                 row("image_size", "gan.yaml", *[N] * 4),
+                row("image_size", "vit.yaml", *[N] * 4),
             ),
             writes="growth.png",
         ),

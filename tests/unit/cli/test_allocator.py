@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from zoo.cli.allocator import keep_freed_memory
+from zoo.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
 
@@ -47,3 +48,14 @@ def test_other_systems_are_left_alone(system, monkeypatch):
 def test_tunables_of_glibc_are_the_users_choice(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=131072")
     assert not keep_freed_memory()
+
+
+def test_commands_that_compute_set_the_allocator_and_those_that_read_files_do_not(monkeypatch):
+    called, ran = [], []
+    monkeypatch.setattr("zoo.cli.main.keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr("zoo.cli.allocator.ran", ran.append, raising=False)
+    for command in ("sample", "list"):
+        monkeypatch.setitem(COMMANDS, command, ("zoo.cli.allocator", "ran"))
+        main([command])
+    assert ran == [["sample"], ["list"]]
+    assert called == [True]
