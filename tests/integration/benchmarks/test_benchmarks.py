@@ -59,7 +59,10 @@ def row(name: str, *cells: str) -> str:
 
 RUNS = {
     "allocator": [
-        Run("--recipes gan_digits --turns 1 --scale 0.1", (row("gan_digits", *[N] * 7), r'"faults_kept": \d')),
+        Run(
+            "--recipes gan_digits --turns 1 --scale 0.1",
+            (row("gan_digits", *[N] * 3, *[r"[\d,]+"] * 4), r'"faults_kept": \d'),
+        ),
     ],
     "classifier_quality": [
         Run(
