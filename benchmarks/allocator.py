@@ -10,20 +10,18 @@ zeros.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
+from benchmarks.common import in_own_process
 from benchmarks.output import markdown_table, new_parser, report
 from benchmarks.overhead import RECIPES, fit_recipe
 from zoo.cli.allocator import keep_freed_memory
-from zoo.testing.runs import quiet
 
 WARMUP = 0.25  # part of the steps that is not counted
 
@@ -57,29 +55,13 @@ class StepCost(Callback):
         return {"ms": 1000 * (t1 - t0) / counted, "faults": (f1 - f0) / counted, "megabytes": peak}
 
 
-def _in_process(connection: Any, recipe: str, steps: int, keep: bool) -> None:
-    torch.set_num_threads(1)
+def train(recipe: str, steps: int, keep: bool) -> dict[str, float]:
+    """Trains a recipe with the settings of the command line, or with those of the system; returns its cost."""
     if keep:
         keep_freed_memory()
     cost = StepCost(steps)
-    with quiet():
-        fit_recipe(recipe, cost)
-    connection.send(cost.result())
-
-
-def measure(recipe: str, steps: int, keep: bool) -> dict[str, float]:
-    """Trains a recipe in a process of its own, whose memory is new."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_in_process, args=(theirs, recipe, steps, keep))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise SystemExit(f"{recipe} failed, see above") from None
-    finally:
-        process.join()
+    fit_recipe(recipe, cost)
+    return cost.result()
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -90,10 +72,11 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     rows = []
     for recipe in options.recipes:
+        steps = max(4, round(RECIPES[recipe] * options.scale))
         found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in range(options.turns):
             for keep, results in found.items():
-                results.append(measure(recipe, max(4, round(RECIPES[recipe] * options.scale)), keep))
+                results.append(in_own_process(recipe, train, recipe, steps, keep))
         medians = {
             f"{name}_{'kept' if keep else 'system'}": statistics.median(result[name] for result in results)
             for keep, results in found.items()

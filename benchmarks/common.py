@@ -1,12 +1,14 @@
-"""Helpers of the benchmarks: data, runs of recipes, Fréchet distance."""
+"""Helpers of the benchmarks: data, runs of recipes, Fréchet distance, processes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -16,6 +18,7 @@ from zoo.datamodules import Digits, FashionMNIST, InMemoryDataModule
 from zoo.metrics import FrechetDistance
 from zoo.metrics.features import FeatureExtractor
 from zoo.registry import recipe_files
+from zoo.testing.runs import quiet
 
 CHUNK = 500  # images per call of the feature extractor
 
@@ -58,3 +61,33 @@ def frechet(extractor: FeatureExtractor, real: Tensor, fake: Tensor) -> float:
         for chunk in images.split(CHUNK):
             metric.update(chunk, real=is_real)
     return metric.compute().item()
+
+
+def in_own_process(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function quietly in a process that is forked for it, with one thread; returns what it returns.
+
+    Args:
+        name: what is measured, for the message if it fails.
+        function: function whose time and memory are those of a new process.
+        *arguments: its arguments.
+
+    Raises:
+        SystemExit: the function fails; its error is printed above.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send_result, args=(theirs, function, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise SystemExit(f"{name} failed, see above") from None
+    finally:
+        process.join()
+
+
+def _send_result(connection: Any, function: Callable[..., Any], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    with quiet():
+        connection.send(function(*arguments))

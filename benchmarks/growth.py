@@ -4,19 +4,18 @@
     python -m benchmarks.growth --axes image_size length
 
 Each point is a process of its own, in which a recipe's model trains for a few steps on random images with one thread
-and the memory allocator of the command line:
-the median CPU seconds of a step, and the memory that it added at its peak. `exponent` is the slope of the logarithms
-between the largest two values of an axis: 1 for what grows in proportion. The axis `length` runs no model: it writes as
-many rows to metrics.csv, draws curves.png once, and keeps as many measurements of `GradientFlow` of 20 layers, as
-a run of that many thousand steps does with the recipes' settings. The axis `processes` trains by DDP over gloo, with
-the same batch on each process, and its seconds are those of the clock, waiting included: it needs as many free cores.
+and the memory allocator of the command line: the median CPU seconds of a step, and the memory that it added at its
+peak. `exponent` is the slope of the logarithms between the largest two values of an axis: 1 for what grows in
+proportion. The axis `length` runs no model: it writes as many rows to metrics.csv, draws curves.png once, and keeps as
+many measurements of `GradientFlow` of 20 layers, as a run of that many thousand steps does with the recipes' settings.
+The axis `processes` trains by DDP over gloo, with the same batch on each process, and its seconds are those of the
+clock, waiting included: it needs as many free cores.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import resource
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from benchmarks.common import read_recipe
+from benchmarks.common import in_own_process, read_recipe
 from benchmarks.gpu_day.recipes import as_factory, changed
 from benchmarks.output import check_new, markdown_table, new_parser, report
 from zoo.callbacks import GradientFlow
@@ -42,7 +41,7 @@ from zoo.plotting.images import RGBImage, save_png
 from zoo.registry import find_class
 from zoo.report.metrics import read_metrics
 from zoo.testing.ranks import on_ranks, rank_options
-from zoo.testing.runs import linked, quiet
+from zoo.testing.runs import linked
 from zoo.tracking.loggers import RunCSVLogger
 
 AXES: dict[str, Sequence[int]] = {
@@ -135,8 +134,7 @@ def train_process(recipe: str, axis: str, value: int, timed: int) -> dict[str, f
     batch = value if axis == "batch_size" else PROCESS_BATCH if together else SMALL_BATCH
     count = value if axis == "images" else max(1000, 8 * batch * (value if together else 1))
     spec = read_recipe(recipe)["model"]
-    spec["init_args"] |= SIZES.get(recipe, {})
-    arguments = {**spec["init_args"], **(with_width(recipe, value) if axis == "width" else {})}
+    arguments = {**spec["init_args"], **SIZES.get(recipe, {}), **(with_width(recipe, value) if axis == "width" else {})}
     before = _peak()
     clock = time.perf_counter if together else time.process_time
     start = clock()
@@ -196,27 +194,10 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def _in_process(connection: Any, function: Callable[..., dict[str, float]], *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    with quiet():
-        connection.send(function(*arguments))
-
-
 def measure(recipe: str, axis: str, value: int, timed: int) -> dict[str, float]:
-    """Measures a point in a process that ends with it; its memory is that of this process at first."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    call = (log, value) if axis == "length" else (train, recipe, axis, value, timed)
-    process = context.Process(target=_in_process, args=(theirs, *call))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise SystemExit(f"{recipe} with {axis} {value} failed, see above") from None
-    finally:
-        process.join()
+    """Measures a point, with the memory allocator of the command line."""
+    keep_freed_memory()
+    return log(value) if axis == "length" else train(recipe, axis, value, timed)
 
 
 def exponent(points: Sequence[tuple[int, float]]) -> float:
@@ -265,7 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for axis in options.axes:
         for recipe in ["logging"] if axis == "length" else options.recipes:
             for value in [value for value in AXES[axis] if value <= options.most]:
-                found = measure(recipe, axis, value, options.steps)
+                found = in_own_process(f"{recipe} with {axis} {value}", measure, recipe, axis, value, options.steps)
                 report(f"{recipe}, {axis} {value}", None, **found)
                 curves.setdefault(axis, {}).setdefault(recipe, []).append((value, found))
     rows = []
